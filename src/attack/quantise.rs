@@ -1,0 +1,73 @@
+//! 8 bits: what is delivered is bytes, and bytes must stay inside the ball.
+
+/// Nearest k/255 of every value in [0, 1], and the largest move. NaN stays NaN (its sample is marked when it runs).
+pub fn snap(images: &[f32]) -> (Vec<f32>, f32) {
+    let mut largest = 0.0_f32;
+    let snapped = images
+        .iter()
+        .map(|&x| {
+            let y = level(x).map_or(x, |k| k as f32 / 255.0);
+            largest = largest.max((y - x).abs());
+            y
+        })
+        .collect();
+    (snapped, largest)
+}
+
+fn level(x: f32) -> Option<i32> {
+    x.is_finite().then(|| (f64::from(x) * 255.0).round().clamp(0.0, 255.0) as i32)
+}
+
+/// Whole grey levels that an L∞ radius (pixel units of [0, 1]) allows: floor(255·eps), with room for eps = k/255
+/// having been rounded down to f32. Never more than 255.
+pub fn budget(eps: f32) -> i32 {
+    (f64::from(eps) * 255.0 + 1e-6).floor().clamp(0.0, 255.0) as i32
+}
+
+/// The delivered value of a pixel: `x` rounded to k/255, no further than `budget` levels from the clean `x0`
+/// (which lies on the grid already), within [0, 255].
+pub fn quantise(x: f32, x0: f32, budget: i32) -> f32 {
+    match (level(x), level(x0)) {
+        (Some(k), Some(k0)) => k.clamp((k0 - budget).max(0), (k0 + budget).min(255)) as f32 / 255.0,
+        _ => x,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_step_of_whole_levels_rounds_to_itself_and_never_leaves_the_ball() {
+        for k0 in 0..=255_i32 {
+            let x0 = k0 as f32 / 255.0;
+            for e in 0..=32 {
+                let eps = e as f32 / 255.0;
+                assert_eq!(budget(eps), e);
+                for x in [(x0 + eps).min(1.0), (x0 - eps).max(0.0), x0, x0 + eps * 0.37] {
+                    let k = quantise(x, x0, budget(eps)) * 255.0;
+                    assert!(
+                        (k - k.round()).abs() < 1e-4
+                            && (k.round() as i32 - k0).abs() <= e
+                            && (0.0..=255.1).contains(&k)
+                    );
+                }
+                let up = (quantise((x0 + eps).min(1.0), x0, e) * 255.0).round() as i32;
+                assert_eq!(up, (k0 + e).min(255));
+            }
+        }
+    }
+
+    #[test]
+    fn half_a_level_delivers_nothing() {
+        assert_eq!(budget(0.5 / 255.0), 0);
+        assert_eq!(quantise(100.5 / 255.0, 100.0 / 255.0, 0), 100.0 / 255.0);
+    }
+
+    #[test]
+    fn snapping_reports_the_largest_move() {
+        let (y, moved) = snap(&[0.0, 1.0, 0.5, 17.0 / 255.0]);
+        assert_eq!(y, [0.0, 1.0, 128.0 / 255.0, 17.0 / 255.0]);
+        assert!((moved - 0.5 / 255.0).abs() < 1e-7);
+    }
+}

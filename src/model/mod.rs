@@ -1,0 +1,284 @@
+//! Networks as data: layers, the shapes between them, and the parameters that go with them. No GPU here.
+//!
+//! A [`Model`] is what weights are loaded into: [`Layer`]s in order, with batch norm already folded into the convolution
+//! before it, and one [`Params`] for each layer that has any. Both the engine and the CPU reference read it.
+
+mod networks;
+
+pub use networks::{digits_cnn, resnet20};
+
+use crate::error::{Error, Result};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// Shape of one sample: channels, height, width.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Dims {
+    /// Channels.
+    pub c: usize,
+    /// Height in pixels.
+    pub h: usize,
+    /// Width in pixels.
+    pub w: usize,
+}
+
+impl Dims {
+    /// Channels, height, width.
+    pub const fn new(c: usize, h: usize, w: usize) -> Self {
+        Dims { c, h, w }
+    }
+
+    /// Values in one sample.
+    pub const fn len(&self) -> usize {
+        self.c * self.h * self.w
+    }
+
+    /// True when a side is zero.
+    pub const fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl fmt::Display for Dims {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}×{}×{}", self.c, self.h, self.w)
+    }
+}
+
+/// A square two-dimensional convolution (cross-correlation, as every framework means it), zero padding.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Conv2d {
+    /// Name of the tensors: `NAME.weight` [outputs, inputs, kernel, kernel], `NAME.bias` [outputs].
+    pub name: String,
+    /// Channels read (C).
+    pub inputs: usize,
+    /// Channels written (K).
+    pub outputs: usize,
+    /// Side of the kernel: 1 or 3.
+    pub kernel: usize,
+    /// 1 or 2.
+    pub stride: usize,
+    /// Zeros added on each side.
+    pub padding: usize,
+    /// Whether the checkpoint has `NAME.bias`. After folding every convolution has one.
+    pub bias: bool,
+}
+
+/// A fully connected layer over the flattened sample in (channel, row, column) order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Linear {
+    /// Name of the tensors: `NAME.weight` [outputs, inputs], `NAME.bias` [outputs].
+    pub name: String,
+    /// Values read.
+    pub inputs: usize,
+    /// Values written.
+    pub outputs: usize,
+}
+
+/// What is added to the body of a residual block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Shortcut {
+    /// The input itself.
+    Identity,
+    /// Every second pixel in both directions; `added` new channels, zero, half of them before and half after the old
+    /// ones (option A of He et al. 2015, as the common PyTorch port has it).
+    Subsample {
+        /// New channels, a multiple of eight.
+        added: usize,
+    },
+}
+
+/// One layer. `Residual` holds layers of its own; everything else is a leaf.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Layer {
+    /// (x − mean) / std, per channel. First, if at all: eps is counted in pixels of [0, 1].
+    Normalise {
+        /// Per channel.
+        mean: Vec<f64>,
+        /// Per channel, positive.
+        std: Vec<f64>,
+    },
+    /// Convolution.
+    Conv2d(Conv2d),
+    /// Batch norm in evaluation mode, folded into the convolution before it when weights are loaded: `NAME.weight`,
+    /// `.bias`, `.running_mean`, `.running_var`, all [channels]; eps 1e-5.
+    BatchNorm {
+        /// Name of the tensors.
+        name: String,
+        /// Channels.
+        channels: usize,
+    },
+    /// max(x, 0), with derivative 0 at 0.
+    Relu,
+    /// Maximum over windows of `size`×`size`, the first one (row by row) where several are equal; no padding.
+    MaxPool {
+        /// Side of the window.
+        size: usize,
+        /// Distance between windows.
+        stride: usize,
+    },
+    /// Mean over all pixels of a channel.
+    GlobalAvgPool,
+    /// (C, H, W) → (C·H·W, 1, 1).
+    Flatten,
+    /// Fully connected.
+    Linear(Linear),
+    /// body(x) + shortcut(x).
+    Residual {
+        /// Ends with a convolution (and its batch norm).
+        body: Vec<Layer>,
+        /// What is added.
+        shortcut: Shortcut,
+    },
+}
+
+impl Layer {
+    /// What the layer is called in messages and tables.
+    pub fn label(&self) -> String {
+        match self {
+            Layer::Normalise { .. } => "normalise".into(),
+            Layer::Conv2d(c) => c.name.clone(),
+            Layer::BatchNorm { name, .. } => name.clone(),
+            Layer::Relu => "relu".into(),
+            Layer::MaxPool { size, stride } => format!("max_pool {size}×{size}/{stride}"),
+            Layer::GlobalAvgPool => "global_avg_pool".into(),
+            Layer::Flatten => "flatten".into(),
+            Layer::Linear(l) => l.name.clone(),
+            Layer::Residual { shortcut: Shortcut::Identity, .. } => "residual".into(),
+            Layer::Residual { .. } => "residual (subsampled)".into(),
+        }
+    }
+
+    /// Shape that leaves the layer when `x` enters it.
+    ///
+    /// # Errors
+    /// [`Error::Model`] naming the layer when it cannot take `x`, or is of a kind that the engine does not have.
+    pub fn output(&self, x: Dims) -> Result<Dims> {
+        let fail = |detail: String| Err(Error::model(self.label(), detail));
+        match self {
+            Layer::Normalise { mean, std } => {
+                if mean.len() != x.c || std.len() != x.c {
+                    return fail(format!("{} means and {} deviations for {} channels", mean.len(), std.len(), x.c));
+                }
+                if !mean.iter().all(|v| v.is_finite()) || !std.iter().all(|v| v.is_finite() && *v > 0.0) {
+                    return fail("means must be finite, deviations finite and positive".into());
+                }
+                Ok(x)
+            }
+            Layer::Conv2d(c) => {
+                if ![1, 3].contains(&c.kernel) || ![1, 2].contains(&c.stride) || c.padding >= c.kernel {
+                    return fail(format!(
+                        "kernel {}, stride {}, padding {}: kernels 1 and 3, strides 1 and 2, padding below the kernel are supported",
+                        c.kernel, c.stride, c.padding
+                    ));
+                }
+                if c.inputs != x.c || c.outputs == 0 {
+                    return fail(format!("takes {} channels and gives {}, but {x} enters", c.inputs, c.outputs));
+                }
+                let side = |n: usize| (n + 2 * c.padding).checked_sub(c.kernel).map(|d| d / c.stride + 1);
+                match (side(x.h), side(x.w)) {
+                    (Some(h), Some(w)) if x.h > 0 && x.w > 0 => Ok(Dims::new(c.outputs, h, w)),
+                    _ => fail(format!("kernel {} is larger than the padded input {x}", c.kernel)),
+                }
+            }
+            Layer::BatchNorm { channels, .. } if *channels != x.c => {
+                fail(format!("{channels} channels, but {x} enters"))
+            }
+            Layer::BatchNorm { .. } | Layer::Relu => Ok(x),
+            Layer::MaxPool { size, stride } => {
+                if *size == 0 || *size > 15 || *stride == 0 || x.h < *size || x.w < *size {
+                    return fail(format!(
+                        "window {size}, stride {stride} on {x}: windows of 1 to 15 that fit are supported"
+                    ));
+                }
+                Ok(Dims::new(x.c, (x.h - size) / stride + 1, (x.w - size) / stride + 1))
+            }
+            Layer::GlobalAvgPool => Ok(Dims::new(x.c, 1, 1)),
+            Layer::Flatten => Ok(Dims::new(x.len(), 1, 1)),
+            Layer::Linear(l) => {
+                if l.inputs != x.len() || l.outputs == 0 {
+                    return fail(format!("takes {} values and gives {}, but {x} enters", l.inputs, l.outputs));
+                }
+                Ok(Dims::new(l.outputs, 1, 1))
+            }
+            Layer::Residual { body, shortcut } => {
+                let y = output(body, x)?;
+                let want = match shortcut {
+                    Shortcut::Identity => x,
+                    Shortcut::Subsample { added } => {
+                        if added % 8 != 0 {
+                            return fail(format!("{added} added channels: only multiples of eight are supported"));
+                        }
+                        Dims::new(x.c + added, x.h.div_ceil(2), x.w.div_ceil(2))
+                    }
+                };
+                if y != want {
+                    return fail(format!("the body gives {y}, the shortcut {want}"));
+                }
+                Ok(y)
+            }
+        }
+    }
+}
+
+/// Shape that leaves a sequence of layers when `x` enters it.
+///
+/// # Errors
+/// As [`Layer::output`].
+pub fn output(layers: &[Layer], x: Dims) -> Result<Dims> {
+    layers.iter().try_fold(x, |x, layer| layer.output(x))
+}
+
+/// Weights of one convolution ([K, C, R, S]) or linear layer ([K, C·H·W]), outermost axis first, and its bias [K].
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Params {
+    /// Outputs first.
+    pub weight: Vec<f32>,
+    /// One for each output.
+    pub bias: Vec<f32>,
+}
+
+/// An architecture: the layers as the checkpoint names them, batch norm still apart.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Arch {
+    /// `digits-cnn`, `resnet20`, …
+    pub name: String,
+    /// Shape of one image.
+    pub input: Dims,
+    /// In order; without [`Layer::Normalise`], which is metadata of the weights.
+    pub layers: Vec<Layer>,
+}
+
+/// A network with its weights, ready to run: batch norm folded, shapes checked.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Model {
+    /// Name of the architecture, or `custom`.
+    pub arch: String,
+    /// Shape of one image.
+    pub input: Dims,
+    /// In order, no [`Layer::BatchNorm`] among them, [`Layer::Normalise`] first if the weights ask for it.
+    pub layers: Vec<Layer>,
+    /// By the name of the layer.
+    pub params: BTreeMap<String, Params>,
+    /// Names of the classes, as many as there are logits; empty when the weights have none.
+    pub classes: Vec<String>,
+    /// The eps that the weights suggest, as they write it (`8/255`, `0.3`).
+    pub eps: Option<String>,
+    /// The step size that the weights suggest.
+    pub step_size: Option<String>,
+}
+
+impl Model {
+    /// Number of logits (K).
+    ///
+    /// # Panics
+    /// Never for a model made by this crate: its shapes were checked when it was made.
+    pub fn logits(&self) -> usize {
+        output(&self.layers, self.input).map(|d| d.len()).expect("shapes were checked at load")
+    }
+
+    /// Number of weights and biases, batch norm folded.
+    pub fn parameters(&self) -> usize {
+        self.params.values().map(|p| p.weight.len() + p.bias.len()).sum()
+    }
+}
