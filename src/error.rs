@@ -72,6 +72,16 @@ impl Error {
         Error::Data { place: place.into(), detail: detail.into() }
     }
 
+    /// The same error with `file` put before the place of a [`Error::Model`] or [`Error::Data`] (`file: place`); any
+    /// other error is left alone. For callers that read the bytes themselves.
+    pub fn in_file(self, file: &str) -> Self {
+        match self {
+            Error::Model { place, detail } => Error::Model { place: format!("{file}: {place}"), detail },
+            Error::Data { place, detail } => Error::Data { place: format!("{file}: {place}"), detail },
+            other => other,
+        }
+    }
+
     /// The program's exit code for this error: 2 usage, 3 model or data, 4 no adapter, 5 memory, 6 device lost,
     /// 7 not finite, 8 output.
     pub fn exit_code(&self) -> u8 {

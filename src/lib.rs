@@ -1,6 +1,87 @@
-//! placeholder
-pub mod attack;
-pub mod error;
-pub mod model;
+//! Adversarial examples for whole minibatches on any GPU: a small, hand-written engine that runs fixed convolutional
+//! networks forward and backward in WGSL compute shaders, and moves every sample of a batch along the sign of *its own*
+//! gradient, clamped to *its own* ball, in one dispatch.
+//!
+//! ```no_run
+//! use signstep::{Adapter, Attack, Gpu, Network};
+//!
+//! # fn main() -> signstep::Result<()> {
+//! # let (images, labels) = (vec![0.0_f32; 2 * 64], vec![3_i64, 5]);
+//! let gpu = Gpu::new(&Adapter::Auto)?;
+//! let weights = std::fs::read("weights/digits-cnn.safetensors").expect("a file");
+//! let net = Network::load(&gpu, &weights)?;
+//! // images: [N, C, H, W] f32 in [0, 1]; labels: [N] i64
+//! let out = Attack::ifgsm(0.3).steps(10).untargeted().run(&net, &images, &labels)?;
+//! println!("robust accuracy {:.1} %", 100.0 * out.robust_accuracy());
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # How data flows
+//!
+//! ```text
+//! safetensors ─ weights ─► Model (layers as data, batch norm folded) ─ plan ─► Plan: [Dispatch]
+//!                                                                       │
+//! images, labels ─ attack ─► Job (x0, one Sample each) ─ network ───────┴─► steps × (forward, backward, sign_step)
+//!                   ▲                                                        │
+//!                   └─ logits of what is delivered ◄── 8-bit rounding ◄──────┘ ─► Outcome
+//! ```
+//!
+//! Imports run one way; a file imports only from those above it:
+//!
+//! | file | what it is |
+//! |---|---|
+//! | [`error`] | the error type |
+//! | [`model`] | layers as data, shape inference, the networks known by name |
+//! | [`weights`] | safetensors → [`Model`], batch norm folded |
+//! | [`attack`] (types) | [`Attack`], [`Outcome`], and [`attack::Engine`], what an attack runs on |
+//! | `reference` | [`Reference`]: the same network on the CPU in f64 |
+//! | `gpu`, `tensor`, `kernel` | the device, its memory, its kernels; the only files that name `wgpu` besides `network` |
+//! | `ops` | each layer's forward and input gradient as [`kernel::Dispatch`]es |
+//! | [`plan`] | the order of dispatches and the memory they share, as data |
+//! | `network` | [`Network`]: a plan on a device |
+//! | `data`, `report`, `cli` | feature `cli`: files, tables and pictures, the program |
+//!
+//! # Letters
+//! N batch, C input channels, K output channels or classes, H×W input, P×Q output, R×S kernel. Images are NCHW in [0, 1],
+//! eps and step size are in the same unit; mean and deviation are a layer of the model.
+//!
+//! # What is promised
+//! A sample's logits, gradient and adversarial image are the same bits alone, at any place of any batch, beside any
+//! neighbours. Every accumulation runs in one fixed order (`shaders/conv2d.wgsl`), losses are summed and never averaged,
+//! the sign is decided from bits (`shaders/step.wgsl`), and success is measured on the bytes that are delivered.
+//!
+//! # Adding a layer
+//! 1. A variant of [`model::Layer`] with its shape rule in `Layer::output`.
+//! 2. Forward and backward in `reference.rs`, checked by finite differences there.
+//! 3. A kernel for each direction in a file of `shaders/`, shapes beside the bindings.
+//! 4. A file in `ops/` that turns the layer into dispatches, and an arm each in `plan::forward` and `plan::backward`.
+//! 5. Random shapes against the reference in `tests/kernels.rs`; bits alone and in batches in `tests/invariance.rs`.
 
+pub mod attack;
+#[cfg(feature = "cli")]
+pub mod cli;
+#[cfg(feature = "cli")]
+pub mod data;
+pub mod error;
+mod gpu;
+pub mod kernel;
+pub mod model;
+mod network;
+mod ops;
+pub mod plan;
+pub mod reference;
+#[cfg(feature = "cli")]
+pub mod report;
+mod tensor;
+pub mod weights;
+
+pub use attack::{Attack, Outcome, Targets};
 pub use error::{Error, Result};
+pub use gpu::{Adapter, AdapterSummary, Gpu, Limits};
+pub use model::Model;
+pub use network::{Network, Options};
+pub use plan::{Plan, Target, Variant};
+pub use reference::Reference;
+pub use tensor::{Kind, Resource, Storage};
+pub use wgpu;

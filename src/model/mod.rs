@@ -5,7 +5,7 @@
 
 mod networks;
 
-pub use networks::{digits_cnn, resnet20};
+pub use networks::{digits_cnn, known, resnet20};
 
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;

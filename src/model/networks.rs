@@ -14,6 +14,11 @@ fn linear(name: &str, inputs: usize, outputs: usize) -> Layer {
     Layer::Linear(Linear { name: name.into(), inputs, outputs })
 }
 
+/// Every network that weights can be recognised as.
+pub fn known() -> Vec<Arch> {
+    vec![digits_cnn(), resnet20()]
+}
+
 /// A small network for the 8×8 handwritten digits: two convolutions, max-pool, one more convolution, max-pool, two
 /// linear layers. 20,730 parameters.
 pub fn digits_cnn() -> Arch {

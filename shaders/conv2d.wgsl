@@ -1,0 +1,230 @@
+// Convolution, forward and input gradient. Both are the same gather: with the weights transposed and turned by 180° on the
+// host, the input gradient of a convolution is a convolution of dy, spread out by the stride (DILATE).
+//
+// I* is the shape that is read, O* the shape that is written, channels in blocks of four. Grid: x runs over the rows and
+// tiles of pixels of one sample, y over the tiles of output channels of one slice of weights, z over the samples.
+//
+// Canonical order: an output is accumulated by one invocation from zero with fma, over (block of four input channels,
+// kernel row, kernel column, channel within the block), then + bias, then + residual. Every variant keeps it, so every
+// variant gives the same bits. Taps outside the image add w·0.
+
+struct Slice {
+    first: vec4<u32>,                         // x: first block of four output channels
+    bias: array<vec4<f32>, SLICE>,            // [SLICE] of 4 output channels
+    weight: array<vec4<f32>, SLICE * STRIP>,  // [SLICE, IC4, R, S, CB] of 4 output channels
+}
+const STRIP: u32 = IC4 * R * S * CB; // CB: input channels in a block, 4 unless there are fewer in all
+
+//# kernel conv2d_forward conv2d_input_grad
+// Naive: one invocation for each word of signs, 8 channels × 4 pixels of a row, in plain loops.
+//# w: weights Slice
+//# x: activation read                         [N, IC4, IH, IW] of 4 channels
+//# y: activation write                        [N, OC4, OH, OW] of 4 channels
+//# include epilogue
+//# include pad
+@compute @workgroup_size(WG)
+fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
+    let h = id.x / OW4;
+    let w4 = id.x % OW4;
+    let n = id.z;
+    if (h >= OH) {
+        return;
+    }
+    var acc: array<vec4<f32>, 8>; // [2 blocks of channels, 4 pixels]
+    for (var c = 0u; c < IC4; c++) {
+        for (var r = 0u; r < R; r++) {
+            for (var s = 0u; s < S; s++) {
+                for (var p = 0u; p < 4u; p++) {
+                    // Position in the input after it is spread out by DILATE; between its pixels there is nothing to add.
+                    let u = i32(h * STRIDE + r) - i32(PAD);
+                    let v = i32((4u * w4 + p) * STRIDE + s) - i32(PAD);
+                    if (u % i32(DILATE) != 0 || v % i32(DILATE) != 0) {
+                        continue;
+                    }
+                    let x = x_pad(n, c, u / i32(DILATE), v / i32(DILATE));
+                    let base = (2u * id.y * IC4 + c) * R * S * CB + (r * S + s) * CB;
+//# for i in 0..CB
+                    acc[p] = fma(vec4<f32>(x[$i]), w.weight[base + $(i)u], acc[p]);
+                    acc[4u + p] = fma(vec4<f32>(x[$i]), w.weight[base + STRIP + $(i)u], acc[4u + p]);
+//# end
+                }
+            }
+        }
+    }
+    let c8 = w.first.x / 2u + id.y;
+    var word = 0u;
+    for (var k = 0u; k < 2u; k++) {
+        for (var p = 0u; p < 4u; p++) {
+            let q = 4u * w4 + p;
+            let c4 = 2u * c8 + k;
+            if (c4 < OC4 && q < OW) {
+                let v = residual(acc[4u * k + p] + w.bias[2u * id.y + k], n, c4, h, q);
+//# if RELU == 1
+                if (not_finite(v)) {
+                    atomicOr(&health[n], 1u);
+                }
+                let bits = positive(v);
+                word |= bits << (8u * p + 4u * k);
+                y_put(out_index(n, c4, h, q), gate(v, bits));
+//# else
+                y_put(out_index(n, c4, h, q), mask(v, n, c4, h, q));
+//# end
+            }
+        }
+    }
+//# if RELU == 1
+    signs[sign_index(n, c8, h, w4)] = word;
+//# end
+}
+
+//# kernel conv2d_forward_tiled conv2d_input_grad_tiled
+// Stride 1 or 2 forward, stride 1 backward: QT blocks of four channels × PX pixels of one row in registers. One row of
+// the input serves all S taps of a kernel row; weights are the same address for all invocations of a tile column.
+//# w: weights Slice
+//# x: activation read                         [N, IC4, IH, IW] of 4 channels
+//# y: activation write                        [N, OC4, OH, OW] of 4 channels
+//# include epilogue
+//# include pad
+@compute @workgroup_size(WG)
+fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
+    let h = id.x / ((OW + PX - 1u) / PX);
+    let q0 = (id.x % ((OW + PX - 1u) / PX)) * PX;
+    let n = id.z;
+    if (h >= OH) {
+        return;
+    }
+//# for q in 0..QT
+//# for p in 0..PX
+    var acc_$q_$p = vec4<f32>();
+//# end
+//# end
+    for (var c = 0u; c < IC4; c++) {
+        for (var r = 0u; r < R; r++) {
+            let u = i32(h * STRIDE + r) - i32(PAD);
+            let v = i32(q0 * STRIDE) - i32(PAD);
+//# for i in 0..(PX-1)*STRIDE+S
+            let x_$i = x_pad(n, c, u, v + $i);
+//# end
+            let base = (id.y * QT * IC4 + c) * R * S * CB + r * S * CB;
+//# for s in 0..S
+//# for i in 0..CB
+//# for q in 0..QT
+            let w_$q_$s_$i = w.weight[base + $(q)u * STRIP + $(s*CB+i)u];
+//# for p in 0..PX
+            acc_$q_$p = fma(vec4<f32>(x_$(p*STRIDE+s)[$i]), w_$q_$s_$i, acc_$q_$p);
+//# end
+//# end
+//# end
+//# end
+        }
+    }
+    let c4_0 = w.first.x + id.y * QT;
+//# for k in 0..QT/2
+//# for j in 0..PX/4
+    {
+        let w4 = q0 / 4u + $(j)u;
+        let c8 = c4_0 / 2u + $(k)u;
+//# if RELU == 1
+        var word = 0u;
+//# end
+//# if MASK == 1
+        let word = signs[sign_index(n, min(c8, OC8 - 1u), h, min(w4, OW4 - 1u))];
+//# end
+//# for q in 0..2
+//# for p in 0..4
+        if (2u * c8 + $(q)u < OC4 && 4u * w4 + $(p)u < OW) {
+            let c4 = 2u * c8 + $(q)u;
+            let w_out = 4u * w4 + $(p)u;
+            let v = residual(acc_$(2*k+q)_$(4*j+p) + w.bias[id.y * QT + $(2*k+q)u], n, c4, h, w_out);
+//# if RELU == 1
+            if (not_finite(v)) {
+                atomicOr(&health[n], 1u);
+            }
+            let bits = positive(v);
+            word |= bits << $(8*p+4*q)u;
+            y_put(out_index(n, c4, h, w_out), gate(v, bits));
+//# end
+//# if MASK == 1
+            y_put(out_index(n, c4, h, w_out), gate(v, word >> $(8*p+4*q)u));
+//# end
+//# if RELU + MASK == 0
+            y_put(out_index(n, c4, h, w_out), v);
+//# end
+        }
+//# end
+//# end
+//# if RELU == 1
+        if (c8 < OC8 && w4 < OW4) {
+            signs[sign_index(n, c8, h, w4)] = word;
+        }
+//# end
+    }
+//# end
+//# end
+}
+
+//# kernel conv2d_input_grad_parity
+// Stride 2 backward: an output pixel meets only the taps of its own parity. One invocation does two rows × PX pixels, so
+// that all parities occur in it and none of its work is wasted: 9 taps for four pixels instead of 36.
+//# w: weights Slice
+//# x: activation read                         [N, IC4, IH, IW] of 4 channels
+//# y: activation write                        [N, OC4, OH, OW] of 4 channels
+//# include epilogue
+//# include pad
+@compute @workgroup_size(WG)
+fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
+    let h0 = id.x / ((OW + PX - 1u) / PX) * 2u;
+    let q0 = (id.x % ((OW + PX - 1u) / PX)) * PX;
+    let n = id.z;
+    if (h0 >= OH) {
+        return;
+    }
+//# for q in 0..QT
+//# for y in 0..2
+//# for p in 0..PX
+    var acc_$q_$y_$p = vec4<f32>();
+//# end
+//# end
+//# end
+    for (var c = 0u; c < IC4; c++) {
+        let base = (id.y * QT * IC4 + c) * R * S * CB;
+        // The rows and columns of dy that the taps reach, counted from (h0, q0) / 2; -1 where the first tap looks back.
+//# for u in 0..3
+//# for v in 0..PX/2+2
+        let x_$u_$v = x_pad(n, c, i32(h0 / 2u) + $u - 1, i32(q0 / 2u) + $v - 1);
+//# end
+//# end
+//# for y in 0..2
+//# for r in 0..R
+//# if (y + r + PAD) % 2 == 0
+//# for s in 0..S
+//# for i in 0..CB
+//# for q in 0..QT
+        let w_$y_$r_$s_$i_$q = w.weight[base + $(q)u * STRIP + $((r*S+s)*CB+i)u];
+//# for p in 0..PX
+//# if (p + s + PAD) % 2 == 0
+        acc_$q_$y_$p = fma(vec4<f32>(x_$((y+r-PAD)/2+1)_$((p+s-PAD)/2+1)[$i]), w_$y_$r_$s_$i_$q, acc_$q_$y_$p);
+//# end
+//# end
+//# end
+//# end
+//# end
+//# end
+//# end
+//# end
+    }
+    let c4_0 = w.first.x + id.y * QT;
+//# for q in 0..QT
+//# for y in 0..2
+//# for p in 0..PX
+    if (c4_0 + $(q)u < OC4 && h0 + $(y)u < OH && q0 + $(p)u < OW) {
+        let c4 = c4_0 + $(q)u;
+        let h = h0 + $(y)u;
+        let w_out = q0 + $(p)u;
+        let v = residual(acc_$q_$y_$p + w.bias[id.y * QT + $(q)u], n, c4, h, w_out);
+        y_put(out_index(n, c4, h, w_out), mask(v, n, c4, h, w_out));
+    }
+//# end
+//# end
+//# end
+}

@@ -1,0 +1,87 @@
+// What a kernel does with a finished value before it is stored. Included by every kernel that writes an activation or a
+// gradient; the constants say which parts there are:
+//
+//   RESIDUAL  0 none, 1 same shape, 2 every second pixel with new zero channels around (forward), 3 the adjoint of 2
+//   RELU      1: max(v, 0); the sign is kept as one bit and a value that is not finite marks the sample
+//   MASK      1: v is a gradient and passes only where the sign bit of the ReLU before it is set
+//
+// Signs: one word holds 8 channels × 4 pixels of a row, bit = 8·(pixel mod 4) + (channel mod 8).
+// O* is the shape that is written, in blocks of four channels (OC4) and of eight (OC8 = ⌈OC4/2⌉).
+
+//# if RESIDUAL != 0
+//# res: activation read                       [N, RC4, RH, RW] of 4 channels
+//# end
+//# if RELU == 1
+//# signs: storage update array<u32>           [N, OC8, OH, ⌈OW/4⌉]
+//# health: storage update array<atomic<u32>>  [N]
+//# end
+//# if MASK == 1
+//# signs: storage read array<u32>             [N, OC8, OH, ⌈OW/4⌉]
+//# end
+
+const OC8: u32 = (OC4 + 1u) / 2u;
+const OW4: u32 = (OW + 3u) / 4u;
+
+fn out_index(n: u32, c4: u32, h: u32, w: u32) -> u32 {
+    return ((n * OC4 + c4) * OH + h) * OW + w;
+}
+
+fn sign_index(n: u32, c8: u32, h: u32, w4: u32) -> u32 {
+    return ((n * OC8 + c8) * OH + h) * OW4 + w4;
+}
+
+//# if RESIDUAL == 0
+fn residual(v: vec4<f32>, n: u32, c4: u32, h: u32, w: u32) -> vec4<f32> {
+    return v;
+}
+//# end
+//# if RESIDUAL == 1
+fn residual(v: vec4<f32>, n: u32, c4: u32, h: u32, w: u32) -> vec4<f32> {
+    return v + res_at(out_index(n, c4, h, w));
+}
+//# end
+//# if RESIDUAL == 2
+// RSHIFT blocks of new channels come first, then the old ones, then as many new ones again.
+fn residual(v: vec4<f32>, n: u32, c4: u32, h: u32, w: u32) -> vec4<f32> {
+    let old = c4 >= RSHIFT && c4 < RSHIFT + RC4;
+    let rc4 = select(0u, c4 - RSHIFT, old);
+    let r = res_at(((n * RC4 + rc4) * RH + 2u * h) * RW + 2u * w);
+    return v + select(vec4<f32>(), r, old);
+}
+//# end
+//# if RESIDUAL == 3
+fn residual(v: vec4<f32>, n: u32, c4: u32, h: u32, w: u32) -> vec4<f32> {
+    let kept = ((h | w) & 1u) == 0u;
+    let r = res_at(((n * RC4 + c4 + RSHIFT) * RH + h / 2u) * RW + w / 2u);
+    return v + select(vec4<f32>(), r, kept);
+}
+//# end
+
+// NaN and infinity have the exponent 255; comparing bits, for compilers may assume that there are none.
+fn not_finite(v: vec4<f32>) -> bool {
+    return any((bitcast<vec4<u32>>(v) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u));
+}
+
+// Four bits: which of the four channels are positive.
+fn positive(v: vec4<f32>) -> u32 {
+    let b = select(vec4<u32>(), vec4<u32>(1u, 2u, 4u, 8u), v > vec4<f32>());
+    return b.x | b.y | b.z | b.w;
+}
+
+// v where its bit is set, else +0.
+fn gate(v: vec4<f32>, bits: u32) -> vec4<f32> {
+    return select(vec4<f32>(), v, (vec4<u32>(bits) & vec4<u32>(1u, 2u, 4u, 8u)) != vec4<u32>());
+}
+
+//# if MASK == 1
+// The gradient v of one texel, stopped where the ReLU was.
+fn mask(v: vec4<f32>, n: u32, c4: u32, h: u32, w: u32) -> vec4<f32> {
+    let word = signs[sign_index(n, c4 / 2u, h, w / 4u)];
+    return gate(v, word >> (8u * (w % 4u) + 4u * (c4 % 2u)));
+}
+//# end
+//# if MASK == 0
+fn mask(v: vec4<f32>, n: u32, c4: u32, h: u32, w: u32) -> vec4<f32> {
+    return v;
+}
+//# end

@@ -1,0 +1,94 @@
+// Images in, gradients out, and a ReLU that could not be fused into the layer before it.
+
+//# kernel normalise_forward normalise_input_grad
+struct Channels {
+    mean: array<vec4<f32>, C4>,     // [C4] of 4 channels
+    inv_std: array<vec4<f32>, C4>,  // [C4] of 4 channels; 0 for channels that do not exist
+}
+
+//# kernel normalise_forward
+// Pixels become texels: (x − mean) · 1/std, a difference and a product, with nothing to contract.
+//# channels: uniform Channels
+//# x: storage read array<f32>                 [N, C, H, W], pixels in [0, 1]
+//# y: activation write                        [N, C4, H, W] of 4 channels
+@compute @workgroup_size(WG)
+fn normalise_forward(@builtin(global_invocation_id) id: vec3<u32>) {
+    if (id.x >= C4 * H * W) {
+        return;
+    }
+    let c4 = id.x / (H * W);
+    let i = (id.z * C + 4u * c4) * H * W + id.x % (H * W);
+    var v = vec4<f32>();
+//# for i in 0..4
+    if (4u * c4 + $(i)u < C) {
+        v[$i] = (x[i + $(i)u * H * W] - channels.mean[c4][$i]) * channels.inv_std[c4][$i];
+    }
+//# end
+    y_put(id.z * C4 * H * W + id.x, v);
+}
+
+//# kernel normalise_input_grad
+//# channels: uniform Channels
+//# dy: activation read                        [N, C4, H, W] of 4 channels
+//# dx: storage update array<f32>              [N, C, H, W], per pixel unit
+@compute @workgroup_size(WG)
+fn normalise_input_grad(@builtin(global_invocation_id) id: vec3<u32>) {
+    if (id.x >= C4 * H * W) {
+        return;
+    }
+    let c4 = id.x / (H * W);
+    let i = (id.z * C + 4u * c4) * H * W + id.x % (H * W);
+    let v = dy_at(id.z * C4 * H * W + id.x) * channels.inv_std[c4];
+//# for i in 0..4
+    if (4u * c4 + $(i)u < C) {
+        dx[i + $(i)u * H * W] = v[$i];
+    }
+//# end
+}
+
+//# kernel relu_forward
+// One invocation for each word of signs. Backward there is nothing to do: whoever computes the gradient of this ReLU's
+// output masks it with the signs as it stores it.
+//# x: activation read                         [N, OC4, OH, OW] of 4 channels
+//# y: activation write                        [N, OC4, OH, OW] of 4 channels
+//# include epilogue
+@compute @workgroup_size(WG)
+fn relu_forward(@builtin(global_invocation_id) id: vec3<u32>) {
+    if (id.x >= OC8 * OH * OW4) {
+        return;
+    }
+    let n = id.z;
+    let w4 = id.x % OW4;
+    let h = (id.x / OW4) % OH;
+    let c8 = id.x / (OW4 * OH);
+    var word = 0u;
+    for (var k = 0u; k < 2u; k++) {
+        for (var p = 0u; p < 4u; p++) {
+            let c4 = 2u * c8 + k;
+            let w = 4u * w4 + p;
+            if (c4 < OC4 && w < OW) {
+                let v = x_at(out_index(n, c4, h, w));
+                if (not_finite(v)) {
+                    atomicOr(&health[n], 1u);
+                }
+                let bits = positive(v);
+                word |= bits << (8u * p + 4u * k);
+                y_put(out_index(n, c4, h, w), gate(v, bits));
+            }
+        }
+    }
+    signs[sign_index(n, c8, h, w4)] = word;
+}
+
+//# kernel logits_forward
+// Texels become plain numbers, for reading back.
+//# x: activation read                         [N, K4] of 4 classes
+//# z: storage update array<f32>               [N, K]
+@compute @workgroup_size(WG)
+fn logits_forward(@builtin(global_invocation_id) id: vec3<u32>) {
+    if (id.x >= K) {
+        return;
+    }
+    let v = x_at(id.z * ((K + 3u) / 4u) + id.x / 4u);
+    z[id.z * K + id.x] = v[id.x % 4u];
+}

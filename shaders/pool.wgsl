@@ -1,0 +1,103 @@
+// Pooling, forward and input gradient, in a fixed order per sample. One invocation for one texel (a pixel of four channels).
+// I* is the larger shape (the input), P×Q the pooled one, C4 blocks of channels in both.
+
+//# kernel max_pool_forward
+// The first maximum wins, row by row. Where it was (row·SIZE + column, one byte a channel) is all that backward needs.
+//# x: activation read                         [N, C4, IH, IW] of 4 channels
+//# y: activation write                        [N, C4, P, Q] of 4 channels
+//# argmax: storage update array<u32>          [N, C4, P, Q]
+//# health: storage update array<atomic<u32>>  [N]
+@compute @workgroup_size(WG)
+fn max_pool_forward(@builtin(global_invocation_id) id: vec3<u32>) {
+    if (id.x >= C4 * P * Q) {
+        return;
+    }
+    let n = id.z;
+    let q = id.x % Q;
+    let p = (id.x / Q) % P;
+    let plane = (n * C4 + id.x / (P * Q)) * IH;
+    var best = vec4<f32>();
+    var at = vec4<u32>();
+    var exponent = vec4<u32>();
+    for (var r = 0u; r < SIZE; r++) {
+        for (var s = 0u; s < SIZE; s++) {
+            let x = x_at((plane + p * STRIDE + r) * IW + q * STRIDE + s);
+            exponent = max(exponent, bitcast<vec4<u32>>(x) & vec4<u32>(0x7f800000u));
+            let here = vec4<u32>(r * SIZE + s);
+            let better = (x > best) | (here == vec4<u32>());
+            best = select(best, x, better);
+            at = select(at, here, better);
+        }
+    }
+    // A comparison drops NaN: the sample is marked here, for nothing later would see it.
+    if (any(exponent == vec4<u32>(0x7f800000u))) {
+        atomicOr(&health[n], 1u);
+    }
+    let i = n * C4 * P * Q + id.x;
+    y_put(i, best);
+    argmax[i] = at.x | (at.y << 8u) | (at.z << 16u) | (at.w << 24u);
+}
+
+//# kernel max_pool_input_grad
+// Gathers: each input pixel asks the windows that cover it whether it was their maximum.
+//# dy: activation read                        [N, C4, P, Q] of 4 channels
+//# argmax: storage read array<u32>            [N, C4, P, Q]
+//# y: activation write                        [N, C4, IH, IW] of 4 channels
+//# include epilogue
+@compute @workgroup_size(WG)
+fn max_pool_input_grad(@builtin(global_invocation_id) id: vec3<u32>) {
+    if (id.x >= C4 * IH * IW) {
+        return;
+    }
+    let n = id.z;
+    let w = id.x % IW;
+    let h = (id.x / IW) % IH;
+    let c4 = id.x / (IH * IW);
+    var sum = vec4<f32>();
+    // The first window that reaches this row (column), up to the last one that starts at or before it.
+    let p0 = select(0u, (h + STRIDE - SIZE) / STRIDE, h + 1u > SIZE);
+    let q0 = select(0u, (w + STRIDE - SIZE) / STRIDE, w + 1u > SIZE);
+    for (var p = p0; p <= min(h / STRIDE, P - 1u); p++) {
+        for (var q = q0; q <= min(w / STRIDE, Q - 1u); q++) {
+            let i = ((n * C4 + c4) * P + p) * Q + q;
+            let here = vec4<u32>((h - p * STRIDE) * SIZE + w - q * STRIDE);
+            let word = argmax[i];
+            let at = vec4<u32>(word & 255u, (word >> 8u) & 255u, (word >> 16u) & 255u, word >> 24u);
+            sum += select(vec4<f32>(), dy_at(i), at == here);
+        }
+    }
+    y_put(out_index(n, c4, h, w), mask(sum, n, c4, h, w));
+}
+
+//# kernel global_avg_pool_forward
+// One invocation adds a whole plane, row by row.
+//# x: activation read                         [N, C4, IH, IW] of 4 channels
+//# y: activation write                        [N, C4] of 4 channels
+@compute @workgroup_size(WG)
+fn global_avg_pool_forward(@builtin(global_invocation_id) id: vec3<u32>) {
+    if (id.x >= C4) {
+        return;
+    }
+    let i = id.z * C4 + id.x;
+    var sum = vec4<f32>();
+    for (var k = 0u; k < IH * IW; k++) {
+        sum += x_at(i * IH * IW + k);
+    }
+    y_put(i, sum * (1.0 / f32(IH * IW)));
+}
+
+//# kernel global_avg_pool_input_grad
+//# dy: activation read                        [N, C4] of 4 channels
+//# y: activation write                        [N, C4, IH, IW] of 4 channels
+//# include epilogue
+@compute @workgroup_size(WG)
+fn global_avg_pool_input_grad(@builtin(global_invocation_id) id: vec3<u32>) {
+    if (id.x >= C4 * IH * IW) {
+        return;
+    }
+    let n = id.z;
+    let w = id.x % IW;
+    let h = (id.x / IW) % IH;
+    let c4 = id.x / (IH * IW);
+    y_put(out_index(n, c4, h, w), mask(dy_at(n * C4 + c4) * (1.0 / f32(IH * IW)), n, c4, h, w));
+}

@@ -1,0 +1,52 @@
+//! `signstep devices`
+
+use super::{DevicesArgs, answer, answer_json};
+use crate::error::Result;
+use crate::report;
+use crate::{Adapter, AdapterSummary, Gpu};
+use serde_json::{Map, Value, json};
+
+pub(super) fn run(args: &DevicesArgs) -> Result<()> {
+    let list = Gpu::list();
+    if args.json {
+        let all = list.iter().map(|a| entry(a, args.verbose)).collect();
+        answer_json(&Value::Array(all))?;
+    } else if !list.is_empty() {
+        answer(&text(&list, args.verbose))?;
+    }
+    if list.is_empty() {
+        // Opening one gives the error that says what to do.
+        Gpu::new(&Adapter::Auto)?;
+    }
+    Ok(())
+}
+
+fn entry(a: &AdapterSummary, verbose: bool) -> Value {
+    let mut entry = json!({
+        "index": a.index, "name": a.name, "backend": a.backend, "kind": a.kind, "driver": a.driver,
+    });
+    if verbose {
+        let limits: Map<String, Value> = a.limits.iter().map(|(k, v)| ((*k).to_string(), json!(v))).collect();
+        entry["limits"] = Value::Object(limits);
+        entry["features"] = json!(a.features);
+    }
+    entry
+}
+
+fn text(list: &[AdapterSummary], verbose: bool) -> String {
+    let mut table = report::blank(["name", "index", "backend", "kind", "driver"]);
+    for a in list {
+        table.add_row([&a.name, &a.index.to_string(), &a.backend, &a.kind, &a.driver]);
+    }
+    let mut text = table.to_string();
+    if verbose {
+        for a in list {
+            text += &format!("\n\n{} {}", a.index, a.name);
+            for (name, value) in &a.limits {
+                text += &format!("\n  {name} {value}");
+            }
+            text += &format!("\n  features: {}", a.features.join(", "));
+        }
+    }
+    text
+}

@@ -1,0 +1,40 @@
+//! The handwritten digits that come with the program: 8×8 pixels, origin and licence in `weights/README.md`.
+
+use super::{Dataset, tensors};
+use crate::error::{Error, Result};
+use crate::weights;
+
+/// `images` u8 [1797, 1, 8, 8], `labels` i64; the metadata key `held_out` says how many of the first rows were kept from
+/// training.
+static BYTES: &[u8] = include_bytes!("../../weights/digits.safetensors");
+
+/// The digits that the embedded network has never seen.
+///
+/// # Errors
+/// None in a sound build; [`Error::Data`] when the embedded file is broken.
+pub fn digits() -> Result<Dataset> {
+    let name = "embedded digits";
+    let (_, metadata) = weights::open(BYTES).map_err(|detail| Error::data(name, detail))?;
+    let held_out = metadata.get("held_out").and_then(|text| text.parse().ok());
+    let Some(held_out) = held_out else { return Err(Error::data(name, "no number in metadata `held_out`")) };
+    let mut set = tensors::read(name, BYTES, held_out)?;
+    if set.classes.is_empty() {
+        set.classes = (0..10).map(|digit| digit.to_string()).collect();
+    }
+    Ok(set)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Dims;
+
+    #[test]
+    fn the_held_out_quarter_is_given() {
+        let set = digits().unwrap();
+        assert_eq!((set.len(), set.dims), (450, Dims::new(1, 8, 8)));
+        assert_eq!(set.images.len(), 450 * 64);
+        assert_eq!((set.classes.len(), set.snapped), (10, 0.0));
+        assert!(set.labels.iter().all(|label| (0..10).contains(label)));
+    }
+}

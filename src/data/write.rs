@@ -1,0 +1,196 @@
+//! Safetensors out: the same tensors give the same bytes, and a file is either whole or not there.
+
+use crate::error::{Error, Result};
+use safetensors::tensor::Dtype;
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// A tensor to be written: its values as little-endian bytes, outermost axis first.
+#[derive(Clone, Debug)]
+pub struct View<'a> {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Cow<'a, [u8]>,
+}
+
+impl<'a> View<'a> {
+    /// A tensor of f32. That the shape holds as many values as there are is checked when it is written.
+    pub fn f32(shape: &[usize], values: &'a [f32]) -> Self {
+        View { dtype: Dtype::F32, shape: shape.to_vec(), bytes: little_endian(values, |v| v.to_le_bytes()) }
+    }
+
+    /// A tensor of i64.
+    pub fn i64(shape: &[usize], values: &'a [i64]) -> Self {
+        View { dtype: Dtype::I64, shape: shape.to_vec(), bytes: little_endian(values, |v| v.to_le_bytes()) }
+    }
+
+    /// A tensor of u8.
+    pub fn u8(shape: &[usize], values: &'a [u8]) -> Self {
+        View { dtype: Dtype::U8, shape: shape.to_vec(), bytes: Cow::Borrowed(values) }
+    }
+
+    /// Bytes that the shape asks for, `None` where that overflows.
+    fn size(&self) -> Option<usize> {
+        self.shape.iter().try_fold(self.dtype.bitsize() / 8, |size, side| size.checked_mul(*side))
+    }
+}
+
+/// Values as they lie in memory where that is little-endian, else swapped.
+fn little_endian<T: bytemuck::Pod, const B: usize>(values: &[T], swap: fn(&T) -> [u8; B]) -> Cow<'_, [u8]> {
+    if cfg!(target_endian = "little") {
+        Cow::Borrowed(bytemuck::cast_slice(values))
+    } else {
+        Cow::Owned(values.iter().flat_map(swap).collect())
+    }
+}
+
+/// Writes tensors by name, and `metadata`, as a safetensors file: header keys in sorted order, every tensor aligned.
+/// The file appears at `path` whole, by rename, or not at all; a file that was there before is replaced.
+///
+/// # Errors
+/// [`Error::Output`] naming the file: what the system said, or a tensor whose shape does not fit its values, or one name
+/// twice.
+pub fn write_safetensors(path: &Path, tensors: &[(&str, View<'_>)], metadata: &BTreeMap<String, String>) -> Result<()> {
+    let fail = |detail: String| Error::Output { place: path.display().to_string(), detail };
+    let mut order: Vec<&(&str, View<'_>)> = tensors.iter().collect();
+    // The widest values first: then each tensor is aligned without holes, which the format forbids.
+    order.sort_by_key(|(name, view)| (std::cmp::Reverse(view.dtype.bitsize()), *name));
+    let header = header(&order, metadata).map_err(&fail)?;
+    replace(path, |file| {
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(header.as_bytes())?;
+        order.iter().try_for_each(|(_, view)| file.write_all(&view.bytes))
+    })
+    .map_err(|e| fail(e.to_string()))
+}
+
+fn header(order: &[&(&str, View<'_>)], metadata: &BTreeMap<String, String>) -> std::result::Result<String, String> {
+    let text = |s: &str| serde_json::Value::from(s).to_string();
+    let mut entries = BTreeMap::new();
+    if !metadata.is_empty() {
+        let pairs: Vec<String> = metadata.iter().map(|(k, v)| format!("{}:{}", text(k), text(v))).collect();
+        entries.insert("__metadata__", format!("{{{}}}", pairs.join(",")));
+    }
+    let mut names = BTreeSet::from(["__metadata__"]);
+    let mut offset = 0_usize;
+    for (name, view) in order {
+        if !names.insert(name) {
+            return Err(format!("two tensors are named `{name}`"));
+        }
+        if view.size() != Some(view.bytes.len()) {
+            return Err(format!("`{name}`: {} bytes for {} of shape {:?}", view.bytes.len(), view.dtype, view.shape));
+        }
+        let end = offset + view.bytes.len();
+        let entry = format!(r#"{{"data_offsets":[{offset},{end}],"dtype":"{}","shape":{:?}}}"#, view.dtype, view.shape);
+        entries.insert(name, entry.replace(", ", ","));
+        offset = end;
+    }
+    let entries: Vec<String> = entries.iter().map(|(name, entry)| format!("{}:{entry}", text(name))).collect();
+    let mut header = format!("{{{}}}", entries.join(","));
+    // The length before the header has eight bytes, so the data start aligned when the header's length is a multiple of 8.
+    header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
+    Ok(header)
+}
+
+/// Writes beside `path`, then renames: readers see the old file or the whole new one.
+fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+    let name = path.file_name().ok_or_else(|| io::Error::other("not the name of a file"))?;
+    let mut hidden = std::ffi::OsString::from(".");
+    hidden.push(name);
+    hidden.push(format!(".{}.tmp", std::process::id()));
+    let temporary = Temporary(path.with_file_name(hidden));
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary.0)?;
+    write(&mut file)?;
+    file.sync_all()?;
+    drop(file);
+    fs::rename(&temporary.0, path)?;
+    // The rename itself is safe on disk only once the folder is; not every system can open a folder.
+    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if let Ok(folder) = File::open(folder) {
+        let _ = folder.sync_all();
+    }
+    Ok(())
+}
+
+/// Removes the file it names, if that is still there, however the writing ended.
+struct Temporary(PathBuf);
+
+impl Drop for Temporary {
+    fn drop(&mut self) {
+        // After the rename there is nothing to remove.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use safetensors::SafeTensors;
+
+    fn left_in(folder: &Path) -> Vec<String> {
+        fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn what_is_written_is_sorted_aligned_and_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        let metadata = BTreeMap::from([("b".to_string(), "\"é\n".to_string()), ("a".to_string(), "1".to_string())]);
+        let tensors = [
+            ("flags", View::u8(&[3], &[1, 0, 1])),
+            ("x", View::f32(&[1, 2], &[0.5, -1.0])),
+            ("labels", View::i64(&[2], &[-1, 7])),
+            ("empty", View::f32(&[0, 4], &[])),
+        ];
+        fs::write(&path, "old").unwrap();
+        write_safetensors(&path, &tensors, &metadata).unwrap();
+        assert_eq!(left_in(folder.path()), ["x.safetensors"]);
+
+        let bytes = fs::read(&path).unwrap();
+        let header = String::from_utf8(bytes[8..8 + bytes[0] as usize + 256 * bytes[1] as usize].to_vec()).unwrap();
+        let places: Vec<_> = ["{\"__metadata__\":{\"a\":", "\"empty\":", "\"flags\":", "\"labels\":", "\"x\":"]
+            .map(|key| header.find(key).expect(key))
+            .to_vec();
+        assert!(places.is_sorted(), "{header}");
+        assert!(header.contains(r#""x":{"data_offsets":[16,24],"dtype":"F32","shape":[1,2]}"#), "{header}");
+        assert_eq!(header.len() % 8, 0);
+
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        assert_eq!(file.tensor("labels").unwrap().data(), bytemuck::cast_slice::<i64, u8>(&[-1, 7]));
+        assert_eq!(file.tensor("flags").unwrap().data(), [1, 0, 1]);
+        let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+        assert_eq!(header.metadata().as_ref().unwrap()["b"], "\"é\n");
+
+        let mut reversed = tensors.clone();
+        reversed.reverse();
+        write_safetensors(&path, &reversed, &metadata).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), bytes);
+    }
+
+    #[test]
+    fn what_cannot_be_written_leaves_nothing_behind() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        let none = BTreeMap::new();
+        let refused = |tensors: &[(&str, View<'_>)]| {
+            let error = write_safetensors(&path, tensors, &none).unwrap_err();
+            assert_eq!(error.exit_code(), 8);
+            error.to_string()
+        };
+        assert!(refused(&[("a", View::f32(&[3], &[0.0; 2]))]).contains("`a`: 8 bytes"));
+        assert!(refused(&[("a", View::f32(&[1 << 32, 1 << 32], &[]))]).contains("`a`"));
+        assert!(refused(&[("a", View::u8(&[0], &[])), ("a", View::u8(&[0], &[]))]).contains("two tensors"));
+        assert!(refused(&[("__metadata__", View::u8(&[0], &[]))]).contains("__metadata__"));
+        assert!(left_in(folder.path()).is_empty());
+
+        let nowhere = folder.path().join("missing").join("x.safetensors");
+        assert_eq!(write_safetensors(&nowhere, &[], &none).unwrap_err().exit_code(), 8);
+        // The rename fails on a folder: the temporary file goes.
+        fs::create_dir(&path).unwrap();
+        assert_eq!(write_safetensors(&path, &[], &none).unwrap_err().exit_code(), 8);
+        assert_eq!(left_in(folder.path()), ["x.safetensors"]);
+    }
+}

@@ -1,0 +1,356 @@
+//! The device: which adapter, its limits, submission, reading back, and turning what the GPU library reports into errors.
+
+use crate::error::{Error, Result};
+use crate::kernel::Pipelines;
+use crate::tensor::Storage;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+/// Which adapter to use.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Adapter {
+    /// The one that `WGPU_ADAPTER_NAME` names, else discrete before integrated before virtual before software.
+    #[default]
+    Auto,
+    /// The first whose name contains this text, in any case.
+    Name(String),
+    /// Its place in [`Gpu::list`].
+    Index(usize),
+}
+
+/// What is known of an adapter before it is opened.
+#[derive(Clone, Debug, PartialEq)]
+pub struct AdapterSummary {
+    /// Place in [`Gpu::list`].
+    pub index: usize,
+    /// As the driver gives it.
+    pub name: String,
+    /// `vulkan`, `metal`, `dx12`, `gl`.
+    pub backend: String,
+    /// `discrete`, `integrated`, `virtual`, `software` or `other`.
+    pub kind: String,
+    /// Driver and its version.
+    pub driver: String,
+    /// Limits that matter here, in bytes or counts.
+    pub limits: Vec<(&'static str, u64)>,
+    /// Features that matter here.
+    pub features: Vec<&'static str>,
+}
+
+/// Limits that a plan obeys. A plain value: plans can be made for a device that is not there.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest storage buffer binding, in bytes.
+    pub storage_binding: u64,
+    /// Largest uniform buffer binding, in bytes.
+    pub uniform_binding: u64,
+    /// Largest buffer, in bytes.
+    pub buffer: u64,
+    /// Largest side of a 2D texture, in texels.
+    pub texture_side: u64,
+    /// Workgroups in one dimension of a dispatch.
+    pub workgroups: u64,
+    /// Invocations in a workgroup along x.
+    pub workgroup_size: u32,
+}
+
+impl Default for Limits {
+    /// What WebGPU guarantees everywhere.
+    fn default() -> Self {
+        Limits {
+            storage_binding: 128 << 20,
+            uniform_binding: 64 << 10,
+            buffer: 256 << 20,
+            texture_side: 8192,
+            workgroups: 65_535,
+            workgroup_size: 256,
+        }
+    }
+}
+
+impl Limits {
+    fn of(l: &wgpu::Limits) -> Self {
+        Limits {
+            storage_binding: l.max_storage_buffer_binding_size,
+            uniform_binding: l.max_uniform_buffer_binding_size,
+            buffer: l.max_buffer_size,
+            texture_side: u64::from(l.max_texture_dimension_2d),
+            workgroups: u64::from(l.max_compute_workgroups_per_dimension),
+            workgroup_size: l.max_compute_workgroup_size_x.min(l.max_compute_invocations_per_workgroup),
+        }
+    }
+}
+
+/// An opened device. Cheap to clone; `Send` and `Sync`.
+#[derive(Clone, Debug)]
+pub struct Gpu(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    summary: AdapterSummary,
+    device: wgpu::Device,
+    queue: wgpu::Queue,
+    limits: Limits,
+    storage: Storage,
+    pipelines: Pipelines,
+    /// Why the device went away, if it did. Written by the library's callback.
+    lost: Arc<OnceLock<String>>,
+    compile_time: Mutex<Duration>,
+}
+
+fn instance() -> wgpu::Instance {
+    // Probing GL without a display prints; it is tried only when asked for.
+    let native = wgpu::Backends::VULKAN | wgpu::Backends::METAL | wgpu::Backends::DX12;
+    wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends: wgpu::Backends::from_env().unwrap_or(native),
+        flags: wgpu::InstanceFlags::empty(),
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
+    })
+}
+
+fn enumerate() -> Vec<wgpu::Adapter> {
+    let all = pollster::block_on(instance().enumerate_adapters(wgpu::Backends::all()));
+    all.into_iter()
+        .filter(|a| a.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::COMPUTE_SHADERS))
+        .collect()
+}
+
+fn summarise(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
+    let info = adapter.get_info();
+    let limits = Limits::of(&adapter.limits());
+    let features = adapter.features();
+    let named = [
+        (wgpu::Features::SHADER_F16, "shader-f16"),
+        (wgpu::Features::SUBGROUP, "subgroup"),
+        (wgpu::Features::TIMESTAMP_QUERY, "timestamp-query"),
+        (wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, "cooperative-matrix"),
+    ];
+    AdapterSummary {
+        index,
+        name: info.name,
+        backend: info.backend.to_str().to_string(),
+        kind: match info.device_type {
+            wgpu::DeviceType::DiscreteGpu => "discrete",
+            wgpu::DeviceType::IntegratedGpu => "integrated",
+            wgpu::DeviceType::VirtualGpu => "virtual",
+            wgpu::DeviceType::Cpu => "software",
+            wgpu::DeviceType::Other => "other",
+        }
+        .into(),
+        driver: format!("{} {}", info.driver, info.driver_info).trim().to_string(),
+        limits: vec![
+            ("storage_binding", limits.storage_binding),
+            ("uniform_binding", limits.uniform_binding),
+            ("buffer", limits.buffer),
+            ("texture_side", limits.texture_side),
+            ("workgroups", limits.workgroups),
+            ("workgroup_size", u64::from(limits.workgroup_size)),
+            ("subgroup_min", u64::from(info.subgroup_min_size)),
+            ("subgroup_max", u64::from(info.subgroup_max_size)),
+        ],
+        features: named.iter().filter(|(f, _)| features.contains(*f)).map(|(_, n)| *n).collect(),
+    }
+}
+
+/// Ways out for someone whose machine has no adapter.
+const NO_ADAPTER: &str = "no GPU adapter was found: install a Vulkan driver (Debian and Ubuntu: apt-get install \
+                          mesa-vulkan-drivers libvulkan1; elsewhere the one of the GPU's vendor), or use --device \
+                          reference, the slow CPU path";
+
+impl Gpu {
+    /// The adapters of this machine, in the order that [`Adapter::Index`] counts. `WGPU_BACKEND` narrows the choice; GL
+    /// is looked at only when it is named there.
+    pub fn list() -> Vec<AdapterSummary> {
+        enumerate().iter().enumerate().map(|(i, a)| summarise(i, a)).collect()
+    }
+
+    /// Opens an adapter.
+    ///
+    /// # Errors
+    /// [`Error::NoAdapter`] when there is none, or none such.
+    pub fn new(choice: &Adapter) -> Result<Self> {
+        let adapters = enumerate();
+        if adapters.is_empty() {
+            return Err(Error::NoAdapter(NO_ADAPTER.into()));
+        }
+        let names = || adapters.iter().enumerate().map(|(i, a)| format!("{i}: {}", a.get_info().name));
+        let unknown = |wanted: &str| {
+            let list = names().collect::<Vec<_>>().join(", ");
+            Error::NoAdapter(format!("no adapter {wanted}; there are {list}, and --device reference"))
+        };
+        let by_name = |name: &str| {
+            let wanted = name.to_lowercase();
+            adapters
+                .iter()
+                .position(|a| a.get_info().name.to_lowercase().contains(&wanted))
+                .ok_or_else(|| unknown(&format!("is called {name:?}")))
+        };
+        let index = match choice {
+            Adapter::Index(i) if *i < adapters.len() => *i,
+            Adapter::Index(i) => return Err(unknown(&format!("has the number {i}"))),
+            Adapter::Name(name) => by_name(name)?,
+            Adapter::Auto => match std::env::var("WGPU_ADAPTER_NAME") {
+                Ok(name) if !name.is_empty() => by_name(&name)?,
+                _ => {
+                    let rank = |a: &wgpu::Adapter| match a.get_info().device_type {
+                        wgpu::DeviceType::DiscreteGpu => 0,
+                        wgpu::DeviceType::IntegratedGpu => 1,
+                        wgpu::DeviceType::VirtualGpu => 2,
+                        wgpu::DeviceType::Other => 3,
+                        wgpu::DeviceType::Cpu => 4,
+                    };
+                    (0..adapters.len()).min_by_key(|&i| rank(&adapters[i])).expect("not empty")
+                }
+            },
+        };
+        let adapter = &adapters[index];
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("signstep"),
+            required_limits: adapter.limits(),
+            ..Default::default()
+        };
+        let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
+            .map_err(|e| Error::NoAdapter(format!("adapter {} does not open: {e}", adapter.get_info().name)))?;
+        Ok(Self::wrap(summarise(index, adapter), device, queue))
+    }
+
+    /// Uses a device that the host program has opened already.
+    pub fn from_device(adapter: &wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Self {
+        Self::wrap(summarise(0, adapter), device, queue)
+    }
+
+    fn wrap(summary: AdapterSummary, device: wgpu::Device, queue: wgpu::Queue) -> Self {
+        let lost = Arc::new(OnceLock::new());
+        let note = lost.clone();
+        device.set_device_lost_callback(move |reason, message| {
+            let _ = note.set(format!("{reason:?} {message}").trim().to_string());
+        });
+        // Software adapters pay per load, not per flop: their texture path has no bounds test in it.
+        let storage = if summary.kind == "software" { Storage::Texture } else { Storage::Buffer };
+        let limits = Limits::of(&device.limits());
+        Gpu(Arc::new(Inner {
+            summary,
+            device,
+            queue,
+            limits,
+            storage,
+            pipelines: Pipelines::default(),
+            lost,
+            compile_time: Mutex::new(Duration::ZERO),
+        }))
+    }
+
+    /// Which adapter this is.
+    pub fn summary(&self) -> &AdapterSummary {
+        &self.0.summary
+    }
+
+    /// Limits that plans for this device obey.
+    pub fn limits(&self) -> &Limits {
+        &self.0.limits
+    }
+
+    /// Where activations lie unless a plan says otherwise.
+    pub fn storage(&self) -> Storage {
+        self.0.storage
+    }
+
+    /// Time spent on making pipelines so far.
+    pub fn compile_time(&self) -> Duration {
+        *self.0.compile_time.lock().expect("no panic while it was held")
+    }
+
+    pub(crate) fn device(&self) -> &wgpu::Device {
+        &self.0.device
+    }
+
+    pub(crate) fn queue(&self) -> &wgpu::Queue {
+        &self.0.queue
+    }
+
+    pub(crate) fn pipelines(&self) -> &Pipelines {
+        &self.0.pipelines
+    }
+
+    /// Runs `make` and adds the time it took to [`Gpu::compile_time`].
+    pub(crate) fn timed_compile<T>(&self, make: impl FnOnce() -> T) -> T {
+        let start = Instant::now();
+        let made = make();
+        *self.0.compile_time.lock().expect("no panic while it was held") += start.elapsed();
+        made
+    }
+
+    /// Runs calls to the GPU library and turns whatever it complains of into an error. Scopes belong to a thread: `calls`
+    /// must not hand work to another one.
+    pub(crate) fn scope<T>(&self, what: &str, calls: impl FnOnce() -> Result<T>) -> Result<T> {
+        self.alive()?;
+        let memory = self.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+        let internal = self.device().push_error_scope(wgpu::ErrorFilter::Internal);
+        let validation = self.device().push_error_scope(wgpu::ErrorFilter::Validation);
+        let made = calls();
+        let validation = pollster::block_on(validation.pop());
+        let internal = pollster::block_on(internal.pop());
+        if let Some(e) = pollster::block_on(memory.pop()) {
+            return Err(Error::OutOfMemory { what: what.into(), bytes: 0, limit: e.to_string() });
+        }
+        self.alive()?;
+        if let Some(e) = validation.or(internal) {
+            return Err(Error::Internal(format!("{what}: {e}")));
+        }
+        made
+    }
+
+    fn alive(&self) -> Result<()> {
+        self.0.lost.get().map_or(Ok(()), |why| Err(Error::DeviceLost(why.clone())))
+    }
+
+    /// Submits what was recorded; the index is for [`Gpu::wait`].
+    pub(crate) fn submit(&self, encoder: wgpu::CommandEncoder) -> wgpu::SubmissionIndex {
+        self.queue().submit([encoder.finish()])
+    }
+
+    /// Waits until a submission has ended.
+    pub(crate) fn wait(&self, index: wgpu::SubmissionIndex) -> Result<()> {
+        let ended = self.device().poll(wgpu::PollType::Wait { submission_index: Some(index), timeout: None });
+        self.alive()?;
+        ended.map(|_| ()).map_err(|e| Error::DeviceLost(e.to_string()))
+    }
+
+    /// Reads the first bytes of several buffers, in one submission.
+    pub(crate) fn read(&self, parts: &[(&wgpu::Buffer, u64)]) -> Result<Vec<Vec<u8>>> {
+        self.scope("reading back", || {
+            let total = parts.iter().map(|(_, bytes)| bytes.next_multiple_of(8)).sum::<u64>().max(8);
+            let staging = self.device().create_buffer(&wgpu::BufferDescriptor {
+                label: Some("readback"),
+                size: total,
+                usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
+                mapped_at_creation: false,
+            });
+            let mut encoder = self.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            let mut at = 0;
+            for (buffer, bytes) in parts {
+                encoder.copy_buffer_to_buffer(buffer, 0, &staging, at, *bytes);
+                at += bytes.next_multiple_of(8);
+            }
+            let index = self.submit(encoder);
+            let (send, receive) = std::sync::mpsc::channel();
+            staging.map_async(wgpu::MapMode::Read, .., move |mapped| {
+                let _ = send.send(mapped);
+            });
+            self.wait(index)?;
+            match receive.recv() {
+                Ok(Ok(())) => {}
+                Ok(Err(e)) => return Err(Error::DeviceLost(format!("reading back: {e}"))),
+                Err(_) => return Err(Error::DeviceLost("reading back: no answer".into())),
+            }
+            let view = staging.get_mapped_range(..).map_err(|e| Error::Internal(format!("reading back: {e}")))?;
+            let mut out = Vec::with_capacity(parts.len());
+            let mut at = 0;
+            for (_, bytes) in parts {
+                out.push(view[at as usize..(at + bytes) as usize].to_vec());
+                at += bytes.next_multiple_of(8);
+            }
+            Ok(out)
+        })
+    }
+}

@@ -1,0 +1,530 @@
+//! Kernels: the files in `shaders/`, the text that is made of them for one shape, pipelines, and [`Dispatch`], the noun
+//! that plans are lists of.
+//!
+//! # Shader text
+//! The files are WGSL with lines that begin with `//#`:
+//!
+//! | line | meaning |
+//! |---|---|
+//! | `//# kernel NAME [NAME…]` | what follows, up to the next such line, belongs to these entry points alone; `$entry` is the name. Text before the first such line belongs to all |
+//! | `//# include FILE` | the text of `shaders/FILE.wgsl` |
+//! | `//# NAME: activation read` or `write` | a binding; generates `NAME_at(i)` or `NAME_put(i, v)` over texels, from a buffer or a texture |
+//! | `//# NAME: storage read T`, `storage update T`, `uniform T` | a binding of that type |
+//! | `//# NAME: weights T` | uniform where a slice of weights fits a uniform binding (constant `UNIFORM`), else storage |
+//! | `//# for v in A..B` … `//# end` | the lines in between, once for each value; `$v` is the value, `$(2*v+1)` is arithmetic |
+//! | `//# if A == B` (`<`, or a number) … `//# else` … `//# end` | one of the two |
+//!
+//! Bindings are numbered in the order in which they appear. Shapes enter as `const` lines; the batch size never does.
+
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::tensor::{Allocated, Resource, Storage};
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::sync::{Arc, Mutex};
+
+const FILES: &[(&str, &str)] = &[
+    ("conv2d", include_str!("../shaders/conv2d.wgsl")),
+    ("epilogue", include_str!("../shaders/epilogue.wgsl")),
+    ("linear", include_str!("../shaders/linear.wgsl")),
+    ("loss", include_str!("../shaders/loss.wgsl")),
+    ("pad", include_str!("../shaders/pad.wgsl")),
+    ("pointwise", include_str!("../shaders/pointwise.wgsl")),
+    ("pool", include_str!("../shaders/pool.wgsl")),
+    ("step", include_str!("../shaders/step.wgsl")),
+];
+
+/// One kernel for one shape: entry point, constants, and where activations lie. Equal kernels share a pipeline.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Kernel {
+    /// `<op>_<pass>[_<variant>]`
+    pub entry: &'static str,
+    /// Become `const NAME: u32 = …;`
+    pub consts: Vec<(&'static str, u32)>,
+    /// Where activations lie.
+    pub storage: Storage,
+}
+
+/// How a kernel sees a binding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Activation, read.
+    ActivationRead,
+    /// Activation, written.
+    ActivationWrite,
+    /// Storage buffer, read only.
+    StorageRead,
+    /// Storage buffer, read and written.
+    StorageUpdate,
+    /// Uniform buffer.
+    Uniform,
+}
+
+/// Generated shader text and what it binds, in order.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Source {
+    /// WGSL.
+    pub text: String,
+    /// Names and access; the place is the binding number, the group is 0.
+    pub bindings: Vec<(String, Access)>,
+}
+
+/// Extent of a dispatch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grid {
+    /// x and y workgroups for each sample; z is the sample.
+    PerSample(u32, u32),
+    /// One invocation for each sample, this many in a workgroup.
+    Samples(u32),
+}
+
+/// Pipeline, bindings and grid of one piece of work, as data: what a plan is a list of.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Dispatch {
+    /// What runs.
+    pub kernel: Kernel,
+    /// Which layer it is for.
+    pub layer: String,
+    /// Names in the shader, and resources of the plan.
+    pub bindings: Vec<(&'static str, usize)>,
+    /// How often.
+    pub grid: Grid,
+    /// Floating-point operations for one sample (a multiply-add counts two).
+    pub flops: u64,
+}
+
+/// What a run of a dispatch needs on the device.
+#[derive(Debug)]
+pub(crate) struct Bound {
+    pipeline: Arc<Pipeline>,
+    group: wgpu::BindGroup,
+    grid: [u32; 3],
+}
+
+#[derive(Debug)]
+pub(crate) struct Pipeline {
+    pipeline: wgpu::ComputePipeline,
+    layout: wgpu::BindGroupLayout,
+    bindings: Vec<(String, Access)>,
+}
+
+/// Pipelines made so far on a device.
+#[derive(Debug, Default)]
+pub(crate) struct Pipelines(Mutex<HashMap<Kernel, Arc<Pipeline>>>);
+
+impl Kernel {
+    /// Every entry point there is.
+    pub fn entries() -> Vec<&'static str> {
+        let lines = FILES.iter().flat_map(|(_, text)| text.lines());
+        let names = lines.filter_map(|l| l.strip_prefix("//# kernel ")).flat_map(str::split_whitespace);
+        names.collect::<std::collections::BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// The WGSL of this kernel.
+    ///
+    /// # Errors
+    /// [`Error::Internal`] when the file or the constants are at fault.
+    pub fn source(&self) -> Result<Source> {
+        let declares =
+            |text: &str| text.lines().any(|l| l.strip_prefix("//# kernel ").is_some_and(|names| names.split_whitespace().any(|n| n == self.entry)));
+        let (_, file) = FILES
+            .iter()
+            .find(|(_, text)| declares(text))
+            .ok_or_else(|| Error::Internal(format!("no kernel {}", self.entry)))?;
+        let mut lines = Vec::new();
+        let mut ours = true;
+        for line in file.lines() {
+            if let Some(names) = line.strip_prefix("//# kernel ") {
+                ours = names.split_whitespace().any(|n| n == self.entry);
+            } else if !ours {
+                continue;
+            } else if let Some(name) = line.strip_prefix("//# include ") {
+                let (_, text) = FILES
+                    .iter()
+                    .find(|(f, _)| *f == name.trim())
+                    .ok_or_else(|| Error::Internal(format!("no shader file {name}")))?;
+                lines.extend(text.lines());
+            } else {
+                lines.push(line);
+            }
+        }
+        let mut out = Expander { kernel: self, text: String::new(), bindings: Vec::new(), vars: Vec::new() };
+        for (name, value) in &self.consts {
+            let _ = writeln!(out.text, "const {name}: u32 = {value}u;");
+        }
+        let rest = out.block(&lines, true)?;
+        if !rest.is_empty() {
+            return out.fail(rest[0]);
+        }
+        Ok(Source { text: out.text, bindings: out.bindings })
+    }
+}
+
+/// Turns lines with directives into WGSL.
+struct Expander<'a> {
+    kernel: &'a Kernel,
+    text: String,
+    bindings: Vec<(String, Access)>,
+    vars: Vec<(char, i64)>,
+}
+
+impl Expander<'_> {
+    fn fail<T>(&self, line: &str) -> Result<T> {
+        Err(Error::Internal(format!("shader text of {}: {line}", self.kernel.entry)))
+    }
+
+    /// Expands lines up to the `//# end` or `//# else` that closes this block, and returns what is left from there on.
+    fn block<'l>(&mut self, mut lines: &'l [&'l str], emit: bool) -> Result<&'l [&'l str]> {
+        while let Some((&line, rest)) = lines.split_first() {
+            let Some(directive) = line.trim_start().strip_prefix("//# ") else {
+                if emit {
+                    let expanded = self.substitute(line)?;
+                    self.text.push_str(&expanded);
+                    self.text.push('\n');
+                }
+                lines = rest;
+                continue;
+            };
+            let words: Vec<&str> = directive.split_whitespace().collect();
+            lines = match words[..] {
+                ["end" | "else"] => return Ok(lines),
+                ["if", ..] => {
+                    let yes = emit && self.condition(&words[1..].join(" "))?;
+                    let mut after = self.block(rest, yes)?;
+                    if after.first().is_some_and(|l| l.trim() == "//# else") {
+                        after = self.block(&after[1..], emit && !yes)?;
+                    }
+                    self.close(after, line)?
+                }
+                ["for", var, "in", ..] => {
+                    let range = words[3..].join("");
+                    let (Some((from, to)), Some(name)) = (range.split_once(".."), var.chars().next()) else {
+                        return self.fail(line);
+                    };
+                    let after = self.block(rest, false)?;
+                    if emit {
+                        for value in self.evaluate(from)?..self.evaluate(to)? {
+                            self.vars.push((name, value));
+                            self.block(rest, true)?;
+                            self.vars.pop();
+                        }
+                    }
+                    self.close(after, line)?
+                }
+                [name, ..] if name.ends_with(':') => {
+                    if emit {
+                        self.binding(name.trim_end_matches(':'), &words[1..])?;
+                    }
+                    rest
+                }
+                _ => return self.fail(line),
+            };
+        }
+        Ok(lines)
+    }
+
+    fn close<'l>(&self, lines: &'l [&'l str], opened: &str) -> Result<&'l [&'l str]> {
+        match lines.split_first() {
+            Some((end, rest)) if end.trim() == "//# end" => Ok(rest),
+            _ => self.fail(opened),
+        }
+    }
+
+    fn binding(&mut self, name: &str, words: &[&str]) -> Result<()> {
+        let k = self.bindings.len();
+        let at = format!("@group(0) @binding({k})");
+        let texture = self.kernel.storage == Storage::Texture;
+        let (access, text) = match words {
+            ["activation", "read", ..] if texture => (
+                Access::ActivationRead,
+                format!(
+                    "{at} var {name}_tex: texture_2d<f32>;\n\
+                     fn {name}_at(i: u32) -> vec4<f32> {{ return textureLoad({name}_tex, vec2<u32>(i & 2047u, i >> 11u), 0); }}"
+                ),
+            ),
+            ["activation", "read", ..] => (
+                Access::ActivationRead,
+                format!(
+                    "{at} var<storage, read> {name}_buf: array<vec4<f32>>;\n\
+                     fn {name}_at(i: u32) -> vec4<f32> {{ return {name}_buf[i]; }}"
+                ),
+            ),
+            ["activation", "write", ..] if texture => (
+                Access::ActivationWrite,
+                format!(
+                    "{at} var {name}_tex: texture_storage_2d<rgba32float, write>;\n\
+                     fn {name}_put(i: u32, v: vec4<f32>) {{ textureStore({name}_tex, vec2<u32>(i & 2047u, i >> 11u), v); }}"
+                ),
+            ),
+            ["activation", "write", ..] => (
+                Access::ActivationWrite,
+                format!(
+                    "{at} var<storage, read_write> {name}_buf: array<vec4<f32>>;\n\
+                     fn {name}_put(i: u32, v: vec4<f32>) {{ {name}_buf[i] = v; }}"
+                ),
+            ),
+            ["storage", "read", ty, ..] => (Access::StorageRead, format!("{at} var<storage, read> {name}: {ty};")),
+            ["storage", "update", ty, ..] => {
+                (Access::StorageUpdate, format!("{at} var<storage, read_write> {name}: {ty};"))
+            }
+            ["weights", ty, ..] if self.evaluate("UNIFORM")? == 0 => {
+                (Access::StorageRead, format!("{at} var<storage, read> {name}: {ty};"))
+            }
+            ["uniform" | "weights", ty, ..] => (Access::Uniform, format!("{at} var<uniform> {name}: {ty};")),
+            _ => return self.fail(name),
+        };
+        self.bindings.push((name.to_string(), access));
+        self.text.push_str(&text);
+        self.text.push('\n');
+        Ok(())
+    }
+
+    /// `$v`, `$(expression)`, `$entry`.
+    fn substitute(&self, line: &str) -> Result<String> {
+        let mut out = String::with_capacity(line.len());
+        let mut rest = line;
+        while let Some(at) = rest.find('$') {
+            out.push_str(&rest[..at]);
+            rest = &rest[at + 1..];
+            if let Some(tail) = rest.strip_prefix("entry") {
+                out.push_str(self.kernel.entry);
+                rest = tail;
+            } else if rest.starts_with('(') {
+                let mut depth = 0_i32;
+                let close = rest.char_indices().find(|(_, c)| {
+                    depth += i32::from(*c == '(') - i32::from(*c == ')');
+                    depth == 0
+                });
+                let Some((close, _)) = close else { return self.fail(line) };
+                let _ = write!(out, "{}", self.evaluate(&rest[1..close])?);
+                rest = &rest[close + 1..];
+            } else {
+                let _ = write!(out, "{}", self.evaluate(&rest[..1])?);
+                rest = &rest[1..];
+            }
+        }
+        out.push_str(rest);
+        Ok(out)
+    }
+
+    fn condition(&self, text: &str) -> Result<bool> {
+        for (sign, holds) in [
+            ("==", i64::eq as fn(&i64, &i64) -> bool),
+            ("!=", i64::ne),
+            (">=", i64::ge),
+            ("<", i64::lt),
+        ] {
+            if let Some((a, b)) = text.split_once(sign) {
+                return Ok(holds(&self.evaluate(a)?, &self.evaluate(b)?));
+            }
+        }
+        Ok(self.evaluate(text)? != 0)
+    }
+
+    /// Whole-number arithmetic over constants and loop variables: + - * / % and parentheses.
+    fn evaluate(&self, text: &str) -> Result<i64> {
+        let compact: Vec<char> = text.chars().filter(|c| !c.is_whitespace()).collect();
+        let mut at = 0;
+        match self.sum(&compact, &mut at) {
+            Some(value) if at == compact.len() => Ok(value),
+            _ => self.fail(text),
+        }
+    }
+
+    fn sum(&self, t: &[char], at: &mut usize) -> Option<i64> {
+        let mut value = self.product(t, at)?;
+        while let Some(op @ ('+' | '-')) = t.get(*at) {
+            *at += 1;
+            let right = self.product(t, at)?;
+            value = if *op == '+' { value + right } else { value - right };
+        }
+        Some(value)
+    }
+
+    fn product(&self, t: &[char], at: &mut usize) -> Option<i64> {
+        let mut value = self.atom(t, at)?;
+        while let Some(op @ ('*' | '/' | '%')) = t.get(*at) {
+            *at += 1;
+            let right = self.atom(t, at)?;
+            value = match op {
+                '*' => value * right,
+                '/' => value.checked_div(right)?,
+                _ => value.checked_rem(right)?,
+            };
+        }
+        Some(value)
+    }
+
+    fn atom(&self, t: &[char], at: &mut usize) -> Option<i64> {
+        if t.get(*at) == Some(&'(') {
+            *at += 1;
+            let value = self.sum(t, at)?;
+            (t.get(*at) == Some(&')')).then(|| *at += 1)?;
+            return Some(value);
+        }
+        let word: String = t[*at..].iter().take_while(|c| c.is_ascii_alphanumeric() || **c == '_').collect();
+        *at += word.len();
+        if let Ok(number) = word.parse() {
+            return Some(number);
+        }
+        let mut letters = word.chars();
+        if let (Some(c), None) = (letters.next(), letters.next()) {
+            if let Some((_, value)) = self.vars.iter().rev().find(|(v, _)| *v == c) {
+                return Some(*value);
+            }
+        }
+        self.kernel.consts.iter().find(|(name, _)| *name == word).map(|(_, v)| i64::from(*v))
+    }
+}
+
+impl Pipelines {
+    /// The pipeline of a kernel, made at its first use.
+    pub fn get(&self, gpu: &Gpu, kernel: &Kernel) -> Result<Arc<Pipeline>> {
+        if let Some(p) = self.0.lock().expect("no panic while it was held").get(kernel) {
+            return Ok(p.clone());
+        }
+        let source = kernel.source()?;
+        let made = gpu.timed_compile(|| gpu.scope(kernel.entry, || Ok(Pipeline::new(gpu, kernel, source))))?;
+        let made = Arc::new(made);
+        self.0.lock().expect("no panic while it was held").insert(kernel.clone(), made.clone());
+        Ok(made)
+    }
+}
+
+impl Pipeline {
+    fn new(gpu: &Gpu, kernel: &Kernel, source: Source) -> Self {
+        let entry = kernel.entry;
+        let device = gpu.device();
+        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: Some(entry),
+            source: wgpu::ShaderSource::Wgsl(source.text.into()),
+        });
+        let buffer = |ty| wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None };
+        let entries: Vec<wgpu::BindGroupLayoutEntry> = (0..)
+            .zip(&source.bindings)
+            .map(|(binding, (_, access))| wgpu::BindGroupLayoutEntry {
+                binding,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                count: None,
+                ty: match (access, kernel.storage) {
+                    (Access::Uniform, _) => buffer(wgpu::BufferBindingType::Uniform),
+                    (Access::ActivationRead, Storage::Texture) => wgpu::BindingType::Texture {
+                        sample_type: wgpu::TextureSampleType::Float { filterable: false },
+                        view_dimension: wgpu::TextureViewDimension::D2,
+                        multisampled: false,
+                    },
+                    (Access::ActivationWrite, Storage::Texture) => wgpu::BindingType::StorageTexture {
+                        access: wgpu::StorageTextureAccess::WriteOnly,
+                        format: wgpu::TextureFormat::Rgba32Float,
+                        view_dimension: wgpu::TextureViewDimension::D2,
+                    },
+                    (Access::StorageRead | Access::ActivationRead, _) => {
+                        buffer(wgpu::BufferBindingType::Storage { read_only: true })
+                    }
+                    (Access::StorageUpdate | Access::ActivationWrite, _) => {
+                        buffer(wgpu::BufferBindingType::Storage { read_only: false })
+                    }
+                },
+            })
+            .collect();
+        let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(entry), entries: &entries });
+        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(entry),
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: 0,
+        });
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(entry),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some(entry),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                zero_initialize_workgroup_memory: false,
+                ..Default::default()
+            },
+            cache: None,
+        });
+        Pipeline { pipeline, layout, bindings: source.bindings }
+    }
+}
+
+impl Dispatch {
+    /// Binds this dispatch to memory for a batch of `n`: `resource` gives each resource and its size in bytes.
+    pub(crate) fn bind<'a>(
+        &self,
+        gpu: &Gpu,
+        n: u32,
+        resource: impl Fn(usize) -> (&'a Allocated, u64),
+    ) -> Result<Bound> {
+        let pipeline = gpu.pipelines().get(gpu, &self.kernel)?;
+        let mut entries = Vec::with_capacity(pipeline.bindings.len());
+        for (binding, (name, _)) in (0..).zip(&pipeline.bindings) {
+            let Some((_, id)) = self.bindings.iter().find(|(given, _)| given == name) else {
+                return Err(Error::Internal(format!("{}: nothing is bound to {name}", self.kernel.entry)));
+            };
+            let (memory, bytes) = resource(*id);
+            entries.push(wgpu::BindGroupEntry { binding, resource: memory.binding(bytes) });
+        }
+        let group = gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(self.kernel.entry),
+            layout: &pipeline.layout,
+            entries: &entries,
+        });
+        let grid = match self.grid {
+            Grid::PerSample(x, y) => [x, y, n],
+            Grid::Samples(size) => [n.div_ceil(size), 1, 1],
+        };
+        Ok(Bound { pipeline, group, grid })
+    }
+}
+
+impl Bound {
+    /// Records the dispatch.
+    pub fn record(&self, pass: &mut wgpu::ComputePass<'_>) {
+        let [x, y, z] = self.grid;
+        pass.set_pipeline(&self.pipeline.pipeline);
+        pass.set_bind_group(0, &self.group, &[]);
+        pass.dispatch_workgroups(x, y, z);
+    }
+}
+
+impl std::fmt::Display for Dispatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let grid = match self.grid {
+            Grid::PerSample(x, y) => format!("{x}×{y}×N"),
+            Grid::Samples(size) => format!("⌈N/{size}⌉"),
+        };
+        write!(f, "{:<32} {:<18} {grid:<10}", self.kernel.entry, self.layer)
+    }
+}
+
+/// Runs one dispatch on its own for a batch of `n`, `data` being written to buffers first, and reads one back: for tests and
+/// benches of single kernels. Resources that `data` does not name are zero. Activations cannot be written or read here
+/// where they lie in textures.
+///
+/// # Errors
+/// Those of the device.
+pub fn run_alone(
+    gpu: &Gpu,
+    dispatch: &Dispatch,
+    resources: &[Resource],
+    n: u32,
+    data: &[(usize, Vec<u8>)],
+    read: usize,
+) -> Result<Vec<u8>> {
+    let storage = dispatch.kernel.storage;
+    let memory = gpu.scope("memory for one kernel", || {
+        resources.iter().map(|r| Allocated::new(gpu, r, u64::from(n), storage)).collect::<Result<Vec<_>>>()
+    })?;
+    let bytes = |id: usize| resources[id].bytes(u64::from(n), Storage::Buffer).unwrap_or(0);
+    gpu.scope(dispatch.kernel.entry, || {
+        for (id, bytes) in data {
+            gpu.queue().write_buffer(memory[*id].buffer(), 0, bytes);
+        }
+        let bound = dispatch.bind(gpu, n, |id| (&memory[id], bytes(id)))?;
+        let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        bound.record(&mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()));
+        gpu.wait(gpu.submit(encoder))
+    })?;
+    Ok(gpu.read(&[(memory[read].buffer(), bytes(read))])?.remove(0))
+}

@@ -1,0 +1,135 @@
+//! Convolution: `shaders/conv2d.wgsl`. The input gradient is a convolution with the weights transposed and turned by 180°.
+
+use super::{Epilogue, Value, blocks, slice_bytes, slices, workgroup};
+use crate::error::Result;
+use crate::kernel::{Dispatch, Grid, Kernel};
+use crate::model::{Conv2d, Dims, Params};
+use crate::plan::{Build, Variant};
+
+/// Weights as a gather sees them: output channel, input channel, kernel row, kernel column.
+struct Gather<'a> {
+    layer: &'a str,
+    x: Value,
+    y: Value,
+    kernel: usize,
+    /// Step in the input from one output to the next.
+    stride: usize,
+    /// The input is spread out by this much first.
+    dilate: usize,
+    padding: usize,
+    weight: &'a dyn Fn(usize, usize, usize, usize) -> f32,
+    bias: &'a dyn Fn(usize) -> f32,
+    flops: u64,
+}
+
+fn flops(c: &Conv2d, y: Dims) -> u64 {
+    2 * (c.inputs * c.outputs * c.kernel * c.kernel * y.h * y.w) as u64
+}
+
+/// y = conv(x) + bias, then the epilogue.
+pub(crate) fn forward(build: &mut Build, c: &Conv2d, p: &Params, x: Value, y: Value, epilogue: Epilogue) -> Result<()> {
+    let k = c.kernel;
+    let entry = match build.target.variant {
+        Variant::Naive => "conv2d_forward",
+        Variant::Fast => "conv2d_forward_tiled",
+    };
+    let gather = Gather {
+        layer: &c.name,
+        x,
+        y,
+        kernel: k,
+        stride: c.stride,
+        dilate: 1,
+        padding: c.padding,
+        weight: &|o, i, r, s| p.weight[((o * c.inputs + i) * k + r) * k + s],
+        bias: &|o| p.bias[o],
+        flops: flops(c, y.dims),
+    };
+    emit(build, entry, &gather, epilogue)
+}
+
+/// dx = convᵀ(dy), then the epilogue.
+pub(crate) fn input_grad(build: &mut Build, c: &Conv2d, p: &Params, dy: Value, dx: Value, epilogue: Epilogue) -> Result<()> {
+    let k = c.kernel;
+    let entry = match (build.target.variant, c.stride) {
+        (Variant::Naive, _) => "conv2d_input_grad",
+        (Variant::Fast, 1) => "conv2d_input_grad_tiled",
+        (Variant::Fast, _) => "conv2d_input_grad_parity",
+    };
+    let gather = Gather {
+        layer: &c.name,
+        x: dy,
+        y: dx,
+        kernel: k,
+        stride: 1,
+        dilate: c.stride,
+        padding: k - 1 - c.padding,
+        weight: &|o, i, r, s| p.weight[((i * c.inputs + o) * k + k - 1 - r) * k + k - 1 - s],
+        bias: &|_| 0.0,
+        flops: flops(c, dy.dims),
+    };
+    emit(build, entry, &gather, epilogue)
+}
+
+fn emit(build: &mut Build, entry: &'static str, g: &Gather, epilogue: Epilogue) -> Result<()> {
+    let (i4, o4) = (blocks(g.x.dims.c) as usize, blocks(g.y.dims.c) as usize);
+    let cb = g.x.dims.c.min(4);
+    let strip = i4 * g.kernel * g.kernel * cb;
+    // Output blocks and pixels in the registers of one invocation, and rows that it covers.
+    let (qt, px, rows) = match entry {
+        "conv2d_forward" | "conv2d_input_grad" => (2, 4, 1),
+        "conv2d_input_grad_parity" => (if o4 >= 4 { 4 } else { 2 }, 4, 2),
+        // A word of signs covers two blocks: with a ReLU or a mask a tile has at least those.
+        _ if o4 >= 4 => (4, 4, 1),
+        _ if o4 == 1 && epilogue.relu.is_none() => (1, 4, 1),
+        _ => (2, 4, 1),
+    };
+    let (count, number, uniform) = slices(o4, qt, strip, build.target.limits.uniform_binding);
+    let items = (g.y.dims.h.div_ceil(rows) * g.y.dims.w.div_ceil(px)) as u32;
+    let size = workgroup(items);
+    let mut consts = vec![
+        ("IC4", i4 as u32),
+        ("IH", g.x.dims.h as u32),
+        ("IW", g.x.dims.w as u32),
+        ("R", g.kernel as u32),
+        ("S", g.kernel as u32),
+        ("CB", cb as u32),
+        ("STRIDE", g.stride as u32),
+        ("DILATE", g.dilate as u32),
+        ("PAD", g.padding as u32),
+        ("QT", qt as u32),
+        ("PX", px as u32),
+        ("SLICE", count as u32),
+        ("UNIFORM", u32::from(uniform)),
+        ("WG", size),
+    ];
+    let mut bindings = vec![("x", g.x.id), ("y", g.y.id)];
+    epilogue.apply(build, g.y.dims, &mut consts, &mut bindings);
+    let per_tap = g.kernel * cb;
+    let weight = |o: usize, i: usize, r: usize, s: usize| {
+        if o < g.y.dims.c && i < g.x.dims.c { (g.weight)(o, i, r, s) } else { 0.0 }
+    };
+    for part in 0..number {
+        let bytes = slice_bytes(
+            part * count,
+            count,
+            strip,
+            |b| std::array::from_fn(|j| if 4 * b + j < g.y.dims.c { (g.bias)(4 * b + j) } else { 0.0 }),
+            |b, at| {
+                let (c4, r, s, i) = (at / (g.kernel * per_tap), at / per_tap % g.kernel, at / cb % g.kernel, at % cb);
+                std::array::from_fn(|j| weight(4 * b + j, 4 * c4 + i, r, s))
+            },
+        );
+        let w = build.constant(format!("{} weights", g.layer), bytes);
+        let mut bindings = bindings.clone();
+        bindings.push(("w", w));
+        build.push(Dispatch {
+            kernel: Kernel { entry, consts: consts.clone(), storage: build.target.storage },
+            layer: g.layer.into(),
+            bindings,
+            grid: Grid::PerSample(items.div_ceil(size), (count / qt) as u32),
+            flops: g.flops / number as u64,
+        });
+    }
+    Ok(())
+}

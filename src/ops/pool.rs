@@ -1,0 +1,65 @@
+//! Pooling: `shaders/pool.wgsl`. Max-pool keeps where its maximum was, one byte an output; the mean keeps nothing.
+
+use super::{Epilogue, Value, blocks, per_item, texels};
+use crate::plan::Build;
+
+/// y = max over windows; `argmax` gets the places.
+pub(crate) fn max_forward(build: &mut Build, size: usize, stride: usize, x: Value, y: Value, argmax: usize) {
+    let consts = max_consts(size, stride, x, y);
+    let bindings = vec![("x", x.id), ("y", y.id), ("argmax", argmax), ("health", build.health)];
+    let d = per_item(build, "max_pool_forward", "max_pool", texels(y.dims) as u32, consts, bindings, 0);
+    build.push(d);
+}
+
+/// dx gathers dy from the windows whose maximum it was, then the epilogue.
+pub(crate) fn max_input_grad(
+    build: &mut Build,
+    size: usize,
+    stride: usize,
+    dy: Value,
+    dx: Value,
+    argmax: usize,
+    epilogue: Epilogue,
+) {
+    let mut consts = max_consts(size, stride, dx, dy);
+    let mut bindings = vec![("dy", dy.id), ("y", dx.id), ("argmax", argmax)];
+    epilogue.apply(build, dx.dims, &mut consts, &mut bindings);
+    let d = per_item(build, "max_pool_input_grad", "max_pool", texels(dx.dims) as u32, consts, bindings, 0);
+    build.push(d);
+}
+
+/// `large` is the input, `small` the pooled output.
+fn max_consts(size: usize, stride: usize, large: Value, small: Value) -> Vec<(&'static str, u32)> {
+    vec![
+        ("C4", blocks(large.dims.c)),
+        ("IH", large.dims.h as u32),
+        ("IW", large.dims.w as u32),
+        ("P", small.dims.h as u32),
+        ("Q", small.dims.w as u32),
+        ("SIZE", size as u32),
+        ("STRIDE", stride as u32),
+    ]
+}
+
+fn mean_consts(large: Value) -> Vec<(&'static str, u32)> {
+    vec![("C4", blocks(large.dims.c)), ("IH", large.dims.h as u32), ("IW", large.dims.w as u32)]
+}
+
+/// y = mean over all pixels.
+pub(crate) fn mean_forward(build: &mut Build, x: Value, y: Value) {
+    let flops = x.dims.len() as u64;
+    let bindings = vec![("x", x.id), ("y", y.id)];
+    let d = per_item(build, "global_avg_pool_forward", "global_avg_pool", blocks(x.dims.c), mean_consts(x), bindings, flops);
+    build.push(d);
+}
+
+/// dx = dy / pixels, then the epilogue.
+pub(crate) fn mean_input_grad(build: &mut Build, dy: Value, dx: Value, epilogue: Epilogue) {
+    let mut consts = mean_consts(dx);
+    let mut bindings = vec![("dy", dy.id), ("y", dx.id)];
+    epilogue.apply(build, dx.dims, &mut consts, &mut bindings);
+    let items = texels(dx.dims) as u32;
+    let d =
+        per_item(build, "global_avg_pool_input_grad", "global_avg_pool", items, consts, bindings, dx.dims.len() as u64);
+    build.push(d);
+}

@@ -1,0 +1,20 @@
+//! The sign step: `shaders/step.wgsl`, one dispatch for the whole batch.
+
+use super::per_item;
+use crate::kernel::Dispatch;
+use crate::model::Dims;
+use crate::plan::{Build, Ids};
+
+/// x ← clamp(x ± step_size·sign(dx), lo, hi), with each sample's own eps, step size and direction.
+pub(crate) fn sign_step(build: &Build, d: Dims, ids: &Ids) -> Dispatch {
+    let bindings = vec![
+        ("bounds", ids.bounds),
+        ("samples", ids.samples),
+        ("x0", ids.x0),
+        ("dx", ids.dx),
+        ("x", ids.x),
+        ("zero_gradients", ids.zero_gradients),
+        ("health", ids.health),
+    ];
+    per_item(build, "sign_step", "step", d.len() as u32, vec![("LEN", d.len() as u32)], bindings, 4 * d.len() as u64)
+}

@@ -1,0 +1,478 @@
+//! A plan: the list of dispatches that run a network forward and backward, and the memory they share. Pure data, made from
+//! a model and a device's limits; the batch size is no part of it, so every batch runs the same kernels.
+//!
+//! Forward keeps one bit for each ReLU and one byte for each max-pool output. Activations and gradients are needed only
+//! until their last reader, so they take turns in a few slots.
+
+use crate::attack::Sample;
+use crate::error::{Error, Result};
+use crate::gpu::Limits;
+use crate::kernel::Dispatch;
+use crate::model::{Conv2d, Dims, Layer, Linear, Model, Shortcut};
+use crate::ops::{self, Epilogue, Residual, ResidualKind, Value};
+use crate::tensor::{Kind, Resource, Storage, TEXTURE_WIDTH};
+use std::collections::BTreeMap;
+use std::fmt;
+
+/// Which kernels a plan uses where there are several. All give the same bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Variant {
+    /// One value at a time, in plain loops: what the others are checked against.
+    Naive,
+    /// Register tiles.
+    #[default]
+    Fast,
+}
+
+/// What a plan is made for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Limits of the device.
+    pub limits: Limits,
+    /// Where activations lie.
+    pub storage: Storage,
+    /// Which kernels.
+    pub variant: Variant,
+}
+
+impl Default for Target {
+    /// WebGPU's guaranteed limits, activations in buffers, the fast kernels.
+    fn default() -> Self {
+        Target { limits: Limits::default(), storage: Storage::Buffer, variant: Variant::default() }
+    }
+}
+
+/// Resources that the host writes and reads.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Ids {
+    /// Clean images, [N, C, H, W].
+    pub x0: usize,
+    /// Iterates, [N, C, H, W].
+    pub x: usize,
+    /// Input gradient, [N, C, H, W].
+    pub dx: usize,
+    /// [N] of `attack::Sample`.
+    pub samples: usize,
+    /// Smallest and largest pixel.
+    pub bounds: usize,
+    /// [N, K]
+    pub logits: usize,
+    /// [N]
+    pub loss: usize,
+    /// [N]
+    pub zero_gradients: usize,
+    /// [N]
+    pub health: usize,
+}
+
+/// Dispatches of one network, in order, and what they run on.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// From images to logits.
+    pub forward: Vec<Dispatch>,
+    /// From logits to the input gradient, the loss first.
+    pub backward: Vec<Dispatch>,
+    /// One sign step for the whole batch.
+    pub step: Dispatch,
+    /// From logits to plain numbers, when they are wanted.
+    pub logits: Dispatch,
+    /// What the dispatches' bindings refer to.
+    pub resources: Vec<Resource>,
+    pub(crate) ids: Ids,
+    target: Target,
+    arch: String,
+    input: Dims,
+}
+
+/// A plan in the making. Activations are numbered from `ACTIVATIONS` on until they are given slots.
+pub(crate) struct Build<'a> {
+    pub target: &'a Target,
+    pub health: usize,
+    resources: Vec<Resource>,
+    activations: Vec<(String, u64)>,
+    dispatches: Vec<Dispatch>,
+}
+
+const ACTIVATIONS: usize = 1 << 32;
+
+impl Build<'_> {
+    fn resource(&mut self, label: impl Into<String>, kind: Kind, per_sample: u64) -> usize {
+        self.resources.push(Resource { label: label.into(), kind, per_sample });
+        self.resources.len() - 1
+    }
+
+    pub fn constant(&mut self, label: String, bytes: Vec<u8>) -> usize {
+        self.resource(label, Kind::Constant(bytes), 0)
+    }
+
+    pub fn push(&mut self, dispatch: Dispatch) {
+        self.dispatches.push(dispatch);
+    }
+
+    fn activation(&mut self, label: &str, dims: Dims, signs: Option<usize>) -> Value {
+        self.activations.push((label.into(), ops::texels(dims)));
+        Value { id: ACTIVATIONS + self.activations.len() - 1, dims, signs }
+    }
+
+    fn signs(&mut self, label: &str, dims: Dims) -> usize {
+        self.resource(format!("{label} signs"), Kind::Words, ops::sign_words(dims))
+    }
+}
+
+/// What the backward pass needs to know of a layer that has run forward. `x` is the value that entered it.
+enum Node<'m> {
+    Conv { conv: &'m Conv2d, x: Value },
+    Linear { linear: &'m Linear, x: Value },
+    MaxPool { size: usize, stride: usize, x: Value, argmax: usize },
+    GlobalAvgPool { x: Value },
+    Residual { body: Vec<Node<'m>>, kind: ResidualKind },
+}
+
+/// What the last layer of a residual body takes on from outside.
+#[derive(Clone, Copy, Default)]
+struct Tail {
+    residual: Option<Residual>,
+    relu: bool,
+}
+
+fn unsupported<T>(layer: &Layer, why: &str) -> Result<T> {
+    Err(Error::model(layer.label(), format!("not supported here: {why}")))
+}
+
+impl Plan {
+    /// Plans `model` for a device.
+    ///
+    /// # Errors
+    /// [`Error::Model`] naming a layer that cannot run where it stands; [`Error::OutOfMemory`] when not even one sample
+    /// fits the limits.
+    pub fn new(model: &Model, target: &Target) -> Result<Self> {
+        let mut build = Build {
+            target,
+            health: 0,
+            resources: Vec::new(),
+            activations: Vec::new(),
+            dispatches: Vec::new(),
+        };
+        let (pixels, classes) = (model.input.len() as u64, model.logits() as u64);
+        let ids = Ids {
+            x0: build.resource("clean images", Kind::Floats, pixels),
+            x: build.resource("iterates", Kind::Floats, pixels),
+            dx: build.resource("input gradient", Kind::Floats, pixels),
+            samples: build.resource("samples", Kind::Samples, (size_of::<Sample>() / 16) as u64),
+            bounds: build.resource("bounds", Kind::Uniform, 0),
+            logits: build.resource("logits", Kind::Floats, classes),
+            loss: build.resource("loss", Kind::Floats, 1),
+            zero_gradients: build.resource("zero gradients", Kind::Words, 1),
+            health: build.resource("health", Kind::Words, 1),
+        };
+        build.health = ids.health;
+
+        let (normalise, layers) = match model.layers.split_first() {
+            Some((Layer::Normalise { mean, std }, rest)) => (Some((&mean[..], &std[..])), rest),
+            _ => (None, &model.layers[..]),
+        };
+        let channels = ops::pointwise::channels(&mut build, model.input, normalise);
+        let image = build.activation("image", model.input, None);
+        ops::pointwise::normalise_forward(&mut build, channels, ids.x, image);
+        let mut tape = Vec::new();
+        let z = forward(&mut build, model, layers, image, Tail::default(), &mut tape)?;
+        if z.signs.is_some() || z.dims.h * z.dims.w != 1 {
+            return Err(Error::model("the last layer", "must give one plain number for each class"));
+        }
+        let forward_end = build.dispatches.len();
+
+        ops::pointwise::logits_forward(&mut build, z, ids.logits);
+        let dz = build.activation("d logits", z.dims, None);
+        ops::loss::cross_entropy_forward(&mut build, z, dz, ids.samples, ids.loss);
+        let dimage = backward(&mut build, model, &tape, dz, None)?;
+        ops::pointwise::normalise_input_grad(&mut build, channels, dimage, ids.dx);
+
+        let step = ops::step::sign_step(&build, model.input, &ids);
+        let Build { mut resources, activations, mut dispatches, .. } = build;
+        assign_slots(&activations, &mut dispatches, &mut resources);
+        let backward = dispatches.split_off(forward_end + 1);
+        let logits = dispatches.pop().expect("pushed above");
+        let plan = Plan {
+            forward: dispatches,
+            backward,
+            step,
+            logits,
+            resources,
+            ids,
+            target: target.clone(),
+            arch: model.arch.clone(),
+            input: model.input,
+        };
+        plan.largest_batch(u64::MAX)?;
+        Ok(plan)
+    }
+
+    /// What the plan was made for.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Bytes on the device that grow with the batch, for one sample.
+    pub fn bytes_per_sample(&self) -> u64 {
+        // A texture is whole rows: charged here as if a row could be split, in `bytes` as it is.
+        self.resources.iter().map(|r| r.bytes(1, Storage::Buffer).unwrap_or(u64::MAX) * u64::from(r.per_sample > 0)).sum()
+    }
+
+    /// Bytes on the device for a batch of `n`, weights included.
+    pub fn bytes(&self, n: u64) -> u64 {
+        self.resources.iter().fold(0, |sum, r| sum.saturating_add(r.bytes(n, self.target.storage).unwrap_or(u64::MAX)))
+    }
+
+    /// Floating-point operations for one sample, from image to logits.
+    pub fn flops_forward(&self) -> u64 {
+        self.forward.iter().map(|d| d.flops).sum()
+    }
+
+    /// Floating-point operations for one sample, from logits to input gradient.
+    pub fn flops_backward(&self) -> u64 {
+        self.backward.iter().map(|d| d.flops).sum()
+    }
+
+    /// The largest batch that fits the limits and `memory` bytes; larger ones are cut. A pure function of the two.
+    ///
+    /// # Errors
+    /// [`Error::OutOfMemory`] when it is zero.
+    pub fn largest_batch(&self, memory: u64) -> Result<usize> {
+        let limits = &self.target.limits;
+        // Indices in a kernel are u32, and some back ends treat them as signed.
+        let mut most = limits.workgroups.min(1 << 30);
+        let mut tightest = ("dispatch", 0, "workgroups in a dimension".to_string());
+        for r in &self.resources {
+            let (allowed, limit) = match (&r.kind, self.target.storage) {
+                (Kind::Activation, Storage::Texture) => {
+                    (limits.texture_side * TEXTURE_WIDTH * 16, "texture side".to_string())
+                }
+                (Kind::Constant(_) | Kind::Uniform, _) => (limits.storage_binding.min(limits.buffer), "binding".into()),
+                _ => (limits.storage_binding.min(limits.buffer).min(1 << 33), "storage binding".into()),
+            };
+            let one = r.bytes(1, Storage::Buffer).unwrap_or(u64::MAX);
+            let fits = match r.per_sample {
+                0 => if one <= allowed { u64::MAX } else { 0 },
+                _ => (allowed / one).min((1 << 31) / r.per_sample),
+            };
+            if fits < most {
+                most = fits;
+                tightest = (&r.label, one, format!("{limit} of {allowed} bytes"));
+            }
+        }
+        let constants: u64 = self.resources.iter().filter(|r| r.per_sample == 0).filter_map(|r| r.bytes(0, Storage::Buffer)).sum();
+        let by_memory = memory.saturating_sub(constants) / self.bytes_per_sample().max(1);
+        if by_memory < most {
+            most = by_memory;
+            tightest = ("one sample", self.bytes_per_sample() + constants, format!("memory budget of {memory} bytes"));
+        }
+        if most == 0 {
+            return Err(Error::OutOfMemory { what: tightest.0.into(), bytes: tightest.1, limit: tightest.2 });
+        }
+        Ok(usize::try_from(most).unwrap_or(usize::MAX))
+    }
+}
+
+/// Runs `layers` on `x`, leaving dispatches and a tape for the way back.
+fn forward<'m>(
+    build: &mut Build,
+    model: &'m Model,
+    layers: &'m [Layer],
+    mut x: Value,
+    tail: Tail,
+    tape: &mut Vec<Node<'m>>,
+) -> Result<Value> {
+    let mut i = 0;
+    while let Some(layer) = layers.get(i) {
+        i += 1;
+        let last = i == layers.len();
+        let label = layer.label();
+        let dims = layer.output(x.dims)?;
+        let params = |name: &str| {
+            model.params.get(name).ok_or_else(|| Error::model(name, "has no parameters"))
+        };
+        // A ReLU right behind is done by the layer itself.
+        let followed = matches!(layers.get(i), Some(Layer::Relu));
+        let relu = followed || (last && tail.relu);
+        let residual = if last { tail.residual } else { None };
+        let fuses = matches!(layer, Layer::Conv2d(_) | Layer::Linear(_) | Layer::Residual { .. });
+        if last && (tail.residual.is_some() || tail.relu) && !matches!(layer, Layer::Conv2d(_)) {
+            return unsupported(layer, "the body of a residual block must end with a convolution");
+        }
+        if fuses && followed {
+            i += 1;
+        }
+        match layer {
+            Layer::Conv2d(conv) => {
+                let signs = relu.then(|| build.signs(&label, dims));
+                let y = build.activation(&label, dims, signs);
+                let epilogue = Epilogue { residual, relu: signs, mask: None };
+                ops::conv::forward(build, conv, params(&conv.name)?, x, y, epilogue)?;
+                tape.push(Node::Conv { conv, x });
+                x = y;
+            }
+            Layer::Linear(linear) => {
+                let signs = relu.then(|| build.signs(&label, dims));
+                let y = build.activation(&label, dims, signs);
+                ops::linear::forward(build, linear, params(&linear.name)?, x, y, Epilogue { relu: signs, ..Epilogue::default() });
+                tape.push(Node::Linear { linear, x });
+                x = y;
+            }
+            Layer::Relu => {
+                let signs = build.signs(&label, dims);
+                let y = build.activation(&label, dims, Some(signs));
+                ops::pointwise::relu_forward(build, x, y, signs);
+                x = y;
+            }
+            Layer::MaxPool { size, stride } => {
+                let y = build.activation(&label, dims, None);
+                let argmax = build.resource(format!("{label} argmax"), Kind::Words, ops::texels(dims));
+                ops::pool::max_forward(build, *size, *stride, x, y, argmax);
+                tape.push(Node::MaxPool { size: *size, stride: *stride, x, argmax });
+                x = y;
+            }
+            Layer::GlobalAvgPool => {
+                let y = build.activation(&label, dims, None);
+                ops::pool::mean_forward(build, x, y);
+                tape.push(Node::GlobalAvgPool { x });
+                x = y;
+            }
+            // Texels stay where they are: a linear layer's weights are put in their order.
+            Layer::Flatten if x.dims.h * x.dims.w == 1 || matches!(layers.get(i), Some(Layer::Linear(_))) => {}
+            Layer::Flatten => return unsupported(layer, "only a linear layer can follow"),
+            Layer::Residual { body, shortcut } => {
+                let kind = match shortcut {
+                    Shortcut::Identity => ResidualKind::Same,
+                    Shortcut::Subsample { added } => ResidualKind::Subsample { added: *added },
+                };
+                if !matches!(body.first(), Some(Layer::Conv2d(_))) {
+                    return unsupported(layer, "the body of a residual block must begin with a convolution");
+                }
+                let residual = Some(Residual { id: x.id, dims: x.dims, kind });
+                let mut inner = Vec::new();
+                x = forward(build, model, body, x, Tail { residual, relu: followed }, &mut inner)?;
+                tape.push(Node::Residual { body: inner, kind });
+            }
+            Layer::Normalise { .. } => return unsupported(layer, "normalisation comes first or not at all"),
+            Layer::BatchNorm { .. } => return unsupported(layer, "batch norm is folded when weights are loaded"),
+        }
+    }
+    Ok(x)
+}
+
+/// Runs a tape backward: `dy` is the gradient of what left it, `extra` is added to the gradient of what entered it.
+fn backward(build: &mut Build, model: &Model, tape: &[Node], dy: Value, extra: Option<Residual>) -> Result<Value> {
+    let mut g = dy;
+    for (i, node) in tape.iter().enumerate().rev() {
+        let residual = if i == 0 { extra } else { None };
+        let mut grad = |label: &str, x: &Value| {
+            let epilogue = Epilogue { residual, relu: None, mask: x.signs };
+            (build.activation(&format!("d {label}"), x.dims, None), epilogue)
+        };
+        g = match node {
+            Node::Conv { conv, x } => {
+                let (dx, epilogue) = grad(&conv.name, x);
+                ops::conv::input_grad(build, conv, &model.params[&conv.name], g, dx, epilogue)?;
+                dx
+            }
+            Node::Linear { linear, x } => {
+                let (dx, epilogue) = grad(&linear.name, x);
+                ops::linear::input_grad(build, linear, &model.params[&linear.name], g, dx, epilogue);
+                dx
+            }
+            Node::MaxPool { size, stride, x, argmax } => {
+                let (dx, epilogue) = grad("max_pool", x);
+                ops::pool::max_input_grad(build, *size, *stride, g, dx, *argmax, epilogue);
+                dx
+            }
+            Node::GlobalAvgPool { x } => {
+                let (dx, epilogue) = grad("global_avg_pool", x);
+                ops::pool::mean_input_grad(build, g, dx, epilogue);
+                dx
+            }
+            Node::Residual { body, kind } => {
+                let kind = match *kind {
+                    ResidualKind::Subsample { added } => ResidualKind::Spread { added },
+                    other => other,
+                };
+                backward(build, model, body, g, Some(Residual { id: g.id, dims: g.dims, kind }))?
+            }
+        };
+    }
+    Ok(g)
+}
+
+/// Gives every activation a slot that is free from its first writer to its last reader, and puts the slots among the
+/// resources. A free slot that is large enough is taken first, the smallest such; else the largest one grows.
+fn assign_slots(activations: &[(String, u64)], dispatches: &mut [Dispatch], resources: &mut Vec<Resource>) {
+    let mut last_use = BTreeMap::new();
+    for (at, d) in dispatches.iter().enumerate() {
+        for (_, id) in d.bindings.iter().filter(|(_, id)| *id >= ACTIVATIONS) {
+            last_use.insert(*id, at);
+        }
+    }
+    let mut slots: Vec<(u64, usize)> = Vec::new(); // texels, and when it is free again
+    let mut slot_of = BTreeMap::new();
+    for (at, d) in dispatches.iter().enumerate() {
+        for (_, id) in d.bindings.iter().filter(|(_, id)| *id >= ACTIVATIONS) {
+            if slot_of.contains_key(id) {
+                continue;
+            }
+            let need = activations[id - ACTIVATIONS].1;
+            let free = slots.iter().enumerate().filter(|(_, (_, until))| *until < at);
+            let best = free.min_by_key(|(_, (texels, _))| (*texels < need, texels.abs_diff(need))).map(|(s, _)| s);
+            let slot = best.unwrap_or_else(|| {
+                slots.push((0, 0));
+                slots.len() - 1
+            });
+            slots[slot] = (slots[slot].0.max(need), last_use[id]);
+            slot_of.insert(*id, slot);
+        }
+    }
+    let first = resources.len();
+    for (i, (texels, _)) in slots.iter().enumerate() {
+        resources.push(Resource { label: format!("activation {i}"), kind: Kind::Activation, per_sample: *texels });
+    }
+    for d in dispatches {
+        for (_, id) in &mut d.bindings {
+            if let Some(slot) = slot_of.get(id) {
+                *id = first + slot;
+            }
+        }
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let storage = match self.target.storage {
+            Storage::Buffer => "buffers",
+            Storage::Texture => "textures",
+        };
+        writeln!(f, "{} for {} images, activations in {storage}; grids in workgroups, N samples", self.arch, self.input)?;
+        let parts =
+            [("forward", &self.forward[..]), ("backward", &self.backward), ("step", std::slice::from_ref(&self.step))];
+        for (name, dispatches) in parts {
+            let flops: u64 = dispatches.iter().map(|d| d.flops).sum();
+            writeln!(f, "\n{name}: {} dispatches, {:.3} MFLOP a sample", dispatches.len(), flops as f64 / 1e6)?;
+            for d in dispatches {
+                let names: Vec<String> = d
+                    .bindings
+                    .iter()
+                    .filter(|(_, id)| !matches!(self.resources[*id].kind, Kind::Constant(_)))
+                    .map(|(name, id)| format!("{name}={}", self.resources[*id].label))
+                    .collect();
+                writeln!(f, "  {d} {}", names.join(", "))?;
+            }
+        }
+        writeln!(f, "\nmemory, bytes a sample: {}", self.bytes_per_sample())?;
+        let mut weights = 0;
+        for r in &self.resources {
+            let bytes = r.bytes(1, Storage::Buffer).unwrap_or(u64::MAX);
+            match r.kind {
+                Kind::Constant(_) => weights += bytes,
+                _ => writeln!(f, "  {:<28} {bytes:>10}", r.label)?,
+            }
+        }
+        writeln!(f, "  {:<28} {weights:>10}  (for any batch)", "weights, both directions")
+    }
+}

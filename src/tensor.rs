@@ -1,0 +1,136 @@
+//! What lies on the device: resources as data ([`Resource`]), and as allocated memory ([`Allocated`]). No arithmetic.
+//!
+//! An activation is a row of texels of four channels, `[N, ⌈C/4⌉, H, W]`, addressed by one index. It lies in a storage
+//! buffer or in a 2D texture [`TEXTURE_WIDTH`] texels wide, whichever the adapter reads faster; kernels see only the index.
+
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+
+/// Texels in a row of a texture that holds an activation; a power of two, as the generated accessors assume.
+pub(crate) const TEXTURE_WIDTH: u64 = 2048;
+
+/// Where activations lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Storage {
+    /// A storage buffer of `vec4<f32>`.
+    Buffer,
+    /// A 2D texture of rgba32float: on software adapters a load costs a tenth of one from a storage buffer.
+    Texture,
+}
+
+/// What a resource holds.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Kind {
+    /// Texels of four f32.
+    Activation,
+    /// u32: sign bits, pooling positions, counters, marks.
+    Words,
+    /// f32: images, gradients, logits, losses.
+    Floats,
+    /// Sixteen bytes a sample (`attack::Sample`).
+    Samples,
+    /// The same bytes for every batch: weights and the like.
+    Constant(Vec<u8>),
+    /// Sixteen bytes for the whole batch, set before a run.
+    Uniform,
+}
+
+/// One resource of a plan.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Resource {
+    /// What it is called where a plan is printed.
+    pub label: String,
+    /// What it holds.
+    pub kind: Kind,
+    /// Elements for one sample (0 for constants and uniforms).
+    pub per_sample: u64,
+}
+
+impl Resource {
+    /// Bytes on the device for `n` samples.
+    pub fn bytes(&self, n: u64, storage: Storage) -> Option<u64> {
+        let elements = self.per_sample.checked_mul(n)?;
+        match (&self.kind, storage) {
+            (Kind::Activation, Storage::Texture) => elements.div_ceil(TEXTURE_WIDTH).checked_mul(TEXTURE_WIDTH * 16),
+            (Kind::Activation, Storage::Buffer) | (Kind::Samples, _) => elements.checked_mul(16),
+            (Kind::Words | Kind::Floats, _) => elements.checked_mul(4),
+            (Kind::Constant(bytes), _) => Some(bytes.len() as u64),
+            (Kind::Uniform, _) => Some(16),
+        }
+    }
+}
+
+/// Memory on the device.
+#[derive(Debug)]
+pub(crate) enum Allocated {
+    Buffer(wgpu::Buffer),
+    Texture(wgpu::TextureView),
+}
+
+impl Allocated {
+    /// Allocates `resource` for `n` samples. Errors of the device are the caller's to catch, in a scope.
+    pub fn new(gpu: &Gpu, resource: &Resource, n: u64, storage: Storage) -> Result<Self> {
+        let bytes = resource.bytes(n, storage).ok_or_else(|| Error::OutOfMemory {
+            what: resource.label.clone(),
+            bytes: u64::MAX,
+            limit: "more than any address".into(),
+        })?;
+        if let (Kind::Activation, Storage::Texture) = (&resource.kind, storage) {
+            let size = wgpu::Extent3d {
+                width: TEXTURE_WIDTH as u32,
+                height: (bytes / 16 / TEXTURE_WIDTH).max(1) as u32,
+                depth_or_array_layers: 1,
+            };
+            let texture = gpu.device().create_texture(&wgpu::TextureDescriptor {
+                label: Some(&resource.label),
+                size,
+                mip_level_count: 1,
+                sample_count: 1,
+                dimension: wgpu::TextureDimension::D2,
+                format: wgpu::TextureFormat::Rgba32Float,
+                usage: wgpu::TextureUsages::TEXTURE_BINDING | wgpu::TextureUsages::STORAGE_BINDING,
+                view_formats: &[],
+            });
+            return Ok(Allocated::Texture(texture.create_view(&wgpu::TextureViewDescriptor::default())));
+        }
+        let mut usage = wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
+        usage |= match &resource.kind {
+            Kind::Constant(_) => wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::STORAGE,
+            Kind::Uniform => wgpu::BufferUsages::UNIFORM,
+            _ => wgpu::BufferUsages::STORAGE,
+        };
+        let buffer = gpu.device().create_buffer(&wgpu::BufferDescriptor {
+            label: Some(&resource.label),
+            size: bytes.max(16),
+            usage,
+            mapped_at_creation: false,
+        });
+        if let Kind::Constant(data) = &resource.kind {
+            gpu.queue().write_buffer(&buffer, 0, data);
+        }
+        Ok(Allocated::Buffer(buffer))
+    }
+
+    /// The buffer, where it is one.
+    ///
+    /// # Panics
+    /// For a texture; no resource that the host reads or writes is one.
+    pub fn buffer(&self) -> &wgpu::Buffer {
+        match self {
+            Allocated::Buffer(b) => b,
+            Allocated::Texture(_) => unreachable!("the host reads and writes buffers only"),
+        }
+    }
+
+    /// What a bind group takes; of a buffer the first `bytes`, so that a kernel sees the length of the batch that runs.
+    pub fn binding(&self, bytes: u64) -> wgpu::BindingResource<'_> {
+        match self {
+            Allocated::Buffer(buffer) => wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer,
+                offset: 0,
+                size: std::num::NonZeroU64::new(bytes),
+            }),
+            Allocated::Texture(view) => wgpu::BindingResource::TextureView(view),
+        }
+    }
+}

@@ -1,0 +1,739 @@
+//! Weights: safetensors bytes in, a [`Model`] out, or an error that names the tensor. No files, no GPU.
+//!
+//! Strict on purpose: a tensor that is missing, left over, of another shape or not finite is refused, and so is a header
+//! that the format forbids but common readers let pass. Batch norm is folded here, in f64, into the convolution before
+//! it. Imports only `error` and `model`.
+//!
+//! Metadata that is read, all of it optional:
+//!
+//! | key | meaning |
+//! |---|---|
+//! | `arch` | name of the architecture; without it, the one whose tensor names and shapes fit |
+//! | `mean`, `std` | JSON lists, one number a channel: the network starts with (x − mean) / std. Without them it reads pixels in [0, 1] as they are |
+//! | `input` | `C,H,W`, must be what the architecture takes |
+//! | `classes` | JSON list of names, as many as there are logits |
+//! | `eps`, `step_size` | suggestions for attacks, kept as text (`8/255`) |
+
+use crate::error::{Error, Result};
+use crate::model::{self, Conv2d, Dims, Layer, Linear, Model, Params, Shortcut};
+use half::{bf16, f16};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Added to the variance of every batch norm.
+pub const BATCH_NORM_EPS: f64 = 1e-5;
+
+/// Largest header that is read, in bytes.
+const MAX_HEADER: u64 = 8 << 20;
+/// Most tensors in a file.
+const MAX_TENSORS: usize = 4096;
+/// Most axes of a tensor.
+const MAX_RANK: usize = 4;
+/// Most values in one sample of any layer: far beyond what a GPU buffer holds, and no product of sides overflows.
+const MAX_VALUES: usize = 1 << 30;
+
+/// Named tensors: shape, outermost axis first, and values in that order.
+pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// Reads the bytes of a safetensors file. Floating-point tensors of 16 to 64 bits are converted to f32;
+/// `num_batches_tracked` is ignored; a prefix `module.` or `model.` is dropped when every tensor has it.
+///
+/// # Errors
+/// [`Error::Model`] naming the tensor or the metadata key. The caller adds the file's name with [`Error::in_file`].
+pub fn load(bytes: &[u8]) -> Result<Model> {
+    let (file, metadata) = open(bytes).map_err(|detail| Error::model("weights", detail))?;
+    let views = without_prefix(file.tensors());
+    let arch = recognise(&metadata, &views)?;
+    let mut layers = arch.layers;
+    if let Some(normalise) = normalise(&metadata)? {
+        layers.insert(0, normalise);
+    }
+    if let Some(input) = metadata.get("input") {
+        check_input(input, arch.input)?;
+    }
+    let expected = expected(&layers)?;
+    let found = views.iter().map(|(name, view)| (name.clone(), view.shape().to_vec())).collect();
+    if let Some(difference) = difference(&expected, &found) {
+        return Err(difference);
+    }
+    let mut tensors = Tensors::new();
+    for (name, view) in &views {
+        tensors.insert(name.clone(), (view.shape().to_vec(), floats(name, view)?));
+    }
+    let mut model = build(&arch.name, layers, arch.input, tensors)?;
+    model.classes = classes(&metadata, model.logits())?;
+    model.eps = metadata.get("eps").cloned();
+    model.step_size = metadata.get("step_size").cloned();
+    Ok(model)
+}
+
+/// Builds a network of one's own (`arch` is `custom`) from layers and tensors named as [`Conv2d`], [`Linear`] and
+/// [`Layer::BatchNorm`] say. `input` is the shape of one image.
+///
+/// # Errors
+/// [`Error::Model`] naming the layer or tensor: shapes that do not fit, two layers of one name, tensors missing, left
+/// over or not finite, a batch norm that does not follow a convolution, a body of a residual block that does not end
+/// with a convolution, a [`Layer::Normalise`] that is not first.
+pub fn from_layers(layers: Vec<Layer>, input: Dims, tensors: Tensors) -> Result<Model> {
+    build("custom", layers, input, tensors)
+}
+
+/// What a file says about itself, by key.
+pub(crate) type Metadata = BTreeMap<String, String>;
+
+/// Opens a safetensors file with the checks that the crate does not make. The error is a detail without a place, for
+/// weights and data sets alike.
+pub(crate) fn open(bytes: &[u8]) -> std::result::Result<(SafeTensors<'_>, Metadata), String> {
+    let (length, rest) = bytes.split_first_chunk::<8>().ok_or("shorter than a safetensors header")?;
+    let length = u64::from_le_bytes(*length);
+    if length > MAX_HEADER {
+        return Err(format!("not safetensors, or a header of {length} bytes; at most {MAX_HEADER} are read"));
+    }
+    let header = rest.get(..length as usize).ok_or("truncated: the header is cut off")?;
+    if header.first() != Some(&b'{') {
+        return Err("not safetensors: the header does not start with `{`".into());
+    }
+    scan(header)?;
+    let refused = |e: safetensors::SafeTensorError| format!("not sound safetensors: {e}");
+    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(refused)?;
+    for (name, info) in metadata.tensors() {
+        if info.shape.len() > MAX_RANK {
+            return Err(format!("tensor `{name}` has {} axes; at most {MAX_RANK} are supported", info.shape.len()));
+        }
+    }
+    let file = SafeTensors::deserialize(bytes).map_err(refused)?;
+    let pairs = metadata.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone()));
+    Ok((file, pairs.collect()))
+}
+
+/// Refuses a key that occurs twice in one object (JSON readers keep the last one silently) and too many tensors. What is
+/// not JSON at all is left for the reader proper to refuse.
+fn scan(header: &[u8]) -> std::result::Result<(), String> {
+    let mut open: Vec<Option<BTreeSet<String>>> = Vec::new();
+    let mut key_next = false;
+    let mut i = 0;
+    while i < header.len() {
+        match header[i] {
+            b'{' => {
+                open.push(Some(BTreeSet::new()));
+                key_next = true;
+            }
+            b'[' => {
+                open.push(None);
+                key_next = false;
+            }
+            b'}' | b']' => {
+                open.pop();
+                key_next = false;
+            }
+            b',' => key_next = matches!(open.last(), Some(Some(_))),
+            b'"' => {
+                let start = i;
+                i += 1;
+                while i < header.len() && header[i] != b'"' {
+                    i += if header[i] == b'\\' { 2 } else { 1 };
+                }
+                let text = header.get(start..=i).ok_or("the header ends inside a string")?;
+                let outermost = open.len() == 1;
+                if let (true, Some(Some(keys))) = (key_next, open.last_mut()) {
+                    let key: String = serde_json::from_slice(text).map_err(|e| format!("header: {e}"))?;
+                    if keys.contains(&key) {
+                        return Err(format!("`{key}` occurs twice in the header"));
+                    }
+                    keys.insert(key);
+                    if outermost && keys.len() > MAX_TENSORS + usize::from(keys.contains("__metadata__")) {
+                        return Err(format!("more than {MAX_TENSORS} tensors"));
+                    }
+                }
+                key_next = false;
+            }
+            _ => {}
+        }
+        i += 1;
+    }
+    Ok(())
+}
+
+type Views<'a> = BTreeMap<String, TensorView<'a>>;
+
+/// Drops what wrappers put before every name, and the counters that evaluation does not need.
+fn without_prefix(tensors: Vec<(String, TensorView<'_>)>) -> Views<'_> {
+    let mut views: Views<'_> = tensors.into_iter().collect();
+    for prefix in ["module.", "model."] {
+        if views.keys().all(|name| name.starts_with(prefix)) {
+            views = views.into_iter().map(|(name, view)| (name[prefix.len()..].to_string(), view)).collect();
+        }
+    }
+    views.retain(|name, _| name != "num_batches_tracked" && !name.ends_with(".num_batches_tracked"));
+    views
+}
+
+fn recognise(metadata: &Metadata, views: &Views<'_>) -> Result<model::Arch> {
+    let known = model::known();
+    let names = || known.iter().map(|a| a.name.as_str()).collect::<Vec<_>>().join(", ");
+    if let Some(name) = metadata.get("arch") {
+        return match known.iter().find(|a| a.name == *name) {
+            Some(arch) => Ok(arch.clone()),
+            None => {
+                Err(Error::model("metadata `arch`", format!("unknown architecture `{name}`; known are {}", names())))
+            }
+        };
+    }
+    let found: BTreeMap<String, Vec<usize>> = views.iter().map(|(n, v)| (n.clone(), v.shape().to_vec())).collect();
+    // The architecture that shares the most names gives the most useful message when none fits.
+    let mut closest: Option<(usize, &model::Arch, Error)> = None;
+    for arch in &known {
+        let expected = expected(&arch.layers)?;
+        let Some(error) = difference(&expected, &found) else { return Ok(arch.clone()) };
+        let shared = expected.iter().filter(|(name, _)| found.contains_key(name)).count();
+        if shared > closest.as_ref().map_or(0, |(best, ..)| *best) {
+            closest = Some((shared, arch, error));
+        }
+    }
+    Err(match closest {
+        Some((_, arch, Error::Model { place, detail })) => {
+            Error::model(place, format!("{detail} (as {}, which fits best; known are {})", arch.name, names()))
+        }
+        _ => Error::model(
+            "weights",
+            format!("no `arch` in the metadata, and no tensor of a known architecture; known are {}", names()),
+        ),
+    })
+}
+
+fn normalise(metadata: &Metadata) -> Result<Option<Layer>> {
+    let list = |key: &str| match metadata.get(key) {
+        None => Ok(None),
+        Some(text) => serde_json::from_str::<Vec<f64>>(text)
+            .map(Some)
+            .map_err(|e| Error::model(format!("metadata `{key}`"), format!("not a JSON list of numbers: {e}"))),
+    };
+    match (list("mean")?, list("std")?) {
+        (None, None) => Ok(None),
+        (Some(mean), Some(std)) => Ok(Some(Layer::Normalise { mean, std })),
+        (Some(_), None) => Err(Error::model("metadata `mean`", "there is no `std` beside it")),
+        (None, Some(_)) => Err(Error::model("metadata `std`", "there is no `mean` beside it")),
+    }
+}
+
+fn check_input(text: &str, input: Dims) -> Result<()> {
+    let sides: Option<Vec<usize>> = text.split(',').map(|side| side.trim().parse().ok()).collect();
+    match sides {
+        Some(sides) if sides == [input.c, input.h, input.w] => Ok(()),
+        Some(sides) if sides.len() == 3 => Err(Error::model(
+            "metadata `input`",
+            format!("{} given, but the architecture takes {input}", Dims::new(sides[0], sides[1], sides[2])),
+        )),
+        _ => Err(Error::model("metadata `input`", "not of the form C,H,W")),
+    }
+}
+
+fn classes(metadata: &Metadata, logits: usize) -> Result<Vec<String>> {
+    let Some(text) = metadata.get("classes") else { return Ok(Vec::new()) };
+    let fail = |detail: String| Err(Error::model("metadata `classes`", detail));
+    match class_names(text) {
+        Ok(names) if names.len() == logits => Ok(names),
+        Ok(names) => fail(format!("{} names for {logits} logits", names.len())),
+        Err(detail) => fail(detail),
+    }
+}
+
+/// Class names out of a JSON list. Control characters are refused: the names end up in terminals.
+pub(crate) fn class_names(text: &str) -> std::result::Result<Vec<String>, String> {
+    let names: Vec<String> = serde_json::from_str(text).map_err(|e| format!("not a JSON list of strings: {e}"))?;
+    match names.iter().position(|name| name.chars().any(char::is_control)) {
+        Some(i) => Err(format!("name {i} holds a control character")),
+        None => Ok(names),
+    }
+}
+
+/// Values of a floating-point tensor. Copied byte by byte: the data of a file may lie at an odd address.
+fn floats(name: &str, view: &TensorView<'_>) -> Result<Vec<f32>> {
+    decode(view).ok_or_else(|| Error::model(name, format!("{} values; only floats are supported", view.dtype())))
+}
+
+/// Values of a floating-point tensor as f32; `None` for any other type.
+pub(crate) fn decode(view: &TensorView<'_>) -> Option<Vec<f32>> {
+    let data = view.data();
+    Some(match view.dtype() {
+        Dtype::F16 => data.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f32()).collect(),
+        Dtype::BF16 => data.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect(),
+        Dtype::F32 => data.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect(),
+        Dtype::F64 => data.as_chunks().0.iter().map(|b| f64::from_le_bytes(*b) as f32).collect(),
+        _ => return None,
+    })
+}
+
+/// Names and shapes of the tensors that layers ask for, in their order.
+fn expected(layers: &[Layer]) -> Result<Vec<(String, Vec<usize>)>> {
+    let mut list = Vec::new();
+    collect(layers, &mut list);
+    let mut names = BTreeSet::new();
+    match list.iter().find(|(name, _)| !names.insert(name)) {
+        Some((name, _)) => Err(Error::model(name, "two layers ask for this tensor")),
+        None => Ok(list),
+    }
+}
+
+fn collect(layers: &[Layer], list: &mut Vec<(String, Vec<usize>)>) {
+    for layer in layers {
+        let mut push = |name: &str, part: &str, shape: Vec<usize>| list.push((format!("{name}.{part}"), shape));
+        match layer {
+            Layer::Conv2d(Conv2d { name, inputs, outputs, kernel, bias, .. }) => {
+                push(name, "weight", vec![*outputs, *inputs, *kernel, *kernel]);
+                if *bias {
+                    push(name, "bias", vec![*outputs]);
+                }
+            }
+            Layer::Linear(Linear { name, inputs, outputs }) => {
+                push(name, "weight", vec![*outputs, *inputs]);
+                push(name, "bias", vec![*outputs]);
+            }
+            Layer::BatchNorm { name, channels } => {
+                for part in ["weight", "bias", "running_mean", "running_var"] {
+                    push(name, part, vec![*channels]);
+                }
+            }
+            Layer::Residual { body, .. } => collect(body, list),
+            Layer::Normalise { .. } | Layer::Relu | Layer::MaxPool { .. } | Layer::GlobalAvgPool | Layer::Flatten => {}
+        }
+    }
+}
+
+/// The first difference between the tensors asked for and those there are.
+fn difference(expected: &[(String, Vec<usize>)], found: &BTreeMap<String, Vec<usize>>) -> Option<Error> {
+    for (name, shape) in expected {
+        match found.get(name) {
+            None => return Some(Error::model(name, "this tensor is missing")),
+            Some(other) if other != shape => {
+                return Some(Error::model(name, format!("has shape {other:?}, but {shape:?} is expected")));
+            }
+            Some(_) => {}
+        }
+    }
+    let asked: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+    let surplus = found.keys().find(|name| !asked.contains(name.as_str()))?;
+    Some(Error::model(surplus, "this tensor is left over: no layer asks for it"))
+}
+
+fn build(arch: &str, layers: Vec<Layer>, input: Dims, mut tensors: Tensors) -> Result<Model> {
+    check_size("input", input)?;
+    let out = check_layers(&layers, input, true)?;
+    if (out.h, out.w) != (1, 1) || out.c < 2 {
+        let last = layers.last().map_or("layers".into(), Layer::label);
+        return Err(Error::model(last, format!("gives {out}; a classifier ends with K×1×1, K at least 2")));
+    }
+    let found = tensors.iter().map(|(name, (shape, _))| (name.clone(), shape.clone())).collect();
+    if let Some(error) = difference(&expected(&layers)?, &found) {
+        return Err(error);
+    }
+    for (name, (shape, values)) in &tensors {
+        // Shapes equal those of checked layers by now, so the product cannot overflow.
+        let count: usize = shape.iter().product();
+        if values.len() != count {
+            return Err(Error::model(name, format!("{} values for the shape {shape:?}", values.len())));
+        }
+        if let Some(i) = values.iter().position(|v| !v.is_finite()) {
+            return Err(Error::model(name, format!("value {i} is {}", values[i])));
+        }
+        if let Some(i) = values.iter().position(|v| *v < 0.0 && name.ends_with(".running_var")) {
+            return Err(Error::model(name, format!("variance {i} is negative ({})", values[i])));
+        }
+    }
+    let mut params = BTreeMap::new();
+    let layers = fold(layers, &mut tensors, &mut params)?;
+    let model = Model { arch: arch.into(), input, layers, params, classes: Vec::new(), eps: None, step_size: None };
+    model::output(&model.layers, input)?;
+    Ok(model)
+}
+
+fn check_size(place: &str, d: Dims) -> Result<()> {
+    let len = d.c.checked_mul(d.h).and_then(|n| n.checked_mul(d.w));
+    match len {
+        Some(n) if n > 0 && n <= MAX_VALUES => Ok(()),
+        _ => Err(Error::model(place, format!("{d}: every side must be 1 or more, and at most {MAX_VALUES} values"))),
+    }
+}
+
+/// Checks what [`Layer::output`] does not: sizes, order, and where a layer may stand.
+fn check_layers(layers: &[Layer], input: Dims, outermost: bool) -> Result<Dims> {
+    let mut x = input;
+    for (i, layer) in layers.iter().enumerate() {
+        let after_conv = i > 0 && matches!(layers[i - 1], Layer::Conv2d(_));
+        match layer {
+            Layer::Normalise { .. } if i > 0 || !outermost => {
+                return Err(Error::model(layer.label(), "only supported as the first layer"));
+            }
+            Layer::BatchNorm { .. } if !after_conv => {
+                return Err(Error::model(layer.label(), "batch norm is only supported right after a convolution"));
+            }
+            Layer::Residual { body, shortcut } => {
+                if matches!(shortcut, Shortcut::Subsample { added } if *added > MAX_VALUES) {
+                    return Err(Error::model(layer.label(), "too many added channels"));
+                }
+                let end = body.iter().rev().find(|l| !matches!(l, Layer::BatchNorm { .. }));
+                if !matches!(end, Some(Layer::Conv2d(_))) {
+                    return Err(Error::model(layer.label(), "the body must end with a convolution"));
+                }
+                check_layers(body, x, false)?;
+            }
+            // Guards the products in `Layer::output` and in the shapes of weights.
+            Layer::Conv2d(Conv2d { inputs, outputs, .. })
+                if inputs.checked_mul(*outputs).is_none_or(|n| n > MAX_VALUES / 9) =>
+            {
+                return Err(Error::model(layer.label(), "the weights are too large"));
+            }
+            Layer::Linear(Linear { inputs, outputs, .. })
+                if inputs.checked_mul(*outputs).is_none_or(|n| n > MAX_VALUES) =>
+            {
+                return Err(Error::model(layer.label(), "the weights are too large"));
+            }
+            _ => {}
+        }
+        x = layer.output(x)?;
+        check_size(&layer.label(), x)?;
+    }
+    Ok(x)
+}
+
+/// Moves tensors into `params`, and every batch norm into the convolution before it.
+fn fold(layers: Vec<Layer>, tensors: &mut Tensors, params: &mut BTreeMap<String, Params>) -> Result<Vec<Layer>> {
+    let mut folded: Vec<Layer> = Vec::new();
+    let mut rest = layers.into_iter().peekable();
+    while let Some(layer) = rest.next() {
+        let mut take = |name: &str, part: &str| {
+            let name = format!("{name}.{part}");
+            tensors.remove(&name).map(|(_, values)| values).ok_or_else(|| Error::model(name, "this tensor is missing"))
+        };
+        match layer {
+            Layer::Conv2d(mut conv) => {
+                let mut p = Params { weight: take(&conv.name, "weight")?, bias: vec![0.0; conv.outputs] };
+                if conv.bias {
+                    p.bias = take(&conv.name, "bias")?;
+                }
+                conv.bias = true;
+                if let Some(Layer::BatchNorm { name, .. }) = rest.next_if(|l| matches!(l, Layer::BatchNorm { .. })) {
+                    let norm = BatchNorm {
+                        gamma: take(&name, "weight")?,
+                        beta: take(&name, "bias")?,
+                        mean: take(&name, "running_mean")?,
+                        variance: take(&name, "running_var")?,
+                    };
+                    norm.fold_into(&mut p);
+                    if let Some(k) = not_finite(&p) {
+                        let detail = format!("output {k} of {} is not finite once this is folded into it", conv.name);
+                        return Err(Error::model(name, detail));
+                    }
+                }
+                params.insert(conv.name.clone(), p);
+                folded.push(Layer::Conv2d(conv));
+            }
+            Layer::Linear(linear) => {
+                let p = Params { weight: take(&linear.name, "weight")?, bias: take(&linear.name, "bias")? };
+                params.insert(linear.name.clone(), p);
+                folded.push(Layer::Linear(linear));
+            }
+            Layer::Residual { body, shortcut } => {
+                let body = fold(body, tensors, params)?;
+                folded.push(Layer::Residual { body, shortcut });
+            }
+            other => folded.push(other),
+        }
+    }
+    Ok(folded)
+}
+
+struct BatchNorm {
+    gamma: Vec<f32>,
+    beta: Vec<f32>,
+    mean: Vec<f32>,
+    variance: Vec<f32>,
+}
+
+impl BatchNorm {
+    /// γ·(conv(x) − μ)/√(σ² + eps) + β is a convolution again: one rounding to f32, at the end.
+    fn fold_into(&self, p: &mut Params) {
+        let taps = p.weight.len() / p.bias.len();
+        for (k, filter) in p.weight.chunks_exact_mut(taps).enumerate() {
+            let scale = f64::from(self.gamma[k]) / (f64::from(self.variance[k]) + BATCH_NORM_EPS).sqrt();
+            for w in filter {
+                *w = (f64::from(*w) * scale) as f32;
+            }
+            let shifted = f64::from(p.bias[k]) - f64::from(self.mean[k]);
+            p.bias[k] = (shifted * scale + f64::from(self.beta[k])) as f32;
+        }
+    }
+}
+
+/// The first output with a weight or bias that is not finite.
+fn not_finite(p: &Params) -> Option<usize> {
+    let taps = p.weight.len() / p.bias.len();
+    (0..p.bias.len())
+        .find(|&k| !p.bias[k].is_finite() || p.weight[k * taps..(k + 1) * taps].iter().any(|w| !w.is_finite()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file from a header as text and the bytes behind it.
+    fn raw(header: &str, data: &[u8]) -> Vec<u8> {
+        [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
+    }
+
+    /// A sound file of f32 tensors.
+    fn file(metadata: &[(&str, &str)], tensors: &Tensors) -> Vec<u8> {
+        let metadata: BTreeMap<_, _> = metadata.iter().copied().collect();
+        let mut header = serde_json::json!({ "__metadata__": metadata });
+        let mut data = Vec::new();
+        for (name, (shape, values)) in tensors {
+            let start = data.len();
+            data.extend(values.iter().flat_map(|v| v.to_le_bytes()));
+            header[name] = serde_json::json!({ "dtype": "F32", "shape": shape, "data_offsets": [start, data.len()] });
+        }
+        raw(&header.to_string(), &data)
+    }
+
+    /// Tensors of an architecture, every value different and every variance positive.
+    fn tensors(layers: &[Layer]) -> Tensors {
+        let mut seed = 0_u32;
+        let mut value = || {
+            seed += 1;
+            (crate::attack::philox(1, [seed, 0, 0, 0])[0] >> 8) as f32 / 16_777_216.0 - 0.5
+        };
+        let fill = |(name, shape): (String, Vec<usize>)| {
+            let offset = if name.ends_with("running_var") { 0.6 } else { 0.0 };
+            let values = (0..shape.iter().product()).map(|_| value() + offset).collect();
+            (name, (shape, values))
+        };
+        expected(layers).unwrap().into_iter().map(fill).collect()
+    }
+
+    fn message(result: Result<Model>) -> String {
+        // Not `unwrap_err`: it would print every weight.
+        let Err(error) = result else { panic!("must be refused") };
+        assert_eq!(error.exit_code(), 3);
+        error.to_string()
+    }
+
+    #[test]
+    fn headers_that_the_format_forbids_are_refused() {
+        let one = r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#;
+        let refused = |bytes: &[u8]| message(load(bytes));
+        assert!(open(&raw(one, &[1])).is_ok());
+        assert!(refused(&[1, 2, 3]).contains("shorter than"));
+        assert!(refused(&u64::MAX.to_le_bytes()).contains("at most"));
+        assert!(refused(&raw(one, &[1])[..20]).contains("cut off"));
+        assert!(refused(&raw(&format!(" {one}"), &[1])).contains("does not start with"));
+        assert!(refused(&raw("", &[])).contains("does not start with"));
+        for (data, what) in [(&[][..], "missing byte"), (&[1, 2], "trailing byte")] {
+            assert!(refused(&raw(one, data)).contains("not sound"), "{what}");
+        }
+        let twice = r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},"\u0061":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#;
+        assert!(refused(&raw(twice, &[1])).contains("`a` occurs twice"));
+        let twice = r#"{"__metadata__":{"arch":"x","arch":"y"}}"#;
+        assert!(refused(&raw(twice, &[])).contains("`arch` occurs twice"));
+        let rank = r#"{"a":{"dtype":"U8","shape":[1,1,1,1,1],"data_offsets":[0,1]}}"#;
+        assert!(refused(&raw(rank, &[1])).contains("`a` has 5 axes"));
+        let overflow = r#"{"a":{"dtype":"F32","shape":[4294967296,4294967296],"data_offsets":[0,0]}}"#;
+        assert!(refused(&raw(overflow, &[])).contains("not sound"));
+        let hole = r#"{"a":{"dtype":"U8","shape":[1],"data_offsets":[1,2]}}"#;
+        assert!(refused(&raw(hole, &[1, 2])).contains("not sound"));
+        for junk in ["{", "{\"", "{\"a\\", "{\"a\":[[[", "{]}", "{\"a\":1,,}", "{\"\\x\":1}"] {
+            refused(&raw(junk, &[]));
+        }
+        let deep = "{\"a\":".repeat(100_000);
+        refused(&raw(&deep, &[]));
+    }
+
+    #[test]
+    fn four_thousand_tensors_and_no_more() {
+        let many = |n: usize| {
+            let entry = |i| format!(r#""t{i}":{{"dtype":"U8","shape":[0],"data_offsets":[0,0]}}"#);
+            raw(&format!("{{{}}}", (0..n).map(entry).collect::<Vec<_>>().join(",")), &[])
+        };
+        assert!(open(&many(MAX_TENSORS)).is_ok());
+        assert!(open(&many(MAX_TENSORS + 1)).unwrap_err().contains("more than 4096"));
+    }
+
+    #[test]
+    fn a_file_cut_anywhere_is_refused() {
+        let bytes = file(&[], &tensors(&model::digits_cnn().layers));
+        let header = bytes.len() - 4 * 20_730;
+        for end in (0..header + 64).chain([bytes.len() - 1]) {
+            message(load(&bytes[..end]));
+        }
+    }
+
+    #[test]
+    fn both_networks_are_recognised_and_loaded() {
+        for arch in model::known() {
+            let plain = tensors(&arch.layers);
+            let model = load(&file(&[], &plain)).unwrap();
+            assert_eq!((model.arch.as_str(), model.input, model.logits()), (arch.name.as_str(), arch.input, 10));
+            assert_eq!((model.classes.len(), model.eps.clone()), (0, None));
+            assert!(!matches!(model.layers[0], Layer::Normalise { .. }));
+            assert!(!format!("{:?}", model.layers).contains("BatchNorm"));
+            assert!(!format!("{:?}", model.layers).contains("bias: false"));
+
+            let prefixed = |prefix: &str| -> Tensors {
+                let mut all: Tensors = plain.iter().map(|(n, t)| (format!("{prefix}{n}"), t.clone())).collect();
+                all.insert(format!("{prefix}bn1.num_batches_tracked"), (vec![], vec![7.0]));
+                all
+            };
+            assert_eq!(load(&file(&[("arch", &arch.name)], &prefixed("module."))).unwrap(), model);
+            assert_eq!(load(&file(&[], &prefixed("model."))).unwrap(), model);
+            assert_eq!(load(&file(&[], &prefixed("module.model."))).unwrap(), model);
+            let mut mixed = prefixed("module.");
+            mixed.insert("linear.bias".into(), (vec![10], vec![0.0; 10]));
+            assert!(message(load(&file(&[("arch", &arch.name)], &mixed))).contains("missing"));
+        }
+    }
+
+    #[test]
+    fn metadata_is_read_and_checked() {
+        let plain = tensors(&model::digits_cnn().layers);
+        let with = |metadata: &[(&str, &str)]| load(&file(metadata, &plain));
+        let names = r#"["0","1","2","3","4","5","6","7","8","neuf"]"#;
+        let model = with(&[
+            ("arch", "digits-cnn"),
+            ("classes", names),
+            ("mean", "[0.25]"),
+            ("std", "[0.5]"),
+            ("input", "1,8,8"),
+            ("eps", "0.3"),
+            ("step_size", "2/255"),
+            ("format", "pt"),
+        ])
+        .unwrap();
+        assert_eq!(model.layers[0], Layer::Normalise { mean: vec![0.25], std: vec![0.5] });
+        assert_eq!((model.classes[9].as_str(), model.eps.as_deref()), ("neuf", Some("0.3")));
+        assert_eq!(model.step_size.as_deref(), Some("2/255"));
+
+        let unknown = message(with(&[("arch", "vgg")]));
+        assert!(unknown.contains("`vgg`") && unknown.contains("digits-cnn, resnet20"), "{unknown}");
+        assert!(message(with(&[("arch", "resnet20")])).contains("conv1.weight: has shape [16, 1, 3, 3]"));
+        assert!(message(with(&[("classes", r#"["a"]"#)])).contains("1 names for 10 logits"));
+        assert!(message(with(&[("classes", "a")])).contains("not a JSON list"));
+        assert!(message(with(&[("mean", "[0.5]")])).contains("no `std`"));
+        assert!(message(with(&[("std", "[0.5]")])).contains("no `mean`"));
+        assert!(message(with(&[("mean", "[0,0]"), ("std", "[1,1]")])).contains("2 means"));
+        assert!(message(with(&[("mean", "[0]"), ("std", "[0]")])).contains("positive"));
+        assert!(message(with(&[("mean", "0"), ("std", "1")])).contains("JSON list of numbers"));
+        assert!(message(with(&[("input", "3,32,32")])).contains("takes 1×8×8"));
+        assert!(message(with(&[("input", "8,8")])).contains("C,H,W"));
+    }
+
+    #[test]
+    fn tensors_that_do_not_fit_are_refused_by_name() {
+        let plain = tensors(&model::resnet20().layers);
+        let changed = |change: &dyn Fn(&mut Tensors)| {
+            let mut tensors = plain.clone();
+            change(&mut tensors);
+            message(load(&file(&[], &tensors)))
+        };
+        let missing = changed(&|t| drop(t.remove("layer2.1.bn1.weight")));
+        assert!(missing.contains("layer2.1.bn1.weight: this tensor is missing (as resnet20"), "{missing}");
+        let surplus = changed(&|t| drop(t.insert("fc.bias".into(), (vec![1], vec![0.0]))));
+        assert!(surplus.contains("fc.bias: this tensor is left over"), "{surplus}");
+        let shape = changed(&|t| drop(t.insert("linear.bias".into(), (vec![2, 5], vec![0.0; 10]))));
+        assert!(shape.contains("linear.bias: has shape [2, 5], but [10] is expected"), "{shape}");
+        let nan = changed(&|t| t.get_mut("layer1.0.conv1.weight").unwrap().1[17] = f32::NAN);
+        assert!(nan.contains("layer1.0.conv1.weight: value 17 is NaN"), "{nan}");
+        let infinite = changed(&|t| t.get_mut("linear.weight").unwrap().1[3] = f32::NEG_INFINITY);
+        assert!(infinite.contains("linear.weight: value 3 is -inf"), "{infinite}");
+        let variance = changed(&|t| t.get_mut("bn1.running_var").unwrap().1[2] = -0.1);
+        assert!(variance.contains("bn1.running_var: variance 2 is negative"), "{variance}");
+        let folded = changed(&|t| {
+            t.get_mut("bn1.weight").unwrap().1[5] = f32::MAX;
+            t.get_mut("bn1.running_var").unwrap().1[5] = 0.0;
+        });
+        assert!(folded.contains("bn1: output 5 of conv1"), "{folded}");
+        let nothing = message(load(&file(&[], &Tensors::new())));
+        assert!(nothing.contains("no tensor of a known architecture"), "{nothing}");
+        let named = load(&file(&[], &Tensors::new())).unwrap_err().in_file("w.safetensors").to_string();
+        assert!(named.starts_with("model: w.safetensors: weights:"), "{named}");
+    }
+
+    #[test]
+    fn every_float_type_is_read_at_any_address() {
+        let value = 0.15625_f32; // exact in all four
+        let types: [(&str, Vec<u8>); 4] = [
+            ("F16", f16::from_f32(value).to_le_bytes().to_vec()),
+            ("BF16", bf16::from_f32(value).to_le_bytes().to_vec()),
+            ("F32", value.to_le_bytes().to_vec()),
+            ("F64", f64::from(value).to_le_bytes().to_vec()),
+        ];
+        for (dtype, bytes) in &types {
+            for padding in 0..8 {
+                let end = bytes.len() * 2;
+                let header = format!(r#"{{"a":{{"dtype":"{dtype}","shape":[2],"data_offsets":[0,{end}]}}}}"#);
+                let file = raw(&(header + &" ".repeat(padding)), &bytes.repeat(2));
+                let (file, _) = open(&file).unwrap();
+                assert_eq!(decode(&file.tensor("a").unwrap()).unwrap(), [value; 2], "{dtype}");
+            }
+        }
+        let layers = model::digits_cnn().layers;
+        let integers = String::from_utf8_lossy(&file(&[], &tensors(&layers))[8..]).replace("F32", "I32");
+        let header = integers.split_once("}}").unwrap().0.to_string() + "}}";
+        let data: Vec<u8> = vec![0; 4 * 20_730];
+        assert!(message(load(&raw(&header, &data))).contains("I32 values; only floats"));
+    }
+
+    fn conv(name: &str, inputs: usize, outputs: usize) -> Layer {
+        Layer::Conv2d(Conv2d { name: name.into(), inputs, outputs, kernel: 1, stride: 1, padding: 0, bias: false })
+    }
+
+    fn norm(name: &str, channels: usize) -> Layer {
+        Layer::BatchNorm { name: name.into(), channels }
+    }
+
+    #[test]
+    fn batch_norm_is_folded_as_by_hand() {
+        // x = 3: conv gives 6 and −3; (6 − 1)/√(4 + 1e-5)·0.5 + 0.25 and (−3 + 2)/√(0 + 1e-5)·2 − 1.
+        let tensors = Tensors::from([
+            ("c.weight".into(), (vec![2, 1, 1, 1], vec![2.0, -1.0])),
+            ("b.weight".into(), (vec![2], vec![0.5, 2.0])),
+            ("b.bias".into(), (vec![2], vec![0.25, -1.0])),
+            ("b.running_mean".into(), (vec![2], vec![1.0, -2.0])),
+            ("b.running_var".into(), (vec![2], vec![4.0, 0.0])),
+        ]);
+        let model = from_layers(vec![conv("c", 1, 2), norm("b", 2)], Dims::new(1, 1, 1), tensors).unwrap();
+        assert_eq!(model.layers.len(), 1);
+        let p = &model.params["c"];
+        let wanted = [2.5 / 4.00001_f64.sqrt() + 0.25, -2.0 / 1e-5_f64.sqrt() - 1.0];
+        for (k, want) in wanted.into_iter().enumerate() {
+            let got = 3.0 * f64::from(p.weight[k]) + f64::from(p.bias[k]);
+            // Two roundings to f32; the second output is a difference of numbers three times its size.
+            assert!((got - want).abs() <= 4.0 * f64::from(f32::EPSILON) * want.abs(), "{got} {want}");
+        }
+        assert_eq!((model.arch.as_str(), model.parameters()), ("custom", 4));
+    }
+
+    #[test]
+    fn layers_that_the_engine_does_not_have_are_refused_by_name() {
+        let input = Dims::new(8, 1, 1);
+        let refused = |layers: Vec<Layer>| {
+            let tensors = expected(&layers).map(|_| tensors(&layers)).unwrap_or_default();
+            message(from_layers(layers, input, tensors))
+        };
+        let after = refused(vec![conv("c", 8, 8), Layer::Relu, norm("b", 8)]);
+        assert!(after.contains("b: batch norm is only supported right after"), "{after}");
+        assert!(refused(vec![conv("c", 8, 8), norm("b", 8), norm("d", 8)]).contains("d: batch norm"));
+        assert!(refused(vec![norm("b", 8)]).contains("b: batch norm"));
+        assert!(refused(vec![conv("c", 8, 8), conv("c", 8, 8)]).contains("c.weight: two layers"));
+        assert!(refused(vec![conv("c", 7, 8)]).contains("c: takes 7 channels"));
+        assert!(refused(vec![conv("c", 8, 1)]).contains("K at least 2"));
+        let late = Layer::Normalise { mean: vec![0.0; 8], std: vec![1.0; 8] };
+        assert!(refused(vec![conv("c", 8, 8), late]).contains("normalise: only supported as the first"));
+        let residual = |body| Layer::Residual { body, shortcut: Shortcut::Identity };
+        assert!(refused(vec![residual(vec![conv("c", 8, 8), Layer::Relu])]).contains("must end with a convolution"));
+        assert!(refused(vec![residual(vec![norm("b", 8), conv("c", 8, 8)])]).contains("b: batch norm"));
+        assert!(refused(vec![residual(vec![])]).contains("must end with a convolution"));
+        let huge = vec![conv("c", 8, usize::MAX / 4)];
+        assert!(message(from_layers(huge, input, Tensors::new())).contains("too large"));
+        let short = Tensors::from([("c.weight".into(), (vec![8, 8, 1, 1], vec![0.0; 63]))]);
+        assert!(message(from_layers(vec![conv("c", 8, 8)], input, short)).contains("c.weight: 63 values"));
+        assert!(message(from_layers(vec![], Dims::new(0, 1, 1), Tensors::new())).contains("input: 0×1×1"));
+    }
+}

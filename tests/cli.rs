@@ -1,0 +1,340 @@
+//! The program, run as a user runs it. What needs an adapter fails where there is none.
+
+use serde_json::Value;
+use signstep::data::{View, write_safetensors};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// A command in a folder of its own.
+struct Bench {
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Bench { folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_signstep"));
+        command.args(line.split_whitespace()).current_dir(self.folder.path()).stdin(Stdio::null());
+        command
+    }
+
+    fn run(&self, line: &str) -> Output {
+        self.command(line).output().unwrap()
+    }
+
+    /// Runs what must succeed, and gives its standard output.
+    fn ok(&self, line: &str) -> String {
+        let output = self.run(line);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "signstep {line}: {}\n{errors}", output.status);
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs what must fail with `code` and one line that holds each of `words`, leaving no output folder.
+    fn refused(&self, line: &str, code: i32, words: &[&str]) {
+        refused(self.command(line), line, code, words);
+        assert!(!self.path("signstep-out").exists(), "signstep {line}: left an output folder");
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) {
+        fs::write(self.path(name), bytes).unwrap();
+    }
+
+    /// A data set of mid-grey images.
+    fn data(&self, name: &str, side: usize, labels: &[i64]) {
+        let shape = [labels.len(), 1, side, side];
+        let images = vec![128; labels.len() * side * side];
+        let tensors = [("images", View::u8(&shape, &images)), ("labels", View::i64(&[labels.len()], labels))];
+        write_safetensors(&self.path(name), &tensors, &BTreeMap::new()).unwrap();
+    }
+}
+
+fn refused(mut command: Command, line: &str, code: i32, words: &[&str]) {
+    let output = command.output().unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(code), "signstep {line}: {errors}");
+    assert!(output.stdout.is_empty(), "signstep {line}: an answer beside an error");
+    let told: Vec<&str> = errors.lines().filter(|l| !l.starts_with("warning: ")).collect();
+    assert!(told.len() == 1 && told[0].starts_with("error: "), "signstep {line}: one line, not\n{errors}");
+    for word in words {
+        assert!(told[0].contains(word), "signstep {line}: `{word}` is missing from\n{errors}");
+    }
+}
+
+fn without_adapter(mut command: Command) -> Command {
+    command
+        .env("WGPU_BACKEND", "vulkan")
+        .env("VK_ICD_FILENAMES", "/nonexistent")
+        .env("VK_DRIVER_FILES", "/nonexistent");
+    command
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}:\n{text}"))
+}
+
+fn weights() -> Vec<u8> {
+    fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/digits-cnn.safetensors")).unwrap()
+}
+
+#[test]
+fn without_arguments_nine_attacked_digits_in_ten_are_turned() {
+    let bench = Bench::new();
+    let text = bench.ok("");
+    assert!(text.contains("turned to their target") && text.contains("written to signstep-out"), "{text}");
+    assert!(text.lines().count() < 20 && text.lines().all(|l| l.chars().count() <= 120), "{text}");
+    assert_eq!(names(bench.folder.path()), ["signstep-out"]);
+    let out = bench.path("signstep-out");
+    assert_eq!(names(&out), ["adversarial.safetensors", "images", "report.json", "sheet.png"]);
+    assert_eq!(names(&out.join("images")).len(), 450);
+
+    let report = json(&fs::read_to_string(out.join("report.json")).unwrap());
+    assert_eq!((&report["schema_version"], &report["samples"]), (&1.into(), &450.into()));
+    assert!(report["clean_accuracy"].as_f64().unwrap() >= 0.98, "{report}");
+    assert!(report["success_rate"].as_f64().unwrap() >= 0.9, "{report}");
+    assert!(report["max_perturbation"].as_f64().unwrap() <= 0.3 + 1e-6, "{report}");
+    assert_eq!(report["config"]["eps"]["value"], 0.3);
+    assert_eq!(report["nonfinite_samples"], 0);
+    assert!(report["timing"]["sample_steps_per_s"].as_f64().unwrap() > 0.0);
+    assert!(report["gpu_bytes"].as_u64().unwrap() > 0);
+
+    let sheet = image::open(out.join("sheet.png")).unwrap();
+    assert!(sheet.width() > 600 && sheet.height() > 300);
+
+    let bytes = fs::read(out.join("adversarial.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let shape = |name: &str| file.tensor(name).unwrap().shape().to_vec();
+    assert_eq!(shape("adversarial"), [450, 1, 8, 8]);
+    assert_eq!(shape("adversarial_logits"), [450, 10]);
+    for name in ["labels", "targets", "attacked", "success", "loss", "linf", "l2"] {
+        assert_eq!(shape(name), [450], "{name}");
+    }
+    // The pictures and the tensor are the same bytes.
+    let first = image::open(out.join("images/000000.png")).unwrap().to_luma8();
+    let tensor = file.tensor("adversarial").unwrap();
+    for (value, pixel) in tensor.data().chunks_exact(4).zip(first.pixels()) {
+        let value = f32::from_le_bytes(value.try_into().unwrap());
+        assert_eq!(value, f32::from(pixel[0]) / 255.0);
+    }
+}
+
+#[test]
+fn json_is_the_report_that_is_written() {
+    let bench = Bench::new();
+    let printed = json(&bench.ok("attack --json --limit 20 --method fgsm --untargeted --eps 51/255"));
+    let written = json(&fs::read_to_string(bench.path("signstep-out/report.json")).unwrap());
+    assert_eq!(printed, written);
+    assert_eq!(printed["config"]["method"], "fgsm");
+    assert_eq!(printed["config"]["targets"], "none");
+    assert_eq!(printed["config"]["eps"]["text"], "51/255");
+    assert_eq!(printed["config"]["step_size"]["text"], "51/255");
+    assert_eq!((&printed["config"]["steps"], &printed["samples"]), (&1.into(), &20.into()));
+}
+
+#[test]
+fn results_do_not_depend_on_the_batch() {
+    let bench = Bench::new();
+    let file = |batch: usize| {
+        let out = format!("out-{batch}");
+        bench.ok(&format!("attack --limit 100 --batch {batch} --out {out}"));
+        fs::read(bench.path(&out).join("adversarial.safetensors")).unwrap()
+    };
+    let alone = file(64);
+    assert!(alone == file(7), "batches of 7 and of 64 differ");
+}
+
+#[test]
+fn every_rule_for_targets_runs() {
+    let bench = Bench::new();
+    bench.write("targets.txt", b"1\n-1\n2\n");
+    for rule in ["none", "random", "next", "least-likely", "second", "targets.txt"] {
+        let report = json(&bench.ok(&format!("attack --limit 3 --json --targets {rule} --out out-{rule}")));
+        assert_eq!(report["config"]["targets"], if rule == "targets.txt" { "file" } else { rule });
+    }
+    bench.write("short.txt", b"1\n");
+    bench.refused("attack --limit 3 --targets short.txt", 3, &["short.txt"]);
+    bench.write("high.txt", b"1\n2\n10\n");
+    bench.refused("attack --limit 3 --targets high.txt", 3, &["high.txt", "10"]);
+    bench.refused("attack --limit 3 --targets nowhere.txt", 3, &["nowhere.txt"]);
+}
+
+#[test]
+fn requests_that_make_no_sense_are_usage_errors() {
+    let bench = Bench::new();
+    bench.refused("attack --eps -1", 2, &["--eps", "-1"]);
+    bench.refused("attack --eps 8/0", 2, &["--eps", "8/0"]);
+    bench.refused("attack --alpha x", 2, &["--step-size", "x"]);
+    bench.refused("attack --eps inf", 2, &["--step-size"]);
+    bench.refused("attack --bounds 1,0", 2, &["--bounds"]);
+    bench.refused("attack --method pgd", 2, &["pgd", "not built yet"]);
+    bench.refused("attack --method nonsense", 2, &["nonsense"]);
+    bench.refused("attack --method fgsm --steps 3", 2, &["fgsm"]);
+    bench.refused("attack --steps 0", 2, &["steps"]);
+    bench.refused("attack --batch 0", 2, &["--batch"]);
+    bench.refused("attack --limit 0", 2, &["--limit"]);
+    for line in ["attack --nonsense", "nonsense", "attack --untargeted --targets next"] {
+        assert_eq!(bench.run(line).status.code(), Some(2), "{line}");
+    }
+}
+
+#[test]
+fn broken_weights_name_their_file() {
+    let bench = Bench::new();
+    let good = weights();
+    bench.write("empty.st", b"");
+    bench.write("garbage.st", &[0x5a; 4000]);
+    bench.write("truncated.st", &good[..good.len() - 100]);
+    bench.write("header.st", &good[..40]);
+    let mut nan = good.clone();
+    let data = 8 + u64::from_le_bytes(good[..8].try_into().unwrap()) as usize;
+    nan[data..data + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    bench.write("nan.st", &nan);
+    for name in ["missing.st", "empty.st", "garbage.st", "truncated.st", "header.st", "nan.st"] {
+        bench.refused(&format!("attack --model {name}"), 3, &["model", name]);
+        bench.refused(&format!("info --model {name}"), 3, &["model", name]);
+    }
+}
+
+#[test]
+fn broken_data_name_their_file() {
+    let bench = Bench::new();
+    bench.data("labels.safetensors", 8, &[0, 10]);
+    bench.refused("attack --data labels.safetensors", 3, &["labels.safetensors", "label 10", "sample 1"]);
+    bench.data("size.safetensors", 9, &[0]);
+    bench.refused("attack --data size.safetensors", 3, &["size.safetensors", "1×9×9", "1×8×8"]);
+    bench.refused("attack --data missing.safetensors", 3, &["missing.safetensors"]);
+    bench.write("empty.safetensors", b"");
+    bench.refused("attack --data empty.safetensors", 3, &["empty.safetensors"]);
+    bench.write("short.bin", &[0; 3072]);
+    bench.refused("attack --data short.bin", 3, &["short.bin"]);
+}
+
+#[test]
+fn outputs_that_cannot_be_written_are_refused_first() {
+    let bench = Bench::new();
+    // A path below a regular file: permissions would not stop root.
+    bench.write("file", b"x");
+    bench.refused("attack --limit 2 --out file/below", 8, &["file/below"]);
+    assert_eq!(names(bench.folder.path()), ["file"]);
+}
+
+#[test]
+fn a_folder_holds_one_configuration() {
+    let bench = Bench::new();
+    let first = "attack --limit 4 --eps 0.1";
+    bench.ok(first);
+    let tensors = || fs::read(bench.path("signstep-out/adversarial.safetensors")).unwrap();
+    let (before, listed) = (tensors(), names(&bench.path("signstep-out")));
+    for other in ["--limit 4 --eps 0.2", "--limit 5 --eps 0.1", "--limit 4 --eps 0.1 --seed 1"] {
+        refused(bench.command(&format!("attack {other}")), other, 8, &["signstep-out", "--out"]);
+    }
+    assert!(tensors() == before && names(&bench.path("signstep-out")) == listed);
+    bench.ok(first);
+    bench.ok(&format!("{first} --batch 3"));
+    assert!(tensors() == before && names(&bench.path("signstep-out")) == listed);
+}
+
+#[test]
+fn an_unknown_device_is_named() {
+    let bench = Bench::new();
+    bench.refused("attack --limit 2 --device nonesuch", 4, &["nonesuch", "--device reference"]);
+    bench.refused("attack --limit 2 --device 99", 4, &["99"]);
+}
+
+#[test]
+fn without_an_adapter_the_way_out_is_told_and_works() {
+    let bench = Bench::new();
+    for line in ["attack --limit 2", "devices"] {
+        let words = ["mesa-vulkan-drivers", "--device reference"];
+        refused(without_adapter(bench.command(line)), line, 4, &words);
+        assert!(names(bench.folder.path()).is_empty(), "{line} left something behind");
+    }
+    let output = without_adapter(bench.command("attack --limit 8 --json --device reference")).output().unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && errors.contains("warning: ") && errors.contains("reference"), "{errors}");
+    let report = json(&String::from_utf8(output.stdout).unwrap());
+    assert_eq!((&report["device"]["name"], &report["math"]), (&"reference".into(), &"f64".into()));
+    assert!(report["success_rate"].as_f64().unwrap() > 0.5, "{report}");
+}
+
+#[test]
+fn what_cannot_be_delivered_is_said() {
+    let bench = Bench::new();
+    let warned = |line: &str, words: &str| {
+        let output = bench.run(line);
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{line}: {errors}");
+        assert!(errors.lines().any(|l| l.starts_with("warning: ") && l.contains(words)), "{line}: {errors}");
+    };
+    warned("attack --limit 2 --eps 0.5/255 --out a", "nothing can be delivered");
+    warned("attack --limit 2 --eps 0.3 --out b", "76/255");
+    warned("attack --limit 2 --eps 8/255 --step-size 0.5/255 --out c", "do not reach");
+    let quiet = bench.run("attack --limit 2 --eps 8/255 --out d");
+    assert!(quiet.status.success() && quiet.stderr.is_empty(), "{}", String::from_utf8_lossy(&quiet.stderr));
+}
+
+#[test]
+fn floats_are_kept_when_asked_for() {
+    let bench = Bench::new();
+    let report = json(&bench.ok("attack --limit 4 --eps 0.5/255 --no-quantize --json"));
+    assert_eq!(report["config"]["quantize"], false);
+    let moved = report["max_perturbation"].as_f64().unwrap();
+    assert!((moved - 0.5 / 255.0).abs() < 1e-6, "{moved}");
+    // Floats have no 8-bit pictures.
+    assert!(!bench.path("signstep-out/images").exists());
+}
+
+#[test]
+fn devices_are_listed() {
+    let bench = Bench::new();
+    let list = json(&bench.ok("devices --json -v"));
+    let first = &list.as_array().unwrap()[0];
+    assert_eq!(first["index"], 0);
+    assert!(first["name"].is_string() && first["driver"].is_string() && first["limits"].is_object());
+    let text = bench.ok("devices");
+    assert!(text.contains(first["name"].as_str().unwrap()), "{text}");
+    let report = json(&bench.ok("attack --limit 2 --device 0 --json"));
+    assert_eq!(report["device"]["name"], first["name"]);
+}
+
+#[test]
+fn a_network_is_described() {
+    let bench = Bench::new();
+    let info = json(&bench.ok("info --json"));
+    assert_eq!((&info["arch"], &info["parameters"]), (&"digits-cnn".into(), &20_730.into()));
+    assert_eq!(info["input"], serde_json::json!([1, 8, 8]));
+    assert!(info["flops_forward"].as_u64().unwrap() > 0 && info["bytes_per_sample"].as_u64().unwrap() > 0);
+    let text = bench.ok("info");
+    assert!(text.contains("linear2") && text.contains("FLOP"), "{text}");
+    let plan = bench.ok("info --plan --batch 64");
+    assert!(plan.len() > text.len() && plan.contains("conv2d"), "{plan}");
+}
+
+#[test]
+fn help_has_examples_and_a_reader_may_leave() {
+    let bench = Bench::new();
+    for line in ["--help", "attack --help", "devices --help", "info --help"] {
+        let text = bench.ok(line);
+        assert!(text.contains("Examples:") && text.contains("WGPU_ADAPTER_NAME"), "{line}: {text}");
+    }
+    let mut child = bench.command("info --json").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+}

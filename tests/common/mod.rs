@@ -1,0 +1,133 @@
+//! Shared by the integration tests: comparators that reject NaN, random networks, and the device.
+#![allow(dead_code, reason = "each test program uses a part of it")]
+
+use signstep::attack::philox;
+use signstep::model::{Conv2d, Dims, Layer, Linear, Model, Params, Shortcut, output};
+use signstep::{Adapter, Gpu, Network, Options, Storage, Variant};
+use std::collections::BTreeMap;
+use std::sync::OnceLock;
+
+/// The device of this test program. No adapter is a failure, never a skip.
+pub fn gpu() -> &'static Gpu {
+    static GPU: OnceLock<Gpu> = OnceLock::new();
+    GPU.get_or_init(|| Gpu::new(&Adapter::Auto).expect("tests need an adapter: sh tests/with-driver cargo test"))
+}
+
+pub fn network(model: &Model, storage: Storage, variant: Variant) -> Network {
+    let options = Options { storage: Some(storage), variant, ..Options::default() };
+    Network::with_options(gpu(), model.clone(), &options).expect("a plan")
+}
+
+/// A stream of random numbers, the same on every machine.
+pub struct Rng(u64, u32);
+
+impl Rng {
+    pub fn new(seed: u64) -> Self {
+        Rng(seed, 0)
+    }
+
+    pub fn word(&mut self) -> u32 {
+        self.1 += 1;
+        philox(self.0, [self.1, 0, 0, 77])[0]
+    }
+
+    /// Uniform in [0, 1).
+    pub fn unit(&mut self) -> f32 {
+        (self.word() >> 8) as f32 / (1 << 24) as f32
+    }
+
+    /// Uniform in [from, to].
+    pub fn range(&mut self, from: usize, to: usize) -> usize {
+        from + self.word() as usize % (to - from + 1)
+    }
+
+    /// Nearly normal, variance 1.
+    pub fn normal(&mut self) -> f32 {
+        (0..12).map(|_| self.unit()).sum::<f32>() - 6.0
+    }
+
+    pub fn vec(&mut self, n: usize, mut f: impl FnMut(&mut Self) -> f32) -> Vec<f32> {
+        (0..n).map(|_| f(self)).collect()
+    }
+
+    /// Images on the grid k/255.
+    pub fn images(&mut self, n: usize) -> Vec<f32> {
+        self.vec(n, |r| r.range(0, 255) as f32 / 255.0)
+    }
+}
+
+pub fn conv(name: &str, inputs: usize, outputs: usize, kernel: usize, stride: usize, padding: usize) -> Layer {
+    Layer::Conv2d(Conv2d { name: name.into(), inputs, outputs, kernel, stride, padding, bias: true })
+}
+
+pub fn linear(name: &str, inputs: usize, outputs: usize) -> Layer {
+    Layer::Linear(Linear { name: name.into(), inputs, outputs })
+}
+
+pub fn residual(body: Vec<Layer>, added: usize) -> Layer {
+    let shortcut = if added == 0 { Shortcut::Identity } else { Shortcut::Subsample { added } };
+    Layer::Residual { body, shortcut }
+}
+
+/// A model with random weights, scaled so that activations stay near 1.
+pub fn random_model(rng: &mut Rng, input: Dims, layers: Vec<Layer>) -> Model {
+    fn fill(rng: &mut Rng, layers: &[Layer], params: &mut BTreeMap<String, Params>) {
+        for layer in layers {
+            let (name, outputs, each) = match layer {
+                Layer::Conv2d(c) => (&c.name, c.outputs, c.inputs * c.kernel * c.kernel),
+                Layer::Linear(l) => (&l.name, l.outputs, l.inputs),
+                Layer::Residual { body, .. } => {
+                    fill(rng, body, params);
+                    continue;
+                }
+                _ => continue,
+            };
+            let scale = (1.5 / each as f32).sqrt();
+            let weight = rng.vec(outputs * each, |r| r.normal() * scale);
+            let bias = rng.vec(outputs, |r| r.normal() * 0.1);
+            assert!(params.insert(name.clone(), Params { weight, bias }).is_none(), "{name} twice");
+        }
+    }
+    output(&layers, input).expect("shapes that fit");
+    let mut params = BTreeMap::new();
+    fill(rng, &layers, &mut params);
+    Model { arch: "custom".into(), input, layers, params, classes: Vec::new(), eps: None, step_size: None }
+}
+
+/// Equal bits everywhere, or a panic that counts and places the differences.
+pub fn assert_bits(what: &str, got: &[f32], want: &[f32]) {
+    assert_eq!(got.len(), want.len(), "{what}: lengths");
+    let differ: Vec<usize> = (0..got.len()).filter(|&i| got[i].to_bits() != want[i].to_bits()).collect();
+    if let Some(&i) = differ.first() {
+        panic!("{what}: {} of {} differ in bits, the first at {i}: {:e} and {:e}", differ.len(), got.len(), got[i], want[i]);
+    }
+}
+
+/// |got − want| ≤ absolute + relative·|want| everywhere; NaN never passes.
+pub fn assert_close(what: &str, got: &[f32], want: &[f64], absolute: f64, relative: f64) {
+    assert_eq!(got.len(), want.len(), "{what}: lengths");
+    let within = |i: usize| (f64::from(got[i]) - want[i]).abs() <= absolute + relative * want[i].abs();
+    let outside: Vec<usize> = (0..got.len()).filter(|&i| !within(i)).collect();
+    if let Some(&i) = outside.first() {
+        panic!("{what}: {} of {} outside, the first at {i}: {:e} for {:e}", outside.len(), got.len(), got[i], want[i]);
+    }
+}
+
+/// ‖got − want‖ / ‖want‖; NaN where anything is NaN.
+pub fn relative_l2(got: &[f32], want: &[f64]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let square = |f: &dyn Fn(usize) -> f64| (0..got.len()).map(|i| f(i).powi(2)).sum::<f64>();
+    (square(&|i| f64::from(got[i]) - want[i]) / square(&|i| want[i])).sqrt()
+}
+
+#[test]
+#[should_panic(expected = "1 of 2 outside")]
+fn close_rejects_nan() {
+    assert_close("test", &[1.0, f32::NAN], &[1.0, 1.0], 1.0, 1.0);
+}
+
+#[test]
+#[should_panic(expected = "1 of 2 differ")]
+fn bits_tell_zeros_apart() {
+    assert_bits("test", &[0.0, 1.0], &[-0.0, 1.0]);
+}

@@ -1,0 +1,120 @@
+//! The engine against PyTorch in f64: golden tensors written by `tests/golden/make.py`.
+
+mod common;
+
+use common::*;
+use safetensors::SafeTensors;
+use signstep::attack::Engine;
+use signstep::{Model, Reference, Storage, Variant, weights};
+
+struct Golden {
+    images: Vec<f32>,
+    classes: Vec<u32>,
+    logits: Vec<f64>,
+    loss: Vec<f64>,
+    gradient: Vec<f64>,
+}
+
+fn values<const B: usize, T>(tensors: &SafeTensors, name: &str, from: fn([u8; B]) -> T) -> Vec<T> {
+    let data = tensors.tensor(name).unwrap_or_else(|_| panic!("golden {name}")).data();
+    data.chunks_exact(B).map(|b| from(b.try_into().unwrap())).collect()
+}
+
+fn golden(bytes: &[u8]) -> Golden {
+    let t = SafeTensors::deserialize(bytes).unwrap();
+    Golden {
+        images: values(&t, "images", f32::from_le_bytes),
+        classes: values(&t, "classes", i64::from_le_bytes).into_iter().map(|c| c as u32).collect(),
+        logits: values(&t, "logits", f64::from_le_bytes),
+        loss: values(&t, "loss", f64::from_le_bytes),
+        gradient: values(&t, "input_gradient", f64::from_le_bytes),
+    }
+}
+
+fn median(mut v: Vec<f64>) -> f64 {
+    v.sort_by(f64::total_cmp);
+    v[v.len() / 2]
+}
+
+/// Tolerances of the project: logits 1e-5 + 1e-4·|z|; gradient of a sample, relative L2: median 1e-5, worst 1e-2 (one
+/// ReLU that decides otherwise in f32 costs 3e-3); signs 99.9 % over pixels above 1e-6 of the sample's largest.
+fn compare(what: &str, engine: &dyn Engine, g: &Golden) {
+    let n = g.classes.len();
+    assert!(n >= 16, "{what}: {n} samples");
+    let z = engine.logits(&g.images).unwrap();
+    assert_close(&format!("{what}: logits"), &z.logits, &g.logits, 1e-5, 1e-4);
+    let got = engine.input_gradient(&g.images, &g.classes).unwrap();
+    assert_close(&format!("{what}: loss"), &got.loss, &g.loss, 1e-5, 1e-4);
+    assert!(z.health.iter().chain(&got.health).all(|h| h.is_healthy()), "{what}: health");
+    let one = got.gradient.len() / n;
+    let mut errors = Vec::new();
+    let (mut agree, mut pixels) = (0, 0);
+    for i in 0..n {
+        let (a, b) = (&got.gradient[i * one..(i + 1) * one], &g.gradient[i * one..(i + 1) * one]);
+        errors.push(relative_l2(a, b));
+        let top = b.iter().fold(0.0, |m: f64, v| m.max(v.abs()));
+        assert!(top > 0.0, "{what}: sample {i} has no gradient to compare");
+        for (a, b) in a.iter().zip(b).filter(|(_, b)| b.abs() > 1e-6 * top) {
+            pixels += 1;
+            agree += usize::from((f64::from(*a) > 0.0) == (*b > 0.0) && *a != 0.0);
+        }
+    }
+    let worst = errors.iter().copied().fold(0.0, |m, e| if e <= m { m } else { e });
+    let signs = agree as f64 / pixels as f64;
+    println!("{what}: gradient error median {:.1e}, worst {worst:.1e}; signs {:.3} %", median(errors.clone()), 100.0 * signs);
+    assert!(median(errors) <= 1e-5, "{what}: median gradient error");
+    assert!(worst <= 1e-2, "{what}: worst gradient error {worst:e}");
+    assert!(signs >= 0.999, "{what}: {agree} of {pixels} signs agree");
+}
+
+fn everywhere(name: &str, weights: &[u8], golden_bytes: &[u8]) {
+    let model: Model = weights::load(weights).unwrap();
+    let g = golden(golden_bytes);
+    compare(&format!("{name} reference"), &Reference::new(model.clone()).unwrap(), &g);
+    for (storage, variant) in [
+        (Storage::Texture, Variant::Fast),
+        (Storage::Buffer, Variant::Fast),
+        (Storage::Texture, Variant::Naive),
+        (Storage::Buffer, Variant::Naive),
+    ] {
+        compare(&format!("{name} {storage:?} {variant:?}"), &network(&model, storage, variant), &g);
+    }
+}
+
+#[test]
+fn digits_cnn_random_weights() {
+    everywhere(
+        "digits-cnn (random)",
+        include_bytes!("golden/digits-cnn-random.weights.safetensors"),
+        include_bytes!("golden/digits-cnn-random.safetensors"),
+    );
+}
+
+#[test]
+fn digits_cnn_shipped_weights() {
+    let weights = include_bytes!("../weights/digits-cnn.safetensors");
+    everywhere("digits-cnn", weights, include_bytes!("golden/digits-cnn.safetensors"));
+    let weights = include_bytes!("../weights/digits-cnn-robust.safetensors");
+    everywhere("digits-cnn-robust", weights, include_bytes!("golden/digits-cnn-robust.safetensors"));
+}
+
+#[test]
+fn resnet20_random_weights() {
+    everywhere(
+        "resnet20 (random)",
+        include_bytes!("golden/resnet20-random.weights.safetensors"),
+        include_bytes!("golden/resnet20-random.safetensors"),
+    );
+}
+
+#[test]
+#[should_panic(expected = "signs agree")]
+fn a_flipped_gradient_is_noticed() {
+    let model = weights::load(include_bytes!("../weights/digits-cnn.safetensors")).unwrap();
+    let mut g = golden(include_bytes!("golden/digits-cnn.safetensors"));
+    // One image in sixteen, and only a little of each: less than the worst error allows, not less than the signs allow.
+    for v in g.gradient.iter_mut().step_by(200) {
+        *v *= -1e-3;
+    }
+    compare("flipped", &Reference::new(model).unwrap(), &g);
+}

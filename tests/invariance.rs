@@ -1,0 +1,127 @@
+//! Batch invariance, by bits: a sample's logits, gradient and ten-step image are the same alone, at every place of any
+//! batch, beside any neighbours (NaN included), and however the batch is cut.
+
+mod common;
+
+use common::*;
+use signstep::attack::{Engine, Job, Sample};
+use signstep::{Model, Network, Options, weights};
+
+const BATCHES: [usize; 5] = [2, 3, 7, 16, 33];
+
+fn digits() -> Model {
+    weights::load(include_bytes!("../weights/digits-cnn.safetensors")).unwrap()
+}
+
+fn resnet() -> Model {
+    weights::load(include_bytes!("golden/resnet20-random.weights.safetensors")).unwrap()
+}
+
+/// What a sample comes to.
+#[derive(Clone, PartialEq)]
+struct Fate {
+    logits: Vec<u32>,
+    gradient: Vec<u32>,
+    attacked: Vec<u32>,
+    zero_gradients: u32,
+    healthy: bool,
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}
+
+/// Every other sample is targeted; eps and step size differ from sample to sample.
+fn sample(id: usize, classes: usize) -> Sample {
+    Sample {
+        class: (id % classes) as u32,
+        eps: (4 + id % 9) as f32 / 255.0,
+        step_size: (1 + id % 3) as f32 / 255.0,
+        direction: if id % 2 == 0 { -1.0 } else { 1.0 },
+    }
+}
+
+/// The fates of a batch; `ids` say which sample stands where, `steps` how far the attack goes.
+fn run(net: &Network, images: &[f32], ids: &[usize], steps: u32) -> Vec<Fate> {
+    let (one, k) = (net.model().input.len(), net.model().logits());
+    let samples: Vec<Sample> = ids.iter().map(|&id| sample(id, k)).collect();
+    let classes: Vec<u32> = samples.iter().map(|s| s.class).collect();
+    let logits = net.logits(images).unwrap();
+    let gradient = net.input_gradient(images, &classes).unwrap();
+    let job = Job { x0: images, samples: &samples, steps, bounds: (0.0, 1.0) };
+    let moved = net.iterate(&job, &mut |_| true).unwrap();
+    (0..ids.len())
+        .map(|i| Fate {
+            logits: bits(&logits.logits[i * k..(i + 1) * k]),
+            gradient: bits(&gradient.gradient[i * one..(i + 1) * one]),
+            attacked: bits(&moved.images[i * one..(i + 1) * one]),
+            zero_gradients: moved.zero_gradients[i],
+            healthy: [logits.health[i], gradient.health[i], moved.health[i]].iter().all(|h| h.is_healthy()),
+        })
+        .collect()
+}
+
+fn check(what: &str, net: &Network, alone: &[Fate], images: &[f32], ids: &[usize], steps: u32) {
+    let got = run(net, images, ids, steps);
+    for (place, (&id, fate)) in ids.iter().zip(&got).enumerate() {
+        let one = net.model().input.len();
+        if images[place * one].is_nan() {
+            assert!(!fate.healthy, "{what}: the NaN at place {place} went unnoticed");
+            continue;
+        }
+        let n = ids.len();
+        assert!(fate.healthy, "{what}: sample {id} at place {place} of {n} is marked");
+        assert!(fate.logits == alone[id].logits, "{what}: logits of sample {id} at place {place} of {n}");
+        assert!(fate.gradient == alone[id].gradient, "{what}: gradient of sample {id} at place {place} of {n}");
+        assert!(fate.attacked == alone[id].attacked, "{what}: image of sample {id} at place {place} of {n}");
+        assert_eq!(fate.zero_gradients, alone[id].zero_gradients, "{what}: zero gradients of sample {id}");
+    }
+}
+
+fn invariance(name: &str, model: &Model, steps: u32) {
+    let gpu = gpu();
+    let net = Network::new(gpu, model.clone()).unwrap();
+    let one = model.input.len();
+    let all = 33;
+    let images = Rng::new(3).images(all * one);
+    let image = |id: usize| &images[id * one..(id + 1) * one];
+    let alone: Vec<Fate> = (0..all).map(|id| run(&net, image(id), &[id], steps).remove(0)).collect();
+    assert!(alone.iter().all(|f| f.healthy && f.gradient.iter().any(|g| g << 1 != 0)), "{name}: gradients to compare");
+
+    for n in BATCHES {
+        // Random neighbours: over the batches every sample stands at many places.
+        let ids: Vec<usize> = (0..n).map(|i| (i * 5 + n) % all).collect();
+        let batch: Vec<f32> = ids.iter().flat_map(|&id| image(id).to_vec()).collect();
+        check(&format!("{name}, neighbours"), &net, &alone, &batch, &ids, steps);
+        // NaN to the left and right, at every place in turn.
+        for parity in 0..2 {
+            let mut poisoned = batch.clone();
+            (0..n).filter(|i| i % 2 == parity).for_each(|i| poisoned[i * one..(i + 1) * one].fill(f32::NAN));
+            check(&format!("{name}, NaN around"), &net, &alone, &poisoned, &ids, steps);
+        }
+        // All the others NaN.
+        for place in [0, n / 2, n - 1] {
+            let mut poisoned = vec![f32::NAN; n * one];
+            poisoned[place * one..(place + 1) * one].copy_from_slice(image(ids[place]));
+            check(&format!("{name}, all others NaN"), &net, &alone, &poisoned, &ids, steps);
+        }
+    }
+
+    let ids: Vec<usize> = (0..all).collect();
+    for batch in [5, 16, 32] {
+        let options = Options { batch: Some(batch), ..Options::default() };
+        let cut = Network::with_options(gpu, model.clone(), &options).unwrap();
+        assert!(cut.chunk() <= batch);
+        check(&format!("{name}, cut by {batch}"), &cut, &alone, &images, &ids, steps);
+    }
+}
+
+#[test]
+fn digits_cnn() {
+    invariance("digits-cnn", &digits(), 10);
+}
+
+#[test]
+fn resnet20() {
+    invariance("resnet20", &resnet(), 10);
+}

@@ -1,0 +1,150 @@
+//! Kernels: the naive ones against the f64 reference on random shapes, the fast ones against the naive ones by bits.
+
+mod common;
+
+use common::*;
+use signstep::attack::Engine;
+use signstep::model::{Dims, Layer};
+use signstep::{Model, Reference, Storage, Variant};
+
+/// A small random network that has a layer of the kind in question in its middle.
+fn random_network(rng: &mut Rng) -> Model {
+    let (c, h, w) = (rng.range(1, 9), rng.range(3, 11), rng.range(3, 11));
+    let k = rng.range(1, 21);
+    let mut layers = vec![];
+    if rng.range(0, 1) == 1 {
+        layers.push(Layer::Normalise { mean: vec![0.4; c], std: (0..c).map(|i| 0.2 + 0.01 * i as f64).collect() });
+    }
+    let (kernel, padding) = [(3, 0), (3, 1), (3, 2), (1, 0)][rng.range(0, 3)];
+    layers.push(conv("a", c, k, kernel, rng.range(1, 2), padding));
+    if rng.range(0, 3) > 0 {
+        layers.push(Layer::Relu);
+    }
+    let mut d = signstep::model::output(&layers, Dims::new(c, h, w)).unwrap();
+    match rng.range(0, 5) {
+        0 => layers.push(residual(vec![conv("b", k, 7, 3, 1, 1), Layer::Relu, conv("c", 7, k, 3, 1, 1)], 0)),
+        1 => {
+            let added = 8 * rng.range(1, 3);
+            layers.push(residual(vec![conv("b", k, 12, 3, 2, 1), Layer::Relu, conv("c", 12, k + added, 3, 1, 1)], added));
+            layers.push(Layer::Relu);
+        }
+        2 if d.h > 1 && d.w > 1 => {
+            let size = rng.range(2, d.h.min(d.w).min(3));
+            layers.push(Layer::MaxPool { size, stride: rng.range(1, 3) });
+            layers.push(Layer::Relu);
+        }
+        3 => layers.extend([conv("b", k, rng.range(1, 10), 3, 1, 1), Layer::Relu]),
+        _ => {}
+    }
+    d = signstep::model::output(&layers, Dims::new(c, h, w)).unwrap();
+    let classes = rng.range(2, 13);
+    match rng.range(0, 2) {
+        0 => layers.extend([Layer::GlobalAvgPool, Layer::Flatten, linear("z", d.c, classes)]),
+        1 => layers.extend([Layer::Flatten, linear("y", d.len(), 9), Layer::Relu, linear("z", 9, classes)]),
+        _ => layers.extend([Layer::Flatten, linear("z", d.len(), classes)]),
+    }
+    random_model(rng, Dims::new(c, h, w), layers)
+}
+
+#[test]
+fn naive_kernels_match_the_reference_on_random_networks_in_buffers() {
+    naive_matches_reference(1, Storage::Buffer);
+}
+
+#[test]
+fn naive_kernels_match_the_reference_on_random_networks_in_textures() {
+    naive_matches_reference(2, Storage::Texture);
+}
+
+/// 100 random networks, each with one to four convolutions of random shape.
+fn naive_matches_reference(seed: u64, storage: Storage) {
+    let mut rng = Rng::new(seed);
+    for trial in 0..100 {
+        let model = random_network(&mut rng);
+        let n = rng.range(1, 5);
+        let images = rng.images(n * model.input.len());
+        let classes: Vec<u32> = (0..n).map(|_| rng.word() % model.logits() as u32).collect();
+        let net = network(&model, storage, Variant::Naive);
+        let reference = Reference::new(model.clone()).unwrap();
+        let what = format!("trial {trial}, {storage:?}, {:?}", model.layers);
+        let z = net.logits(&images).unwrap();
+        assert_close(&what, &z.logits, &reference.logits_f64(&images).unwrap(), 1e-5, 1e-4);
+        let g = net.input_gradient(&images, &classes).unwrap();
+        assert!(z.health.iter().chain(&g.health).all(|h| h.is_healthy()), "{what}");
+        let want = reference.input_gradient_f64(&images, &classes).unwrap();
+        // Measured: a few times 1e-7. A ReLU or a pool that decides otherwise than in f64 would show as 1e-3.
+        let error = relative_l2(&g.gradient, &want);
+        assert!(error <= 1e-5 || want.iter().all(|v| *v == 0.0), "{what}: gradient off by {error:e}");
+    }
+}
+
+/// Layers that end in a few logits whatever comes before.
+fn finish(mut layers: Vec<Layer>, input: Dims) -> Vec<Layer> {
+    let d = signstep::model::output(&layers, input).unwrap();
+    layers.extend([Layer::GlobalAvgPool, linear("z", d.c, 3)]);
+    layers
+}
+
+/// Every bit of logits and input gradient equals that of the naive kernels in buffers.
+fn bit_equal(rng: &mut Rng, input: Dims, layers: Vec<Layer>) {
+    let layers = finish(layers, input);
+    let model = random_model(rng, input, layers);
+    let images = rng.images(3 * input.len());
+    let naive = network(&model, Storage::Buffer, Variant::Naive);
+    let z = naive.logits(&images).unwrap();
+    let g = naive.input_gradient(&images, &[0, 1, 2]).unwrap();
+    assert!(g.gradient.iter().any(|v| *v != 0.0), "{:?}", model.layers);
+    for (storage, variant) in
+        [(Storage::Buffer, Variant::Fast), (Storage::Texture, Variant::Fast), (Storage::Texture, Variant::Naive)]
+    {
+        let what = format!("{storage:?} {variant:?} {input} {:?}", model.layers);
+        let other = network(&model, storage, variant);
+        assert_bits(&what, &other.logits(&images).unwrap().logits, &z.logits);
+        assert_bits(&what, &other.input_gradient(&images, &[0, 1, 2]).unwrap().gradient, &g.gradient);
+    }
+}
+
+/// Odd sides, channels that are no multiple of a tile, and sides around the tile's edge: (C, K, H, W).
+const EDGES: [(usize, usize, usize, usize); 24] = [
+    (1, 1, 3, 3), (1, 16, 8, 8), (2, 3, 5, 4), (3, 16, 32, 32), (4, 4, 3, 5), (5, 7, 6, 7), (7, 8, 4, 9), (8, 9, 7, 3),
+    (9, 15, 5, 5), (12, 17, 3, 8), (13, 12, 9, 4), (16, 16, 8, 16), (16, 20, 7, 7), (17, 31, 5, 3), (20, 24, 4, 4),
+    (24, 33, 3, 13), (28, 28, 6, 6), (32, 36, 5, 9), (33, 16, 4, 17), (40, 64, 3, 4), (64, 48, 8, 8), (65, 10, 3, 3),
+    (11, 130, 4, 5), (130, 6, 3, 6),
+];
+
+#[test]
+fn fast_convolutions_equal_naive_ones_stride_1() {
+    let mut rng = Rng::new(3);
+    for (i, (c, k, h, w)) in EDGES.into_iter().enumerate() {
+        let (kernel, padding) = [(3, 1), (3, 0), (3, 1), (1, 0), (3, 2)][i % 5];
+        // The second one has a ReLU mask behind it and a ReLU in front; the first writes plain values.
+        let layers = vec![conv("a", c, k, kernel, 1, padding), Layer::Relu, conv("b", k, 6, 3, 1, 1)];
+        bit_equal(&mut rng, Dims::new(c, h, w), layers);
+    }
+}
+
+#[test]
+fn fast_convolutions_equal_naive_ones_stride_2() {
+    let mut rng = Rng::new(4);
+    for (i, (c, k, h, w)) in EDGES.into_iter().enumerate() {
+        let (kernel, padding) = [(3, 1), (1, 0), (3, 0), (3, 1), (3, 2)][i % 5];
+        let layers = vec![conv("a", c, 5, 1, 1, 0), Layer::Relu, conv("b", 5, k, kernel, 2, padding), Layer::Relu];
+        bit_equal(&mut rng, Dims::new(c, h, w), layers);
+    }
+}
+
+#[test]
+fn fast_residual_blocks_equal_naive_ones() {
+    let mut rng = Rng::new(5);
+    for (i, (c, k, h, w)) in EDGES.into_iter().enumerate().filter(|(i, _)| i % 3 != 0) {
+        let mut layers = vec![conv("a", c, k.min(40), 3, 1, 1), Layer::Relu];
+        let k = k.min(40);
+        if i % 2 == 0 {
+            layers.push(residual(vec![conv("b", k, 9, 3, 1, 1), Layer::Relu, conv("c", 9, k, 3, 1, 1)], 0));
+        } else {
+            layers.push(residual(vec![conv("b", k, 9, 3, 2, 1), Layer::Relu, conv("c", 9, k + 16, 3, 1, 1)], 16));
+        }
+        layers.push(Layer::Relu);
+        bit_equal(&mut rng, Dims::new(c, h, w), layers);
+    }
+}
