@@ -73,7 +73,10 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
         }
     }
 //# if RELU == 1
-    signs[sign_index(n, c8, h, w4)] = word;
+    // The last slice may hold blocks that do not exist, whose word would be another sample's.
+    if (c8 < OC8) {
+        signs[sign_index(n, c8, h, w4)] = word;
+    }
 //# end
 }
 
@@ -119,7 +122,7 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
         }
     }
     let c4_0 = w.first.x + id.y * QT;
-//# for k in 0..QT/2
+//# for k in 0..(QT+1)/2
 //# for j in 0..PX/4
     {
         let w4 = q0 / 4u + $(j)u;
@@ -131,6 +134,7 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
         let word = signs[sign_index(n, min(c8, OC8 - 1u), h, min(w4, OW4 - 1u))];
 //# end
 //# for q in 0..2
+//# if 2*k+q < QT
 //# for p in 0..4
         if (2u * c8 + $(q)u < OC4 && 4u * w4 + $(p)u < OW) {
             let c4 = 2u * c8 + $(q)u;
@@ -151,6 +155,7 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
             y_put(out_index(n, c4, h, w_out), v);
 //# end
         }
+//# end
 //# end
 //# end
 //# if RELU == 1

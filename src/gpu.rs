@@ -204,11 +204,8 @@ impl Gpu {
             },
         };
         let adapter = &adapters[index];
-        let descriptor = wgpu::DeviceDescriptor {
-            label: Some("signstep"),
-            required_limits: adapter.limits(),
-            ..Default::default()
-        };
+        let descriptor =
+            wgpu::DeviceDescriptor { label: Some("signstep"), required_limits: adapter.limits(), ..Default::default() };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
             .map_err(|e| Error::NoAdapter(format!("adapter {} does not open: {e}", adapter.get_info().name)))?;
         Ok(Self::wrap(summarise(index, adapter), device, queue))

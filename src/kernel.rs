@@ -125,8 +125,11 @@ impl Kernel {
     /// # Errors
     /// [`Error::Internal`] when the file or the constants are at fault.
     pub fn source(&self) -> Result<Source> {
-        let declares =
-            |text: &str| text.lines().any(|l| l.strip_prefix("//# kernel ").is_some_and(|names| names.split_whitespace().any(|n| n == self.entry)));
+        let declares = |text: &str| {
+            text.lines().any(|l| {
+                l.strip_prefix("//# kernel ").is_some_and(|names| names.split_whitespace().any(|n| n == self.entry))
+            })
+        };
         let (_, file) = FILES
             .iter()
             .find(|(_, text)| declares(text))
@@ -308,12 +311,9 @@ impl Expander<'_> {
     }
 
     fn condition(&self, text: &str) -> Result<bool> {
-        for (sign, holds) in [
-            ("==", i64::eq as fn(&i64, &i64) -> bool),
-            ("!=", i64::ne),
-            (">=", i64::ge),
-            ("<", i64::lt),
-        ] {
+        for (sign, holds) in
+            [("==", i64::eq as fn(&i64, &i64) -> bool), ("!=", i64::ne), (">=", i64::ge), ("<", i64::lt)]
+        {
             if let Some((a, b)) = text.split_once(sign) {
                 return Ok(holds(&self.evaluate(a)?, &self.evaluate(b)?));
             }
@@ -427,7 +427,8 @@ impl Pipeline {
                 },
             })
             .collect();
-        let layout = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(entry), entries: &entries });
+        let layout =
+            device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(entry), entries: &entries });
         let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
             label: Some(entry),
             bind_group_layouts: &[Some(&layout)],

@@ -98,13 +98,7 @@ impl Network {
                 .map(|r| is_constant(r).then(|| Allocated::new(gpu, r, 1, target.storage)).transpose())
                 .collect::<Result<Vec<_>>>()
         })?;
-        Ok(Network {
-            gpu: gpu.clone(),
-            model,
-            plan,
-            chunk,
-            state: Mutex::new(State { constants, ..State::default() }),
-        })
+        Ok(Network { gpu: gpu.clone(), model, plan, chunk, state: Mutex::new(State { constants, ..State::default() }) })
     }
 
     /// The dispatches that run.

@@ -146,13 +146,8 @@ impl Plan {
     /// [`Error::Model`] naming a layer that cannot run where it stands; [`Error::OutOfMemory`] when not even one sample
     /// fits the limits.
     pub fn new(model: &Model, target: &Target) -> Result<Self> {
-        let mut build = Build {
-            target,
-            health: 0,
-            resources: Vec::new(),
-            activations: Vec::new(),
-            dispatches: Vec::new(),
-        };
+        let mut build =
+            Build { target, health: 0, resources: Vec::new(), activations: Vec::new(), dispatches: Vec::new() };
         let (pixels, classes) = (model.input.len() as u64, model.logits() as u64);
         let ids = Ids {
             x0: build.resource("clean images", Kind::Floats, pixels),
@@ -215,7 +210,10 @@ impl Plan {
     /// Bytes on the device that grow with the batch, for one sample.
     pub fn bytes_per_sample(&self) -> u64 {
         // A texture is whole rows: charged here as if a row could be split, in `bytes` as it is.
-        self.resources.iter().map(|r| r.bytes(1, Storage::Buffer).unwrap_or(u64::MAX) * u64::from(r.per_sample > 0)).sum()
+        self.resources
+            .iter()
+            .map(|r| r.bytes(1, Storage::Buffer).unwrap_or(u64::MAX) * u64::from(r.per_sample > 0))
+            .sum()
     }
 
     /// Bytes on the device for a batch of `n`, weights included.
@@ -252,7 +250,13 @@ impl Plan {
             };
             let one = r.bytes(1, Storage::Buffer).unwrap_or(u64::MAX);
             let fits = match r.per_sample {
-                0 => if one <= allowed { u64::MAX } else { 0 },
+                0 => {
+                    if one <= allowed {
+                        u64::MAX
+                    } else {
+                        0
+                    }
+                }
                 _ => (allowed / one).min((1 << 31) / r.per_sample),
             };
             if fits < most {
@@ -260,7 +264,8 @@ impl Plan {
                 tightest = (&r.label, one, format!("{limit} of {allowed} bytes"));
             }
         }
-        let constants: u64 = self.resources.iter().filter(|r| r.per_sample == 0).filter_map(|r| r.bytes(0, Storage::Buffer)).sum();
+        let constants: u64 =
+            self.resources.iter().filter(|r| r.per_sample == 0).filter_map(|r| r.bytes(0, Storage::Buffer)).sum();
         let by_memory = memory.saturating_sub(constants) / self.bytes_per_sample().max(1);
         if by_memory < most {
             most = by_memory;
@@ -288,9 +293,7 @@ fn forward<'m>(
         let last = i == layers.len();
         let label = layer.label();
         let dims = layer.output(x.dims)?;
-        let params = |name: &str| {
-            model.params.get(name).ok_or_else(|| Error::model(name, "has no parameters"))
-        };
+        let params = |name: &str| model.params.get(name).ok_or_else(|| Error::model(name, "has no parameters"));
         // A ReLU right behind is done by the layer itself.
         let followed = matches!(layers.get(i), Some(Layer::Relu));
         let relu = followed || (last && tail.relu);
@@ -314,7 +317,14 @@ fn forward<'m>(
             Layer::Linear(linear) => {
                 let signs = relu.then(|| build.signs(&label, dims));
                 let y = build.activation(&label, dims, signs);
-                ops::linear::forward(build, linear, params(&linear.name)?, x, y, Epilogue { relu: signs, ..Epilogue::default() });
+                ops::linear::forward(
+                    build,
+                    linear,
+                    params(&linear.name)?,
+                    x,
+                    y,
+                    Epilogue { relu: signs, ..Epilogue::default() },
+                );
                 tape.push(Node::Linear { linear, x });
                 x = y;
             }
@@ -448,7 +458,11 @@ impl fmt::Display for Plan {
             Storage::Buffer => "buffers",
             Storage::Texture => "textures",
         };
-        writeln!(f, "{} for {} images, activations in {storage}; grids in workgroups, N samples", self.arch, self.input)?;
+        writeln!(
+            f,
+            "{} for {} images, activations in {storage}; grids in workgroups, N samples",
+            self.arch, self.input
+        )?;
         let parts =
             [("forward", &self.forward[..]), ("backward", &self.backward), ("step", std::slice::from_ref(&self.step))];
         for (name, dispatches) in parts {

@@ -61,7 +61,11 @@ fn compare(what: &str, engine: &dyn Engine, g: &Golden) {
     }
     let worst = errors.iter().copied().fold(0.0, |m, e| if e <= m { m } else { e });
     let signs = agree as f64 / pixels as f64;
-    println!("{what}: gradient error median {:.1e}, worst {worst:.1e}; signs {:.3} %", median(errors.clone()), 100.0 * signs);
+    println!(
+        "{what}: gradient error median {:.1e}, worst {worst:.1e}; signs {:.3} %",
+        median(errors.clone()),
+        100.0 * signs
+    );
     assert!(median(errors) <= 1e-5, "{what}: median gradient error");
     assert!(worst <= 1e-2, "{what}: worst gradient error {worst:e}");
     assert!(signs >= 0.999, "{what}: {agree} of {pixels} signs agree");
@@ -108,13 +112,11 @@ fn resnet20_random_weights() {
 }
 
 #[test]
-#[should_panic(expected = "signs agree")]
-fn a_flipped_gradient_is_noticed() {
+#[should_panic(expected = "worst gradient error")]
+fn one_sample_with_a_wrong_gradient_is_noticed() {
     let model = weights::load(include_bytes!("../weights/digits-cnn.safetensors")).unwrap();
     let mut g = golden(include_bytes!("golden/digits-cnn.safetensors"));
-    // One image in sixteen, and only a little of each: less than the worst error allows, not less than the signs allow.
-    for v in g.gradient.iter_mut().step_by(200) {
-        *v *= -1e-3;
-    }
-    compare("flipped", &Reference::new(model).unwrap(), &g);
+    // The median does not see it.
+    g.gradient[..64].iter_mut().for_each(|v| *v *= 1.02);
+    compare("scaled", &Reference::new(model).unwrap(), &g);
 }

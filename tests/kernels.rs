@@ -25,7 +25,8 @@ fn random_network(rng: &mut Rng) -> Model {
         0 => layers.push(residual(vec![conv("b", k, 7, 3, 1, 1), Layer::Relu, conv("c", 7, k, 3, 1, 1)], 0)),
         1 => {
             let added = 8 * rng.range(1, 3);
-            layers.push(residual(vec![conv("b", k, 12, 3, 2, 1), Layer::Relu, conv("c", 12, k + added, 3, 1, 1)], added));
+            layers
+                .push(residual(vec![conv("b", k, 12, 3, 2, 1), Layer::Relu, conv("c", 12, k + added, 3, 1, 1)], added));
             layers.push(Layer::Relu);
         }
         2 if d.h > 1 && d.w > 1 => {
@@ -106,10 +107,30 @@ fn bit_equal(rng: &mut Rng, input: Dims, layers: Vec<Layer>) {
 
 /// Odd sides, channels that are no multiple of a tile, and sides around the tile's edge: (C, K, H, W).
 const EDGES: [(usize, usize, usize, usize); 24] = [
-    (1, 1, 3, 3), (1, 16, 8, 8), (2, 3, 5, 4), (3, 16, 32, 32), (4, 4, 3, 5), (5, 7, 6, 7), (7, 8, 4, 9), (8, 9, 7, 3),
-    (9, 15, 5, 5), (12, 17, 3, 8), (13, 12, 9, 4), (16, 16, 8, 16), (16, 20, 7, 7), (17, 31, 5, 3), (20, 24, 4, 4),
-    (24, 33, 3, 13), (28, 28, 6, 6), (32, 36, 5, 9), (33, 16, 4, 17), (40, 64, 3, 4), (64, 48, 8, 8), (65, 10, 3, 3),
-    (11, 130, 4, 5), (130, 6, 3, 6),
+    (1, 1, 3, 3),
+    (1, 16, 8, 8),
+    (2, 3, 5, 4),
+    (3, 16, 32, 32),
+    (4, 4, 3, 5),
+    (5, 7, 6, 7),
+    (7, 8, 4, 9),
+    (8, 9, 7, 3),
+    (9, 15, 5, 5),
+    (12, 17, 3, 8),
+    (13, 12, 9, 4),
+    (16, 16, 8, 16),
+    (16, 20, 7, 7),
+    (17, 31, 5, 3),
+    (20, 24, 4, 4),
+    (24, 33, 3, 13),
+    (28, 28, 6, 6),
+    (32, 36, 5, 9),
+    (33, 16, 4, 17),
+    (40, 64, 3, 4),
+    (64, 48, 8, 8),
+    (65, 10, 3, 3),
+    (11, 130, 4, 5),
+    (130, 6, 3, 6),
 ];
 
 #[test]

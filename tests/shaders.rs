@@ -45,24 +45,43 @@ fn every_shader_translates_for_every_back_end() {
             continue;
         }
         let source = kernel.source().unwrap();
-        let fail = |stage: &str, e: &dyn std::fmt::Debug| -> ! { panic!("{} {stage}: {e:?}\n{}", kernel.entry, source.text) };
-        let module = naga::front::wgsl::parse_str(&source.text).unwrap_or_else(|e| fail("parse", &e.emit_to_string(&source.text)));
+        let fail =
+            |stage: &str, e: &dyn std::fmt::Debug| -> ! { panic!("{} {stage}: {e:?}\n{}", kernel.entry, source.text) };
+        let module = naga::front::wgsl::parse_str(&source.text)
+            .unwrap_or_else(|e| fail("parse", &e.emit_to_string(&source.text)));
         let info = Validator::new(ValidationFlags::all(), Capabilities::empty())
             .validate(&module)
             .unwrap_or_else(|e| fail("validate", &e));
         spv::write_vec(&module, &info, &spv::Options::default(), None).unwrap_or_else(|e| fail("SPIR-V", &e));
-        msl::write_string(&module, &info, &msl::Options { fake_missing_bindings: true, ..Default::default() }, &msl::PipelineOptions::default())
-            .unwrap_or_else(|e| fail("MSL", &e));
+        msl::write_string(
+            &module,
+            &info,
+            &msl::Options { fake_missing_bindings: true, ..Default::default() },
+            &msl::PipelineOptions::default(),
+        )
+        .unwrap_or_else(|e| fail("MSL", &e));
         let mut text = String::new();
         hlsl::Writer::new(&mut text, &hlsl::Options::default(), &hlsl::PipelineOptions::default())
             .write(&module, &info, None)
             .unwrap_or_else(|e| fail("HLSL", &e));
         let mut text = String::new();
-        let pipeline = glsl::PipelineOptions { shader_stage: naga::ShaderStage::Compute, entry_point: kernel.entry.into(), multiview: None };
-        glsl::Writer::new(&mut text, &module, &info, &glsl::Options { version: glsl::Version::Desktop(430), ..Default::default() }, &pipeline, naga::proc::BoundsCheckPolicies::default())
-            .and_then(|mut w| w.write())
-            .unwrap_or_else(|e| fail("GLSL", &e));
-        let storage = source.bindings.iter().filter(|(_, a)| matches!(a, Access::StorageRead | Access::StorageUpdate)).count();
+        let pipeline = glsl::PipelineOptions {
+            shader_stage: naga::ShaderStage::Compute,
+            entry_point: kernel.entry.into(),
+            multiview: None,
+        };
+        glsl::Writer::new(
+            &mut text,
+            &module,
+            &info,
+            &glsl::Options { version: glsl::Version::Desktop(430), ..Default::default() },
+            &pipeline,
+            naga::proc::BoundsCheckPolicies::default(),
+        )
+        .and_then(|mut w| w.write())
+        .unwrap_or_else(|e| fail("GLSL", &e));
+        let storage =
+            source.bindings.iter().filter(|(_, a)| matches!(a, Access::StorageRead | Access::StorageUpdate)).count();
         assert!(storage <= 8, "{} binds {storage} storage buffers", kernel.entry);
         assert!(!source.text.contains("//#") && !source.text.contains('$'), "{}: directives are left", kernel.entry);
     }
@@ -88,7 +107,12 @@ fn sample_has_the_same_layout_on_both_sides() {
         let naga::TypeInner::Struct { members, span } = &ty.inner else { panic!("no struct") };
         assert_eq!(*span as usize, size_of::<Sample>());
         let offsets: Vec<usize> = members.iter().map(|m| m.offset as usize).collect();
-        let rust = [offset_of!(Sample, class), offset_of!(Sample, eps), offset_of!(Sample, step_size), offset_of!(Sample, direction)];
+        let rust = [
+            offset_of!(Sample, class),
+            offset_of!(Sample, eps),
+            offset_of!(Sample, step_size),
+            offset_of!(Sample, direction),
+        ];
         assert_eq!(offsets, rust);
     }
 }

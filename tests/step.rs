@@ -53,8 +53,24 @@ fn compare(len: usize, samples: &[Sample], bounds: (f32, f32), x: &[f32], x0: &[
 }
 
 const GRADIENTS: [f32; 18] = [
-    0.0, -0.0, 1e-45, -1e-45, 1e-40, -1e-40, f32::MIN_POSITIVE, -f32::MIN_POSITIVE, 1e-20, -1e-20, 1.0, -1.0, f32::MAX,
-    f32::MIN, f32::INFINITY, f32::NEG_INFINITY, f32::NAN, -f32::NAN,
+    0.0,
+    -0.0,
+    1e-45,
+    -1e-45,
+    1e-40,
+    -1e-40,
+    f32::MIN_POSITIVE,
+    -f32::MIN_POSITIVE,
+    1e-20,
+    -1e-20,
+    1.0,
+    -1.0,
+    f32::MAX,
+    f32::MIN,
+    f32::INFINITY,
+    f32::NEG_INFINITY,
+    f32::NAN,
+    -f32::NAN,
 ];
 
 #[test]
@@ -101,7 +117,11 @@ fn random_pixels_and_odd_lengths() {
             })
             .collect();
         let x0 = rng.images(len * samples.len());
-        let x: Vec<f32> = x0.iter().enumerate().map(|(i, x)| (x + (rng.unit() - 0.5) * samples[i / len].eps).clamp(0.0, 1.0)).collect();
+        let x: Vec<f32> = x0
+            .iter()
+            .enumerate()
+            .map(|(i, x)| (x + (rng.unit() - 0.5) * samples[i / len].eps).clamp(0.0, 1.0))
+            .collect();
         // Every bit pattern: normals, subnormals, infinities and NaN as they come.
         let dx = rng.vec(x0.len(), |r| f32::from_bits(r.word()));
         compare(len, &samples, (0.0, 1.0), &x, &x0, &dx);

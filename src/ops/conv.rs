@@ -49,7 +49,14 @@ pub(crate) fn forward(build: &mut Build, c: &Conv2d, p: &Params, x: Value, y: Va
 }
 
 /// dx = convᵀ(dy), then the epilogue.
-pub(crate) fn input_grad(build: &mut Build, c: &Conv2d, p: &Params, dy: Value, dx: Value, epilogue: Epilogue) -> Result<()> {
+pub(crate) fn input_grad(
+    build: &mut Build,
+    c: &Conv2d,
+    p: &Params,
+    dy: Value,
+    dx: Value,
+    epilogue: Epilogue,
+) -> Result<()> {
     let k = c.kernel;
     let entry = match (build.target.variant, c.stride) {
         (Variant::Naive, _) => "conv2d_input_grad",
@@ -79,7 +86,7 @@ fn emit(build: &mut Build, entry: &'static str, g: &Gather, epilogue: Epilogue) 
     let (qt, px, rows) = match entry {
         "conv2d_forward" | "conv2d_input_grad" => (2, 4, 1),
         "conv2d_input_grad_parity" => (if o4 >= 4 { 4 } else { 2 }, 4, 2),
-        // A word of signs covers two blocks: with a ReLU or a mask a tile has at least those.
+        // A word of signs that is written covers two blocks; a lone block (the gradient of a small image) writes none.
         _ if o4 >= 4 => (4, 4, 1),
         _ if o4 == 1 && epilogue.relu.is_none() => (1, 4, 1),
         _ => (2, 4, 1),

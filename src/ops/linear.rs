@@ -18,8 +18,11 @@ pub(crate) fn forward(build: &mut Build, l: &Linear, p: &Params, x: Value, y: Va
         _ => 0.0,
     };
     let bias = |o: usize| p.bias.get(o).copied().unwrap_or(0.0);
-    let shape = Shape { texels_in: texels(x.dims) as usize, cb: x.dims.c.min(4), blocks_out: blocks(y.dims.c) as usize };
-    emit(build, "linear_forward", l, x, y, shape, epilogue, &|b, k, t, i| weight(4 * b + k, t, i), &|b, k| bias(4 * b + k));
+    let shape =
+        Shape { texels_in: texels(x.dims) as usize, cb: x.dims.c.min(4), blocks_out: blocks(y.dims.c) as usize };
+    emit(build, "linear_forward", l, x, y, shape, epilogue, &|b, k, t, i| weight(4 * b + k, t, i), &|b, k| {
+        bias(4 * b + k)
+    });
 }
 
 /// dx = Wᵀ·dy, then the epilogue. Its outputs are the texels of x.

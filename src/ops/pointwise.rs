@@ -21,8 +21,7 @@ fn consts(d: Dims) -> Vec<(&'static str, u32)> {
 pub(crate) fn normalise_forward(build: &mut Build, channels: usize, x: usize, y: Value) {
     let bindings = vec![("channels", channels), ("x", x), ("y", y.id)];
     let flops = 2 * y.dims.len() as u64;
-    let d =
-        per_item(build, "normalise_forward", "normalise", texels(y.dims) as u32, consts(y.dims), bindings, flops);
+    let d = per_item(build, "normalise_forward", "normalise", texels(y.dims) as u32, consts(y.dims), bindings, flops);
     build.push(d);
 }
 

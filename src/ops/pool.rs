@@ -49,7 +49,15 @@ fn mean_consts(large: Value) -> Vec<(&'static str, u32)> {
 pub(crate) fn mean_forward(build: &mut Build, x: Value, y: Value) {
     let flops = x.dims.len() as u64;
     let bindings = vec![("x", x.id), ("y", y.id)];
-    let d = per_item(build, "global_avg_pool_forward", "global_avg_pool", blocks(x.dims.c), mean_consts(x), bindings, flops);
+    let d = per_item(
+        build,
+        "global_avg_pool_forward",
+        "global_avg_pool",
+        blocks(x.dims.c),
+        mean_consts(x),
+        bindings,
+        flops,
+    );
     build.push(d);
 }
 

@@ -99,7 +99,13 @@ pub fn assert_bits(what: &str, got: &[f32], want: &[f32]) {
     assert_eq!(got.len(), want.len(), "{what}: lengths");
     let differ: Vec<usize> = (0..got.len()).filter(|&i| got[i].to_bits() != want[i].to_bits()).collect();
     if let Some(&i) = differ.first() {
-        panic!("{what}: {} of {} differ in bits, the first at {i}: {:e} and {:e}", differ.len(), got.len(), got[i], want[i]);
+        panic!(
+            "{what}: {} of {} differ in bits, the first at {i}: {:e} and {:e}",
+            differ.len(),
+            got.len(),
+            got[i],
+            want[i]
+        );
     }
 }
 
