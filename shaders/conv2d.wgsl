@@ -219,15 +219,30 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
 //# end
     }
     let c4_0 = w.first.x + id.y * QT;
-//# for q in 0..QT
+//# for k in 0..QT/2
 //# for y in 0..2
-//# for p in 0..PX
-    if (c4_0 + $(q)u < OC4 && h0 + $(y)u < OH && q0 + $(p)u < OW) {
-        let c4 = c4_0 + $(q)u;
+//# for j in 0..PX/4
+    {
+        let w4 = q0 / 4u + $(j)u;
+        let c8 = c4_0 / 2u + $(k)u;
         let h = h0 + $(y)u;
-        let w_out = q0 + $(p)u;
-        let v = residual(acc_$q_$y_$p + w.bias[id.y * QT + $(q)u], n, c4, h, w_out);
-        y_put(out_index(n, c4, h, w_out), mask(v, n, c4, h, w_out));
+//# if MASK == 1
+        let word = signs[sign_index(n, min(c8, OC8 - 1u), min(h, OH - 1u), min(w4, OW4 - 1u))];
+//# end
+//# for q in 0..2
+//# for p in 0..4
+        if (2u * c8 + $(q)u < OC4 && h < OH && 4u * w4 + $(p)u < OW) {
+            let c4 = 2u * c8 + $(q)u;
+            let w_out = 4u * w4 + $(p)u;
+            let v = residual(acc_$(2*k+q)_$y_$(4*j+p) + w.bias[id.y * QT + $(2*k+q)u], n, c4, h, w_out);
+//# if MASK == 1
+            y_put(out_index(n, c4, h, w_out), gate(v, word >> $(8*p+4*q)u));
+//# else
+            y_put(out_index(n, c4, h, w_out), v);
+//# end
+        }
+//# end
+//# end
     }
 //# end
 //# end

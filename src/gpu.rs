@@ -308,9 +308,15 @@ impl Gpu {
 
     /// Waits until a submission has ended.
     pub(crate) fn wait(&self, index: wgpu::SubmissionIndex) -> Result<()> {
-        let ended = self.device().poll(wgpu::PollType::Wait { submission_index: Some(index), timeout: None });
+        let poll = || self.device().poll(wgpu::PollType::Wait { submission_index: Some(index), timeout: None });
+        // The library panics where a device is lost while it is waited for, and gives an error for everything else.
+        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(poll));
         self.alive()?;
-        ended.map(|_| ()).map_err(|e| Error::DeviceLost(e.to_string()))
+        match ended {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(e)) => Err(Error::DeviceLost(e.to_string())),
+            Err(_) => Err(Error::DeviceLost("while its work was waited for".into())),
+        }
     }
 
     /// Reads the first bytes of several buffers, in one submission.

@@ -120,6 +120,26 @@ impl Kernel {
         names.collect::<std::collections::BTreeSet<_>>().into_iter().collect()
     }
 
+    /// The value of a constant, where there is one of that name.
+    pub fn constant(&self, name: &str) -> Option<u32> {
+        self.consts.iter().find(|(n, _)| *n == name).map(|(_, v)| *v)
+    }
+
+    /// Rounds that the loops of one invocation take together, those within others included.
+    pub fn rounds(&self) -> u64 {
+        let c = |name| u64::from(self.constant(name).unwrap_or(0));
+        match self.entry {
+            "conv2d_forward" | "conv2d_input_grad" => c("IC4") * (1 + c("R") * (1 + c("S") * 5)) + 10,
+            "conv2d_forward_tiled" | "conv2d_input_grad_tiled" => c("IC4") * (1 + c("R")),
+            "conv2d_input_grad_parity" => c("IC4"),
+            "linear_forward" | "linear_input_grad" => c("L"),
+            "cross_entropy_forward" => 2 * c("K") + c("K").div_ceil(4),
+            "global_avg_pool_forward" => c("IH") * c("IW"),
+            "max_pool_forward" | "max_pool_input_grad" => c("SIZE") * (1 + c("SIZE")),
+            _ => 10,
+        }
+    }
+
     /// The WGSL of this kernel.
     ///
     /// # Errors

@@ -16,6 +16,9 @@ const DEFAULT_MEMORY: u64 = 1 << 30;
 /// stay asleep and progress can be told.
 const SUBMISSION_FLOPS: u64 = 20_000_000_000;
 
+/// Dispatches in one submission: small networks take many steps in it, and what is recorded takes memory.
+const SUBMISSION_DISPATCHES: u64 = 8192;
+
 /// How a network is put on a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -215,13 +218,16 @@ impl Chunk<'_> {
         self.batch[id].as_ref().or(self.constants[id].as_ref()).expect("all are allocated").buffer()
     }
 
-    fn write<T: bytemuck::NoUninit>(&self, id: usize, values: &[T]) {
-        self.net.gpu.queue().write_buffer(self.buffer(id), 0, bytemuck::cast_slice(values));
+    fn write<T: bytemuck::NoUninit>(&self, id: usize, values: &[T]) -> Result<()> {
+        self.net.gpu.scope("writing the batch", || {
+            self.net.gpu.queue().write_buffer(self.buffer(id), 0, bytemuck::cast_slice(values));
+            Ok(())
+        })
     }
 
-    fn reset(&self) {
-        self.write(self.net.plan.ids.health, &vec![0_u32; self.n]);
-        self.write(self.net.plan.ids.zero_gradients, &vec![0_u32; self.n]);
+    fn reset(&self) -> Result<()> {
+        self.write(self.net.plan.ids.health, &vec![0_u32; self.n])?;
+        self.write(self.net.plan.ids.zero_gradients, &vec![0_u32; self.n])
     }
 
     /// Records and submits `work`, cut into submissions between any two dispatches. `done` is told of each submission that
@@ -236,16 +242,16 @@ impl Chunk<'_> {
         let mut work = work.peekable();
         let mut under_way: Option<(wgpu::SubmissionIndex, u64)> = None;
         while work.peek().is_some() {
-            let mut flops = 0;
-            let mut counted = 0;
+            let (mut flops, mut dispatches, mut counted) = (0, 0, 0);
             let submitted = gpu.scope("running the plan", || {
                 let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
                 {
                     let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-                    while flops < SUBMISSION_FLOPS {
+                    while flops < SUBMISSION_FLOPS && dispatches < SUBMISSION_DISPATCHES {
                         let Some((bound, dispatch)) = work.next() else { break };
                         bound.record(&mut pass);
                         flops += dispatch.flops * self.n as u64;
+                        dispatches += 1;
                         counted += u64::from(std::ptr::eq(dispatch, counts));
                     }
                 }
@@ -303,8 +309,8 @@ impl Engine for Network {
         let ids = self.plan.ids;
         let mut out = Logits { logits: Vec::new(), health: Vec::new() };
         self.each_chunk(n, |chunk, range| {
-            chunk.reset();
-            chunk.write(ids.x, &images[range.start * one..range.end * one]);
+            chunk.reset()?;
+            chunk.write(ids.x, &images[range.start * one..range.end * one])?;
             chunk.run(chunk.forward().chain([chunk.logits()]), &self.plan.logits, |_| Ok(()))?;
             let [z, health] = chunk.read([ids.logits, ids.health])?;
             append(&mut out.logits, &z);
@@ -329,9 +335,9 @@ impl Engine for Network {
         let ids = self.plan.ids;
         let mut out = Gradient { gradient: Vec::new(), loss: Vec::new(), health: Vec::new() };
         self.each_chunk(n, |chunk, range| {
-            chunk.reset();
-            chunk.write(ids.x, &images[range.start * one..range.end * one]);
-            chunk.write(ids.samples, &samples[range]);
+            chunk.reset()?;
+            chunk.write(ids.x, &images[range.start * one..range.end * one])?;
+            chunk.write(ids.samples, &samples[range])?;
             chunk.run(chunk.forward().chain(chunk.backward()), &self.plan.step, |_| Ok(()))?;
             let [gradient, loss, health] = chunk.read([ids.dx, ids.loss, ids.health])?;
             append(&mut out.gradient, &gradient);
@@ -355,11 +361,11 @@ impl Engine for Network {
         let mut out = Iterated { images: Vec::new(), zero_gradients: Vec::new(), health: Vec::new() };
         self.each_chunk(n, |chunk, range| {
             let pixels = &job.x0[range.start * one..range.end * one];
-            chunk.reset();
-            chunk.write(ids.x0, pixels);
-            chunk.write(ids.x, pixels);
-            chunk.write(ids.samples, &job.samples[range]);
-            chunk.write(ids.bounds, &[job.bounds.0, job.bounds.1, 0.0, 0.0]);
+            chunk.reset()?;
+            chunk.write(ids.x0, pixels)?;
+            chunk.write(ids.x, pixels)?;
+            chunk.write(ids.samples, &job.samples[range])?;
+            chunk.write(ids.bounds, &[job.bounds.0, job.bounds.1, 0.0, 0.0])?;
             let steps = (0..job.steps).flat_map(|_| chunk.forward().chain(chunk.backward()).chain([chunk.step()]));
             chunk.run(steps, &self.plan.step, |steps| {
                 if progress(steps * chunk.n as u64) { Ok(()) } else { Err(Error::Cancelled) }

@@ -7,7 +7,7 @@
 use crate::attack::Sample;
 use crate::error::{Error, Result};
 use crate::gpu::Limits;
-use crate::kernel::Dispatch;
+use crate::kernel::{Dispatch, Grid};
 use crate::model::{Conv2d, Dims, Layer, Linear, Model, Shortcut};
 use crate::ops::{self, Epilogue, Residual, ResidualKind, Value};
 use crate::tensor::{Kind, Resource, Storage, TEXTURE_WIDTH};
@@ -95,6 +95,9 @@ pub(crate) struct Build<'a> {
 
 const ACTIVATIONS: usize = 1 << 32;
 
+/// Rounds of all loops of one invocation together. Some software adapters leave a loop after 65,535, and say nothing.
+const MAX_ROUNDS: u64 = 32_000;
+
 impl Build<'_> {
     fn resource(&mut self, label: impl Into<String>, kind: Kind, per_sample: u64) -> usize {
         self.resources.push(Resource { label: label.into(), kind, per_sample });
@@ -146,6 +149,7 @@ impl Plan {
     /// [`Error::Model`] naming a layer that cannot run where it stands; [`Error::OutOfMemory`] when not even one sample
     /// fits the limits.
     pub fn new(model: &Model, target: &Target) -> Result<Self> {
+        model.check()?;
         let mut build =
             Build { target, health: 0, resources: Vec::new(), activations: Vec::new(), dispatches: Vec::new() };
         let (pixels, classes) = (model.input.len() as u64, model.logits() as u64);
@@ -198,8 +202,38 @@ impl Plan {
             arch: model.arch.clone(),
             input: model.input,
         };
+        plan.check_dispatches()?;
         plan.largest_batch(u64::MAX)?;
         Ok(plan)
+    }
+
+    /// Checks what no batch size can mend: grids, workgroups, uniform bindings and loops.
+    fn check_dispatches(&self) -> Result<()> {
+        let limits = &self.target.limits;
+        for d in self.forward.iter().chain(&self.backward).chain([&self.logits, &self.step]) {
+            let fail = |detail: String| Err(Error::model(&d.layer, format!("too large for this device: {detail}")));
+            if let Grid::PerSample(x, y) = d.grid {
+                if u64::from(x.max(y)) > limits.workgroups {
+                    return fail(format!("{x}×{y} workgroups, {} in a dimension", limits.workgroups));
+                }
+            }
+            let size = d.kernel.constant("WG").unwrap_or(1);
+            if size > limits.workgroup_size {
+                return fail(format!("{size} invocations in a workgroup, {} allowed", limits.workgroup_size));
+            }
+            // Weights are cut to fit; the means and deviations of the channels are not.
+            for (_, id) in d.bindings.iter().filter(|(name, _)| *name == "channels") {
+                let bytes = self.resources[*id].bytes(1, Storage::Buffer).unwrap_or(u64::MAX);
+                if bytes > limits.uniform_binding {
+                    return fail(format!("{bytes} bytes in a uniform binding, {} allowed", limits.uniform_binding));
+                }
+            }
+            let rounds = d.kernel.rounds();
+            if rounds >= MAX_ROUNDS {
+                return fail(format!("{rounds} rounds of loops in one invocation, fewer than {MAX_ROUNDS} allowed"));
+            }
+        }
+        Ok(())
     }
 
     /// What the plan was made for.
@@ -219,6 +253,10 @@ impl Plan {
     /// Bytes on the device for a batch of `n`, weights included.
     pub fn bytes(&self, n: u64) -> u64 {
         self.resources.iter().fold(0, |sum, r| sum.saturating_add(r.bytes(n, self.target.storage).unwrap_or(u64::MAX)))
+    }
+
+    fn classes(&self) -> usize {
+        self.resources[self.ids.logits].per_sample as usize
     }
 
     /// Floating-point operations for one sample, from image to logits.
@@ -242,8 +280,11 @@ impl Plan {
         let mut tightest = ("dispatch", 0, "workgroups in a dimension".to_string());
         for r in &self.resources {
             let (allowed, limit) = match (&r.kind, self.target.storage) {
+                (Kind::Activation, Storage::Texture) if limits.texture_side < TEXTURE_WIDTH => {
+                    (0, "texture side".to_string())
+                }
                 (Kind::Activation, Storage::Texture) => {
-                    (limits.texture_side * TEXTURE_WIDTH * 16, "texture side".to_string())
+                    (limits.texture_side * TEXTURE_WIDTH * 16, "texture side".into())
                 }
                 (Kind::Constant(_) | Kind::Uniform, _) => (limits.storage_binding.min(limits.buffer), "binding".into()),
                 _ => (limits.storage_binding.min(limits.buffer).min(1 << 33), "storage binding".into()),
@@ -263,6 +304,13 @@ impl Plan {
                 most = fits;
                 tightest = (&r.label, one, format!("{limit} of {allowed} bytes"));
             }
+        }
+        // Results are read back through one buffer: the largest of them, and up to two words and their alignment beside it.
+        let largest = self.input.len().max(self.classes()) as u64 * 4 + 8;
+        let fits = limits.buffer.saturating_sub(24) / largest;
+        if fits < most {
+            most = fits;
+            tightest = ("reading back", largest, format!("buffer of {} bytes", limits.buffer));
         }
         let constants: u64 =
             self.resources.iter().filter(|r| r.per_sample == 0).filter_map(|r| r.bytes(0, Storage::Buffer)).sum();
@@ -299,9 +347,6 @@ fn forward<'m>(
         let relu = followed || (last && tail.relu);
         let residual = if last { tail.residual } else { None };
         let fuses = matches!(layer, Layer::Conv2d(_) | Layer::Linear(_) | Layer::Residual { .. });
-        if last && (tail.residual.is_some() || tail.relu) && !matches!(layer, Layer::Conv2d(_)) {
-            return unsupported(layer, "the body of a residual block must end with a convolution");
-        }
         if fuses && followed {
             i += 1;
         }
@@ -357,6 +402,10 @@ fn forward<'m>(
                 };
                 if !matches!(body.first(), Some(Layer::Conv2d(_))) {
                     return unsupported(layer, "the body of a residual block must begin with a convolution");
+                }
+                // A ReLU behind that convolution would be fused into it, and what is added would be lost.
+                if !matches!(body.last(), Some(Layer::Conv2d(_))) {
+                    return unsupported(layer, "the body of a residual block must end with a convolution");
                 }
                 let residual = Some(Residual { id: x.id, dims: x.dims, kind });
                 let mut inner = Vec::new();

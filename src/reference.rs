@@ -5,7 +5,7 @@
 
 use crate::attack::{Engine, Gradient, Health, Iterated, Job, Logits, Sample};
 use crate::error::{Error, Result};
-use crate::model::{self, Conv2d, Dims, Layer, Linear, Model, Shortcut};
+use crate::model::{Conv2d, Dims, Layer, Linear, Model, Shortcut};
 use std::collections::BTreeMap;
 
 /// A network that runs on the CPU in f64. Samples are independent: they are spread over all cores.
@@ -27,8 +27,7 @@ impl Reference {
     /// # Errors
     /// [`Error::Model`] naming the layer when shapes do not fit, parameters are missing or batch norm is left.
     pub fn new(model: Model) -> Result<Self> {
-        model::output(&model.layers, model.input)?;
-        check(&model.layers, &model)?;
+        model.check()?;
         let wide = |values: &[f32]| values.iter().copied().map(f64::from).collect();
         let params = model.params.iter();
         let params =
@@ -243,33 +242,6 @@ enum Memory {
     Signs(Vec<bool>),
     /// Max-pool: index of the input that won each window.
     Sources(Vec<usize>),
-}
-
-fn check(layers: &[Layer], model: &Model) -> Result<()> {
-    for layer in layers {
-        let (name, weights, outputs) = match layer {
-            Layer::BatchNorm { name, .. } => return Err(Error::model(name, "batch norm must be folded first")),
-            Layer::Residual { body, .. } => {
-                check(body, model)?;
-                continue;
-            }
-            Layer::Conv2d(c) => (&c.name, c.outputs * c.inputs * c.kernel * c.kernel, c.outputs),
-            Layer::Linear(l) => (&l.name, l.inputs * l.outputs, l.outputs),
-            _ => continue,
-        };
-        match model.params.get(name) {
-            Some(p) if p.weight.len() == weights && p.bias.len() == outputs => {}
-            Some(p) => {
-                let found = format!("{} weights and {} biases", p.weight.len(), p.bias.len());
-                return Err(Error::model(name, format!("{found}, but {weights} and {outputs} are expected")));
-            }
-            None => return Err(Error::model(name, "has no parameters")),
-        }
-    }
-    if layers.is_empty() {
-        return Err(Error::model("layers", "there are none"));
-    }
-    Ok(())
 }
 
 /// The engine works in f32, so what f32 cannot hold counts as infinite here too.

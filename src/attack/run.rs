@@ -151,9 +151,9 @@ impl Attack {
         Ok(match &self.targets {
             Targets::None => vec![-1; labels.len()],
             Targets::Next => each(&|i| (labels[i] + 1) % k as i64),
-            Targets::Random => {
-                each(&|i| i64::from(random_target(self.seed, self.first_id + i as u64, labels[i] as u32, k as u32)))
-            }
+            Targets::Random => each(&|i| {
+                i64::from(random_target(self.seed, self.first_id.wrapping_add(i as u64), labels[i] as u32, k as u32))
+            }),
             Targets::Second => each(&|i| best(i, |b, a| b > a)),
             Targets::LeastLikely => each(&|i| best(i, |b, a| b < a)),
             Targets::Classes(classes) => {

@@ -277,6 +277,45 @@ impl Model {
         output(&self.layers, self.input).map(|d| d.len()).expect("shapes were checked at load")
     }
 
+    /// Checks what a model that was put together by hand may have wrong: shapes, parameters, batch norm that is left.
+    ///
+    /// # Errors
+    /// [`Error::Model`] naming the layer.
+    pub(crate) fn check(&self) -> Result<()> {
+        if self.input.is_empty() {
+            return Err(Error::model("input", format!("{}: every side must be 1 or more", self.input)));
+        }
+        if self.layers.is_empty() {
+            return Err(Error::model("layers", "there are none"));
+        }
+        output(&self.layers, self.input)?;
+        self.check_params(&self.layers)
+    }
+
+    fn check_params(&self, layers: &[Layer]) -> Result<()> {
+        for layer in layers {
+            let (name, weights, outputs) = match layer {
+                Layer::BatchNorm { name, .. } => return Err(Error::model(name, "batch norm must be folded first")),
+                Layer::Residual { body, .. } => {
+                    self.check_params(body)?;
+                    continue;
+                }
+                Layer::Conv2d(c) => (&c.name, c.outputs * c.inputs * c.kernel * c.kernel, c.outputs),
+                Layer::Linear(l) => (&l.name, l.inputs * l.outputs, l.outputs),
+                _ => continue,
+            };
+            match self.params.get(name) {
+                Some(p) if p.weight.len() == weights && p.bias.len() == outputs => {}
+                Some(p) => {
+                    let found = format!("{} weights and {} biases", p.weight.len(), p.bias.len());
+                    return Err(Error::model(name, format!("{found}, but {weights} and {outputs} are expected")));
+                }
+                None => return Err(Error::model(name, "has no parameters")),
+            }
+        }
+        Ok(())
+    }
+
     /// Number of weights and biases, batch norm folded.
     pub fn parameters(&self) -> usize {
         self.params.values().map(|p| p.weight.len() + p.bias.len()).sum()

@@ -82,14 +82,16 @@ fn emit(build: &mut Build, entry: &'static str, g: &Gather, epilogue: Epilogue) 
     let (i4, o4) = (blocks(g.x.dims.c) as usize, blocks(g.y.dims.c) as usize);
     let cb = g.x.dims.c.min(4);
     let strip = i4 * g.kernel * g.kernel * cb;
-    // Output blocks and pixels in the registers of one invocation, and rows that it covers.
+    // Output blocks and pixels in the registers of one invocation, and rows that it covers. 16 channels × 8 pixels is what
+    // the bench found best on lavapipe (benches/NOTES.md).
+    let pixels = if g.y.dims.w > 4 { 8 } else { 4 };
     let (qt, px, rows) = match entry {
         "conv2d_forward" | "conv2d_input_grad" => (2, 4, 1),
-        "conv2d_input_grad_parity" => (if o4 >= 4 { 4 } else { 2 }, 4, 2),
+        "conv2d_input_grad_parity" => (if o4 >= 4 { 4 } else { 2 }, pixels, 2),
         // A word of signs that is written covers two blocks; a lone block (the gradient of a small image) writes none.
-        _ if o4 >= 4 => (4, 4, 1),
-        _ if o4 == 1 && epilogue.relu.is_none() => (1, 4, 1),
-        _ => (2, 4, 1),
+        _ if o4 >= 4 => (4, pixels, 1),
+        _ if o4 == 1 && epilogue.relu.is_none() => (1, pixels, 1),
+        _ => (2, pixels, 1),
     };
     let (count, number, uniform) = slices(o4, qt, strip, build.target.limits.uniform_binding);
     let items = (g.y.dims.h.div_ceil(rows) * g.y.dims.w.div_ceil(px)) as u32;
