@@ -1,8 +1,7 @@
 //! The device: which adapter, its limits, submission, reading back, and turning what the GPU library reports into errors.
 
 use crate::error::{Error, Result};
-use crate::kernel::Pipelines;
-use crate::tensor::Storage;
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -81,6 +80,15 @@ impl Limits {
     }
 }
 
+/// Where activations lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Storage {
+    /// A storage buffer of `vec4<f32>`.
+    Buffer,
+    /// A 2D texture of rgba32float: on software adapters a load costs a tenth of one from a storage buffer.
+    Texture,
+}
+
 /// An opened device. Cheap to clone; `Send` and `Sync`.
 #[derive(Clone, Debug)]
 pub struct Gpu(Arc<Inner>);
@@ -92,7 +100,7 @@ struct Inner {
     queue: wgpu::Queue,
     limits: Limits,
     storage: Storage,
-    pipelines: Pipelines,
+    pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
     /// Why the device went away, if it did. Written by the library's callback.
     lost: Arc<OnceLock<String>>,
     compile_time: Mutex<Duration>,
@@ -231,7 +239,7 @@ impl Gpu {
             queue,
             limits,
             storage,
-            pipelines: Pipelines::default(),
+            pipelines: Mutex::default(),
             lost,
             compile_time: Mutex::new(Duration::ZERO),
         }))
@@ -254,7 +262,7 @@ impl Gpu {
 
     /// Time spent on making pipelines so far.
     pub fn compile_time(&self) -> Duration {
-        *self.0.compile_time.lock().expect("no panic while it was held")
+        self.0.compile_time.lock().map(|t| *t).unwrap_or_default()
     }
 
     pub(crate) fn device(&self) -> &wgpu::Device {
@@ -265,16 +273,25 @@ impl Gpu {
         &self.0.queue
     }
 
-    pub(crate) fn pipelines(&self) -> &Pipelines {
-        &self.0.pipelines
-    }
-
-    /// Runs `make` and adds the time it took to [`Gpu::compile_time`].
-    pub(crate) fn timed_compile<T>(&self, make: impl FnOnce() -> T) -> T {
+    /// The pipeline known under `key`, made at its first use: `make` gives the entry point, its WGSL and its bindings in
+    /// order. Every pipeline of a device is made once.
+    pub(crate) fn pipeline(
+        &self,
+        key: String,
+        make: impl FnOnce() -> Result<(&'static str, String, Vec<wgpu::BindingType>)>,
+    ) -> Result<Arc<Pipeline>> {
+        let known = || self.0.pipelines.lock().map_err(|_| Error::Internal("an earlier run panicked".into()));
+        if let Some(pipeline) = known()?.get(&key) {
+            return Ok(pipeline.clone());
+        }
         let start = Instant::now();
-        let made = make();
-        *self.0.compile_time.lock().expect("no panic while it was held") += start.elapsed();
-        made
+        let (entry, text, bindings) = make()?;
+        let made = Arc::new(self.scope(entry, || Ok(Pipeline::new(self.device(), entry, text, &bindings)))?);
+        if let Ok(mut time) = self.0.compile_time.lock() {
+            *time += start.elapsed();
+        }
+        known()?.insert(key, made.clone());
+        Ok(made)
     }
 
     /// Runs calls to the GPU library and turns whatever it complains of into an error. Scopes belong to a thread: `calls`
@@ -355,5 +372,49 @@ impl Gpu {
             }
             Ok(out)
         })
+    }
+}
+
+/// A compute pipeline and the layout of its one bind group.
+#[derive(Debug)]
+pub(crate) struct Pipeline {
+    pub pipeline: wgpu::ComputePipeline,
+    pub layout: wgpu::BindGroupLayout,
+}
+
+impl Pipeline {
+    fn new(device: &wgpu::Device, entry: &str, text: String, bindings: &[wgpu::BindingType]) -> Self {
+        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
+            label: Some(entry),
+            source: wgpu::ShaderSource::Wgsl(text.into()),
+        });
+        let entries: Vec<wgpu::BindGroupLayoutEntry> = (0..)
+            .zip(bindings)
+            .map(|(binding, ty)| wgpu::BindGroupLayoutEntry {
+                binding,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: *ty,
+                count: None,
+            })
+            .collect();
+        let layout =
+            device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(entry), entries: &entries });
+        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(entry),
+            bind_group_layouts: &[Some(&layout)],
+            immediate_size: 0,
+        });
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(entry),
+            layout: Some(&pipeline_layout),
+            module: &module,
+            entry_point: Some(entry),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                zero_initialize_workgroup_memory: false,
+                ..Default::default()
+            },
+            cache: None,
+        });
+        Pipeline { pipeline, layout }
     }
 }

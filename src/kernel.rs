@@ -17,11 +17,10 @@
 //! Bindings are numbered in the order in which they appear. Shapes enter as `const` lines; the batch size never does.
 
 use crate::error::{Error, Result};
-use crate::gpu::Gpu;
-use crate::tensor::{Allocated, Resource, Storage};
-use std::collections::HashMap;
+use crate::gpu::{Gpu, Pipeline, Storage};
+use crate::tensor::{Allocated, Resource};
 use std::fmt::Write as _;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 const FILES: &[(&str, &str)] = &[
     ("conv2d", include_str!("../shaders/conv2d.wgsl")),
@@ -58,6 +57,31 @@ pub enum Access {
     StorageUpdate,
     /// Uniform buffer.
     Uniform,
+}
+
+impl Access {
+    fn binding_type(self, storage: Storage) -> wgpu::BindingType {
+        let buffer = |ty| wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None };
+        match (self, storage) {
+            (Access::Uniform, _) => buffer(wgpu::BufferBindingType::Uniform),
+            (Access::ActivationRead, Storage::Texture) => wgpu::BindingType::Texture {
+                sample_type: wgpu::TextureSampleType::Float { filterable: false },
+                view_dimension: wgpu::TextureViewDimension::D2,
+                multisampled: false,
+            },
+            (Access::ActivationWrite, Storage::Texture) => wgpu::BindingType::StorageTexture {
+                access: wgpu::StorageTextureAccess::WriteOnly,
+                format: wgpu::TextureFormat::Rgba32Float,
+                view_dimension: wgpu::TextureViewDimension::D2,
+            },
+            (Access::StorageRead | Access::ActivationRead, _) => {
+                buffer(wgpu::BufferBindingType::Storage { read_only: true })
+            }
+            (Access::StorageUpdate | Access::ActivationWrite, _) => {
+                buffer(wgpu::BufferBindingType::Storage { read_only: false })
+            }
+        }
+    }
 }
 
 /// Generated shader text and what it binds, in order.
@@ -100,17 +124,6 @@ pub(crate) struct Bound {
     group: wgpu::BindGroup,
     grid: [u32; 3],
 }
-
-#[derive(Debug)]
-pub(crate) struct Pipeline {
-    pipeline: wgpu::ComputePipeline,
-    layout: wgpu::BindGroupLayout,
-    bindings: Vec<(String, Access)>,
-}
-
-/// Pipelines made so far on a device.
-#[derive(Debug, Default)]
-pub(crate) struct Pipelines(Mutex<HashMap<Kernel, Arc<Pipeline>>>);
 
 impl Kernel {
     /// Every entry point there is.
@@ -397,78 +410,6 @@ impl Expander<'_> {
     }
 }
 
-impl Pipelines {
-    /// The pipeline of a kernel, made at its first use.
-    pub fn get(&self, gpu: &Gpu, kernel: &Kernel) -> Result<Arc<Pipeline>> {
-        if let Some(p) = self.0.lock().expect("no panic while it was held").get(kernel) {
-            return Ok(p.clone());
-        }
-        let source = kernel.source()?;
-        let made = gpu.timed_compile(|| gpu.scope(kernel.entry, || Ok(Pipeline::new(gpu, kernel, source))))?;
-        let made = Arc::new(made);
-        self.0.lock().expect("no panic while it was held").insert(kernel.clone(), made.clone());
-        Ok(made)
-    }
-}
-
-impl Pipeline {
-    fn new(gpu: &Gpu, kernel: &Kernel, source: Source) -> Self {
-        let entry = kernel.entry;
-        let device = gpu.device();
-        let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
-            label: Some(entry),
-            source: wgpu::ShaderSource::Wgsl(source.text.into()),
-        });
-        let buffer = |ty| wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None };
-        let entries: Vec<wgpu::BindGroupLayoutEntry> = (0..)
-            .zip(&source.bindings)
-            .map(|(binding, (_, access))| wgpu::BindGroupLayoutEntry {
-                binding,
-                visibility: wgpu::ShaderStages::COMPUTE,
-                count: None,
-                ty: match (access, kernel.storage) {
-                    (Access::Uniform, _) => buffer(wgpu::BufferBindingType::Uniform),
-                    (Access::ActivationRead, Storage::Texture) => wgpu::BindingType::Texture {
-                        sample_type: wgpu::TextureSampleType::Float { filterable: false },
-                        view_dimension: wgpu::TextureViewDimension::D2,
-                        multisampled: false,
-                    },
-                    (Access::ActivationWrite, Storage::Texture) => wgpu::BindingType::StorageTexture {
-                        access: wgpu::StorageTextureAccess::WriteOnly,
-                        format: wgpu::TextureFormat::Rgba32Float,
-                        view_dimension: wgpu::TextureViewDimension::D2,
-                    },
-                    (Access::StorageRead | Access::ActivationRead, _) => {
-                        buffer(wgpu::BufferBindingType::Storage { read_only: true })
-                    }
-                    (Access::StorageUpdate | Access::ActivationWrite, _) => {
-                        buffer(wgpu::BufferBindingType::Storage { read_only: false })
-                    }
-                },
-            })
-            .collect();
-        let layout =
-            device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor { label: Some(entry), entries: &entries });
-        let pipeline_layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-            label: Some(entry),
-            bind_group_layouts: &[Some(&layout)],
-            immediate_size: 0,
-        });
-        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(entry),
-            layout: Some(&pipeline_layout),
-            module: &module,
-            entry_point: Some(entry),
-            compilation_options: wgpu::PipelineCompilationOptions {
-                zero_initialize_workgroup_memory: false,
-                ..Default::default()
-            },
-            cache: None,
-        });
-        Pipeline { pipeline, layout, bindings: source.bindings }
-    }
-}
-
 impl Dispatch {
     /// Binds this dispatch to memory for a batch of `n`: `resource` gives each resource and its size in bytes.
     pub(crate) fn bind<'a>(
@@ -477,15 +418,17 @@ impl Dispatch {
         n: u32,
         resource: impl Fn(usize) -> (&'a Allocated, u64),
     ) -> Result<Bound> {
-        let pipeline = gpu.pipelines().get(gpu, &self.kernel)?;
-        let mut entries = Vec::with_capacity(pipeline.bindings.len());
-        for (binding, (name, _)) in (0..).zip(&pipeline.bindings) {
+        let source = self.kernel.source()?;
+        let mut entries = Vec::with_capacity(source.bindings.len());
+        for (binding, (name, _)) in (0..).zip(&source.bindings) {
             let Some((_, id)) = self.bindings.iter().find(|(given, _)| given == name) else {
                 return Err(Error::Internal(format!("{}: nothing is bound to {name}", self.kernel.entry)));
             };
             let (memory, bytes) = resource(*id);
             entries.push(wgpu::BindGroupEntry { binding, resource: memory.binding(bytes) });
         }
+        let types = source.bindings.iter().map(|(_, access)| access.binding_type(self.kernel.storage)).collect();
+        let pipeline = gpu.pipeline(format!("{:?}", self.kernel), || Ok((self.kernel.entry, source.text, types)))?;
         let group = gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some(self.kernel.entry),
             layout: &pipeline.layout,

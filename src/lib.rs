@@ -78,10 +78,14 @@ pub mod weights;
 
 pub use attack::{Attack, Outcome, Targets};
 pub use error::{Error, Result};
-pub use gpu::{Adapter, AdapterSummary, Gpu, Limits};
+pub use gpu::{Adapter, AdapterSummary, Gpu, Limits, Storage};
 pub use model::Model;
 pub use network::{Network, Options};
 pub use plan::{Plan, Target, Variant};
 pub use reference::Reference;
-pub use tensor::{Kind, Resource, Storage};
+pub use tensor::{Kind, Resource};
 pub use wgpu;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+mod readme {}

@@ -2,11 +2,11 @@
 
 use crate::attack::{Engine, Gradient, Health, Iterated, Job, Logits, Sample};
 use crate::error::{Error, Result};
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, Storage};
 use crate::kernel::{Bound, Dispatch};
 use crate::model::Model;
 use crate::plan::{Plan, Target, Variant};
-use crate::tensor::{Allocated, Kind, Storage};
+use crate::tensor::{Allocated, Kind};
 use std::sync::Mutex;
 
 /// Activations and everything else that grows with the batch may take this much unless told otherwise.

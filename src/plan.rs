@@ -6,64 +6,18 @@
 
 use crate::attack::Sample;
 use crate::error::{Error, Result};
-use crate::gpu::Limits;
+use crate::gpu::Storage;
 use crate::kernel::{Dispatch, Grid};
 use crate::model::{Conv2d, Dims, Layer, Linear, Model, Shortcut};
-use crate::ops::{self, Epilogue, Residual, ResidualKind, Value};
-use crate::tensor::{Kind, Resource, Storage, TEXTURE_WIDTH};
+use crate::ops::{self, ACTIVATIONS, Build, Epilogue, Ids, Residual, ResidualKind, Value};
+use crate::tensor::{Kind, Resource, TEXTURE_WIDTH};
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// Which kernels a plan uses where there are several. All give the same bits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Variant {
-    /// One value at a time, in plain loops: what the others are checked against.
-    Naive,
-    /// Register tiles.
-    #[default]
-    Fast,
-}
+pub use crate::ops::{Target, Variant};
 
-/// What a plan is made for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// Limits of the device.
-    pub limits: Limits,
-    /// Where activations lie.
-    pub storage: Storage,
-    /// Which kernels.
-    pub variant: Variant,
-}
-
-impl Default for Target {
-    /// WebGPU's guaranteed limits, activations in buffers, the fast kernels.
-    fn default() -> Self {
-        Target { limits: Limits::default(), storage: Storage::Buffer, variant: Variant::default() }
-    }
-}
-
-/// Resources that the host writes and reads.
-#[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Ids {
-    /// Clean images, [N, C, H, W].
-    pub x0: usize,
-    /// Iterates, [N, C, H, W].
-    pub x: usize,
-    /// Input gradient, [N, C, H, W].
-    pub dx: usize,
-    /// [N] of `attack::Sample`.
-    pub samples: usize,
-    /// Smallest and largest pixel.
-    pub bounds: usize,
-    /// [N, K]
-    pub logits: usize,
-    /// [N]
-    pub loss: usize,
-    /// [N]
-    pub zero_gradients: usize,
-    /// [N]
-    pub health: usize,
-}
+/// Rounds of all loops of one invocation together. Some software adapters leave a loop after 65,535, and say nothing.
+const MAX_ROUNDS: u64 = 32_000;
 
 /// Dispatches of one network, in order, and what they run on.
 #[derive(Clone, Debug)]
@@ -82,44 +36,6 @@ pub struct Plan {
     target: Target,
     arch: String,
     input: Dims,
-}
-
-/// A plan in the making. Activations are numbered from `ACTIVATIONS` on until they are given slots.
-pub(crate) struct Build<'a> {
-    pub target: &'a Target,
-    pub health: usize,
-    resources: Vec<Resource>,
-    activations: Vec<(String, u64)>,
-    dispatches: Vec<Dispatch>,
-}
-
-const ACTIVATIONS: usize = 1 << 32;
-
-/// Rounds of all loops of one invocation together. Some software adapters leave a loop after 65,535, and say nothing.
-const MAX_ROUNDS: u64 = 32_000;
-
-impl Build<'_> {
-    fn resource(&mut self, label: impl Into<String>, kind: Kind, per_sample: u64) -> usize {
-        self.resources.push(Resource { label: label.into(), kind, per_sample });
-        self.resources.len() - 1
-    }
-
-    pub fn constant(&mut self, label: String, bytes: Vec<u8>) -> usize {
-        self.resource(label, Kind::Constant(bytes), 0)
-    }
-
-    pub fn push(&mut self, dispatch: Dispatch) {
-        self.dispatches.push(dispatch);
-    }
-
-    fn activation(&mut self, label: &str, dims: Dims, signs: Option<usize>) -> Value {
-        self.activations.push((label.into(), ops::texels(dims)));
-        Value { id: ACTIVATIONS + self.activations.len() - 1, dims, signs }
-    }
-
-    fn signs(&mut self, label: &str, dims: Dims) -> usize {
-        self.resource(format!("{label} signs"), Kind::Words, ops::sign_words(dims))
-    }
 }
 
 /// What the backward pass needs to know of a layer that has run forward. `x` is the value that entered it.
@@ -150,8 +66,7 @@ impl Plan {
     /// fits the limits.
     pub fn new(model: &Model, target: &Target) -> Result<Self> {
         model.check()?;
-        let mut build =
-            Build { target, health: 0, resources: Vec::new(), activations: Vec::new(), dispatches: Vec::new() };
+        let mut build = Build::new(target);
         let (pixels, classes) = (model.input.len() as u64, model.logits() as u64);
         let ids = Ids {
             x0: build.resource("clean images", Kind::Floats, pixels),

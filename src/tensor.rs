@@ -4,19 +4,10 @@
 //! buffer or in a 2D texture [`TEXTURE_WIDTH`] texels wide, whichever the adapter reads faster; kernels see only the index.
 
 use crate::error::{Error, Result};
-use crate::gpu::Gpu;
+use crate::gpu::{Gpu, Storage};
 
 /// Texels in a row of a texture that holds an activation; a power of two, as the generated accessors assume.
 pub(crate) const TEXTURE_WIDTH: u64 = 2048;
-
-/// Where activations lie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Storage {
-    /// A storage buffer of `vec4<f32>`.
-    Buffer,
-    /// A 2D texture of rgba32float: on software adapters a load costs a tenth of one from a storage buffer.
-    Texture,
-}
 
 /// What a resource holds.
 #[derive(Clone, Debug, PartialEq)]

@@ -57,15 +57,18 @@ fn naive_kernels_match_the_reference_on_random_networks_in_textures() {
     naive_matches_reference(2, Storage::Texture);
 }
 
-/// 100 random networks, each with one to four convolutions of random shape.
+/// Random networks, each with one to four convolutions of random shape, until 100 convolutions of each direction have run.
 fn naive_matches_reference(seed: u64, storage: Storage) {
     let mut rng = Rng::new(seed);
-    for trial in 0..100 {
+    let (mut trial, mut shapes) = (0, 0);
+    while shapes < 100 {
+        trial += 1;
         let model = random_network(&mut rng);
         let n = rng.range(1, 5);
         let images = rng.images(n * model.input.len());
         let classes: Vec<u32> = (0..n).map(|_| rng.word() % model.logits() as u32).collect();
         let net = network(&model, storage, Variant::Naive);
+        shapes += net.plan().forward.iter().filter(|d| d.kernel.entry == "conv2d_forward").count();
         let reference = Reference::new(model.clone()).unwrap();
         let what = format!("trial {trial}, {storage:?}, {:?}", model.layers);
         let z = net.logits(&images).unwrap();
@@ -167,5 +170,31 @@ fn fast_residual_blocks_equal_naive_ones() {
         }
         layers.push(Layer::Relu);
         bit_equal(&mut rng, Dims::new(c, h, w), layers);
+    }
+}
+
+/// The derivative of a ReLU at 0 is 0, in every kernel that has one: black images and no biases make every sum exactly 0.
+#[test]
+fn relu_lets_nothing_through_at_zero() {
+    let mut rng = Rng::new(6);
+    let input = Dims::new(3, 6, 6);
+    let fused = vec![conv("a", 3, 9, 3, 1, 1), Layer::Relu, Layer::GlobalAvgPool, linear("z", 9, 4)];
+    let block = vec![conv("a", 3, 8, 3, 2, 1), residual(vec![conv("b", 8, 8, 3, 1, 1)], 0), Layer::Relu];
+    let block = [block, vec![Layer::GlobalAvgPool, linear("z", 8, 4)]].concat();
+    let lone = vec![Layer::MaxPool { size: 2, stride: 2 }, Layer::Relu, linear("z", 27, 4)];
+    let dense = vec![Layer::Flatten, linear("y", 108, 10), Layer::Relu, linear("z", 10, 4)];
+    for layers in [fused, block, lone, dense] {
+        let mut model = random_model(&mut rng, input, layers);
+        model.params.values_mut().for_each(|p| p.bias.fill(0.0));
+        let black = vec![0.0; 2 * input.len()];
+        let white = vec![1.0; 2 * input.len()];
+        for (storage, variant) in [(Storage::Buffer, Variant::Naive), (Storage::Texture, Variant::Fast)] {
+            let net = network(&model, storage, variant);
+            let what = format!("{storage:?} {variant:?} {:?}", model.layers);
+            let g = net.input_gradient(&black, &[0, 3]).unwrap().gradient;
+            assert!(g.iter().all(|g| *g == 0.0), "{what}");
+            let g = net.input_gradient(&white, &[0, 3]).unwrap().gradient;
+            assert!(g.iter().any(|g| *g != 0.0), "{what}");
+        }
     }
 }

@@ -43,6 +43,12 @@ impl Attack {
         let (clean, snapped) = if bytes { snap(images) } else { (images.to_vec(), 0.0) };
         let first = engine.logits(&clean)?;
         let mut health = first.health;
+        for (health, image) in health.iter_mut().zip(clean.chunks(one)) {
+            // A network may never look at this pixel (a stride can pass it by), but the image is not sound.
+            if !image.iter().all(|x| x.is_finite()) {
+                health.0 |= Health::ACTIVATION.0;
+            }
+        }
         let clean_logits = first.logits;
         let targets = self.resolve(labels, &clean_logits, k)?;
         let right = |logits: &[f32], i: usize| argmax(&logits[i * k..(i + 1) * k]) as i64 == labels[i];

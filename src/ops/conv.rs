@@ -1,10 +1,10 @@
 //! Convolution: `shaders/conv2d.wgsl`. The input gradient is a convolution with the weights transposed and turned by 180°.
 
+use super::{Build, Variant};
 use super::{Epilogue, Value, blocks, slice_bytes, slices, workgroup};
 use crate::error::Result;
 use crate::kernel::{Dispatch, Grid, Kernel};
 use crate::model::{Conv2d, Dims, Params};
-use crate::plan::{Build, Variant};
 
 /// Weights as a gather sees them: output channel, input channel, kernel row, kernel column.
 struct Gather<'a> {

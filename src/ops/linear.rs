@@ -1,9 +1,9 @@
 //! Fully connected layers: `shaders/linear.wgsl`. Weights are reordered so that the texels of a sample are read as they lie.
 
+use super::Build;
 use super::{Epilogue, Value, blocks, slice_bytes, slices, texels, workgroup};
 use crate::kernel::{Dispatch, Grid, Kernel};
 use crate::model::{Dims, Linear, Params};
-use crate::plan::Build;
 
 /// Index in the flattened sample (channel, row, column) of channel `j` of texel `t`, or none where it is padding.
 fn flat(d: Dims, t: usize, j: usize) -> Option<usize> {

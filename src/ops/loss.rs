@@ -1,8 +1,8 @@
 //! Losses and the seeds of their backward passes: `shaders/loss.wgsl`.
 
+use super::Build;
 use super::Value;
 use crate::kernel::{Dispatch, Grid, Kernel};
-use crate::plan::Build;
 
 /// loss = −log softmax(x)[class], y = softmax(x) − onehot(class), each sample for itself.
 pub(crate) fn cross_entropy_forward(build: &mut Build, x: Value, y: Value, samples: usize, loss: usize) {

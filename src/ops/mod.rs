@@ -4,6 +4,7 @@
 //! Gradients are masked where they are *stored*: whoever computes the gradient of a ReLU's output zeroes it where the
 //! sign bit is clear, so every later reader finds the gradient before the ReLU.
 
+mod build;
 pub(crate) mod conv;
 pub(crate) mod linear;
 pub(crate) mod loss;
@@ -11,9 +12,11 @@ pub(crate) mod pointwise;
 pub(crate) mod pool;
 pub(crate) mod step;
 
+pub(crate) use build::{ACTIVATIONS, Build, Ids};
+pub use build::{Target, Variant};
+
 use crate::kernel::{Dispatch, Grid, Kernel};
 use crate::model::Dims;
-use crate::plan::Build;
 
 /// An activation with its shape, and the sign bits if it is the output of a ReLU.
 #[derive(Clone, Copy, Debug)]

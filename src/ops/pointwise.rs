@@ -1,8 +1,8 @@
 //! Images in, gradients out, lone ReLUs: `shaders/pointwise.wgsl`.
 
+use super::Build;
 use super::{Epilogue, Value, blocks, per_item, sign_words, texels};
 use crate::model::Dims;
-use crate::plan::Build;
 
 /// Means and reciprocal deviations as the shader's `struct Channels`; what does not exist is zero.
 pub(crate) fn channels(build: &mut Build, d: Dims, normalise: Option<(&[f64], &[f64])>) -> usize {

@@ -1,7 +1,7 @@
 //! Pooling: `shaders/pool.wgsl`. Max-pool keeps where its maximum was, one byte an output; the mean keeps nothing.
 
+use super::Build;
 use super::{Epilogue, Value, blocks, per_item, texels};
-use crate::plan::Build;
 
 /// y = max over windows; `argmax` gets the places.
 pub(crate) fn max_forward(build: &mut Build, size: usize, stride: usize, x: Value, y: Value, argmax: usize) {

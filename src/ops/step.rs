@@ -1,9 +1,9 @@
 //! The sign step: `shaders/step.wgsl`, one dispatch for the whole batch.
 
 use super::per_item;
+use super::{Build, Ids};
 use crate::kernel::Dispatch;
 use crate::model::Dims;
-use crate::plan::{Build, Ids};
 
 /// x ← clamp(x ± step_size·sign(dx), lo, hi), with each sample's own eps, step size and direction.
 pub(crate) fn sign_step(build: &Build, d: Dims, ids: &Ids) -> Dispatch {

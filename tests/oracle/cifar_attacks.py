@@ -96,6 +96,8 @@ def main():
     for eps_text, step_text, steps, eps, step in BUDGETS:
         for library, run in LIBRARIES.items():
             for kind, t in targets.items():
+                if library.startswith("foolbox") and kind not in ("none", "random"):
+                    continue  # the second opinion is asked where it matters
                 parts = [run(model, x[i], y[i], None if t is None else t[i], eps, step, steps) for i in torch.arange(n).split(a.batch)]
                 adv = torch.cat(parts)
                 assert (adv - x).abs().max() <= eps + 1e-6 and adv.min() >= 0 and adv.max() <= 1, "outside the ball"
@@ -105,8 +107,8 @@ def main():
                     "robust_accuracy": (right & (after == y)).sum().item() / n,
                     "targeted_success": None if t is None else (right & (after == t)).sum().item() / max(1, right.sum().item()),
                 }
-                results.append(row)
                 print(f"{time.time() - start:4.0f} s", row, flush=True)
+                results.append(row | {"predictions": "".join(map(str, after.tolist()))})
 
     report = {
         "data": f"CIFAR-10 test, first {n}",

@@ -1,0 +1,98 @@
+//! What a plan is made for, and a plan in the making: resources and dispatches as the layers add them.
+
+use super::{Value, sign_words, texels};
+use crate::gpu::{Limits, Storage};
+use crate::kernel::Dispatch;
+use crate::model::Dims;
+use crate::tensor::{Kind, Resource};
+
+/// Which kernels a plan uses where there are several. All give the same bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Variant {
+    /// One value at a time, in plain loops: what the others are checked against.
+    Naive,
+    /// Register tiles.
+    #[default]
+    Fast,
+}
+
+/// What a plan is made for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Limits of the device.
+    pub limits: Limits,
+    /// Where activations lie.
+    pub storage: Storage,
+    /// Which kernels.
+    pub variant: Variant,
+}
+
+impl Default for Target {
+    /// WebGPU's guaranteed limits, activations in buffers, the fast kernels.
+    fn default() -> Self {
+        Target { limits: Limits::default(), storage: Storage::Buffer, variant: Variant::default() }
+    }
+}
+
+/// Resources that the host writes and reads.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Ids {
+    /// Clean images, [N, C, H, W].
+    pub x0: usize,
+    /// Iterates, [N, C, H, W].
+    pub x: usize,
+    /// Input gradient, [N, C, H, W].
+    pub dx: usize,
+    /// [N] of `attack::Sample`.
+    pub samples: usize,
+    /// Smallest and largest pixel.
+    pub bounds: usize,
+    /// [N, K]
+    pub logits: usize,
+    /// [N]
+    pub loss: usize,
+    /// [N]
+    pub zero_gradients: usize,
+    /// [N]
+    pub health: usize,
+}
+
+/// A plan in the making. Activations are numbered from `ACTIVATIONS` on until they are given slots.
+pub(crate) struct Build<'a> {
+    pub target: &'a Target,
+    pub health: usize,
+    pub resources: Vec<Resource>,
+    pub activations: Vec<(String, u64)>,
+    pub dispatches: Vec<Dispatch>,
+}
+
+/// Ids of activations that have no slot yet begin here.
+pub(crate) const ACTIVATIONS: usize = 1 << 30;
+
+impl<'a> Build<'a> {
+    pub fn new(target: &'a Target) -> Self {
+        Build { target, health: 0, resources: Vec::new(), activations: Vec::new(), dispatches: Vec::new() }
+    }
+
+    pub fn resource(&mut self, label: impl Into<String>, kind: Kind, per_sample: u64) -> usize {
+        self.resources.push(Resource { label: label.into(), kind, per_sample });
+        self.resources.len() - 1
+    }
+
+    pub fn constant(&mut self, label: String, bytes: Vec<u8>) -> usize {
+        self.resource(label, Kind::Constant(bytes), 0)
+    }
+
+    pub fn push(&mut self, dispatch: Dispatch) {
+        self.dispatches.push(dispatch);
+    }
+
+    pub fn activation(&mut self, label: &str, dims: Dims, signs: Option<usize>) -> Value {
+        self.activations.push((label.into(), texels(dims)));
+        Value { id: ACTIVATIONS + self.activations.len() - 1, dims, signs }
+    }
+
+    pub fn signs(&mut self, label: &str, dims: Dims) -> usize {
+        self.resource(format!("{label} signs"), Kind::Words, sign_words(dims))
+    }
+}
