@@ -1,0 +1,598 @@
+//! Plans as data, without a device: limits obeyed, nothing aliased, every read finds what its producer wrote, loops short.
+
+mod common;
+
+use common::{Rng, conv, linear, residual};
+use proptest::prelude::*;
+use signstep::kernel::{Access, Dispatch, Grid};
+use signstep::model::{Conv2d, Dims, Layer, Linear, Model, Params, Shortcut, output};
+use signstep::plan::Plan;
+use signstep::{Error, Kind, Limits, Resource, Storage, Target, Variant, weights};
+use std::collections::{BTreeMap, HashMap};
+
+const MAX_ROUNDS: u64 = 32_000;
+
+/// A model of zero weights. Shapes may be nonsense: that is the plan's to notice.
+fn model(input: Dims, layers: Vec<Layer>) -> Model {
+    fn fill(layers: &[Layer], params: &mut BTreeMap<String, Params>) {
+        for layer in layers {
+            let (name, outputs, each) = match layer {
+                Layer::Conv2d(Conv2d { name, inputs, outputs, kernel, .. }) => {
+                    (name, *outputs, inputs * kernel * kernel)
+                }
+                Layer::Linear(Linear { name, inputs, outputs }) => (name, *outputs, *inputs),
+                Layer::Residual { body, .. } => {
+                    fill(body, params);
+                    continue;
+                }
+                _ => continue,
+            };
+            params.insert(name.clone(), Params { weight: vec![0.0; outputs * each], bias: vec![0.0; outputs] });
+        }
+    }
+    let mut params = BTreeMap::new();
+    fill(&layers, &mut params);
+    Model { arch: "custom".into(), input, layers, params, classes: Vec::new(), eps: None, step_size: None }
+}
+
+/// Layers as they come, most of the time of shapes that fit; `depth` residual blocks may stand in one another.
+struct Maker {
+    rng: Rng,
+    names: usize,
+}
+
+impl Maker {
+    fn name(&mut self) -> String {
+        self.names += 1;
+        format!("n{}", self.names)
+    }
+
+    fn one_in(&mut self, n: usize) -> bool {
+        self.rng.range(1, n) == 1
+    }
+
+    fn conv(&mut self, x: Dims, outputs: usize, stride: usize) -> Layer {
+        let name = self.name();
+        let (kernel, padding) = if self.one_in(4) { (1, 0) } else { (3, 1) };
+        let inputs = if self.one_in(100) { x.c + 1 } else { x.c };
+        conv(&name, inputs, outputs, kernel, stride, padding)
+    }
+
+    fn body(&mut self, x: Dims, added: usize, depth: usize) -> Vec<Layer> {
+        let stride = if added > 0 { 2 } else { 1 };
+        let out = x.c + added;
+        if self.one_in(4) {
+            return vec![self.conv(x, out, stride)];
+        }
+        let inner = if self.one_in(2) { x.c } else { self.rng.range(1, 20) };
+        let mut body = vec![self.conv(x, inner, stride)];
+        if !self.one_in(3) {
+            body.push(Layer::Relu);
+        }
+        let mid = output(&body, x).unwrap_or(x);
+        if depth > 0 && self.one_in(2) {
+            body.push(residual(self.body(mid, 0, depth - 1), 0));
+            body.push(Layer::Relu);
+        }
+        body.push(self.conv(mid, out, 1));
+        if self.one_in(40) {
+            body.push(Layer::Relu); // not supported
+        }
+        body
+    }
+
+    fn model(&mut self) -> Model {
+        // Large sides and many channels, but not both.
+        let side = [4, 9, 20, 300][self.rng.range(0, 3)];
+        let widest = if side > 20 { 6 } else { [5, 20, 70][self.rng.range(0, 2)] };
+        let input = Dims::new(self.rng.range(1, widest.min(12)), self.rng.range(1, side), self.rng.range(1, side));
+        let mut layers = Vec::new();
+        if self.one_in(2) {
+            layers.push(Layer::Normalise { mean: vec![0.5; input.c], std: vec![0.25; input.c] });
+        }
+        let mut x = input;
+        for _ in 0..self.rng.range(0, 5) {
+            let more = match self.rng.range(0, 8) {
+                0..=2 => {
+                    let (outputs, stride) = (self.rng.range(1, widest), self.rng.range(1, 2));
+                    vec![self.conv(x, outputs, stride)]
+                }
+                3 | 4 => vec![Layer::Relu],
+                5 => vec![Layer::MaxPool { size: self.rng.range(1, 3), stride: self.rng.range(1, 3) }],
+                6 => {
+                    let added = 8 * self.rng.range(1, 2);
+                    vec![residual(self.body(x, added, 1), added), Layer::Relu]
+                }
+                _ => vec![residual(self.body(x, 0, 2), 0)],
+            };
+            if let Ok(next) = output(&more, x) {
+                x = next;
+            } else if !self.one_in(20) {
+                continue;
+            }
+            layers.extend(more);
+        }
+        if self.one_in(2) {
+            layers.push(Layer::GlobalAvgPool);
+            x = Dims::new(x.c, 1, 1);
+        }
+        if self.one_in(2) {
+            layers.push(Layer::Flatten);
+            x = Dims::new(x.len(), 1, 1);
+        }
+        if self.one_in(3) && x.len() < 5000 {
+            layers.push(linear("last1", x.len(), 13));
+            layers.push(Layer::Relu);
+            x = Dims::new(13, 1, 1);
+        }
+        // Short weights for everything, but for linear layers that would be large.
+        if x.len() < 200_000 && !self.one_in(20) {
+            let inputs = if self.one_in(60) { x.len() + 1 } else { x.len() };
+            layers.push(linear("last", inputs, self.rng.range(1, 7)));
+        }
+        let mut model = model(input, layers);
+        if self.one_in(40) {
+            model.params.pop_last();
+        } else if self.one_in(40) {
+            model.params.values_mut().for_each(|p| p.weight.truncate(p.weight.len() - 1));
+        }
+        model
+    }
+
+    fn limits(&mut self) -> Limits {
+        let mut pick = |usual: u64, others: &[u64]| {
+            if self.rng.range(0, 1) == 0 { usual } else { others[self.rng.range(0, others.len() - 1)] }
+        };
+        let d = Limits::default();
+        Limits {
+            storage_binding: pick(d.storage_binding, &[1 << 12, 1 << 16, 1 << 20, 1 << 32]),
+            uniform_binding: pick(d.uniform_binding, &[64, 1 << 12, 1 << 14, 1 << 20]),
+            buffer: pick(d.buffer, &[1 << 12, 1 << 17, 1 << 24, 1 << 40]),
+            texture_side: pick(d.texture_side, &[1024, 2048, 16_384]),
+            workgroups: pick(d.workgroups, &[1, 8, 256, u64::from(u32::MAX)]),
+            workgroup_size: pick(256, &[16, 64, 1024]) as u32,
+        }
+    }
+}
+
+/// All that a batch of `n` must obey, said again in words of its own.
+fn fits(plan: &Plan, n: u64, memory: u64) -> Result<(), String> {
+    let limits = &plan.target().limits;
+    let must = |ok: bool, what: String| if ok { Ok(()) } else { Err(what) };
+    must(n <= limits.workgroups, format!("{n} workgroups along z"))?;
+    let mut total = 0;
+    for Resource { label, kind, per_sample } in &plan.resources {
+        let elements = per_sample * n;
+        must(elements <= 1 << 31, format!("{label}: {elements} elements"))?;
+        let bytes = match kind {
+            Kind::Activation | Kind::Samples => 16 * elements,
+            Kind::Words | Kind::Floats => 4 * elements,
+            Kind::Constant(data) => data.len() as u64,
+            Kind::Uniform => 16,
+        };
+        total += bytes;
+        if *kind == Kind::Activation && plan.target().storage == Storage::Texture {
+            let rows = elements.div_ceil(2048);
+            must(rows <= limits.texture_side && 2048 <= limits.texture_side, format!("{label}: {rows} rows"))?;
+        } else {
+            must(bytes <= limits.storage_binding.min(limits.buffer), format!("{label}: {bytes} bytes"))?;
+        }
+    }
+    let floats = plan.resources.iter().filter(|r| r.kind == Kind::Floats).map(|r| r.per_sample).max().unwrap();
+    must((4 * floats + 8) * n + 24 <= limits.buffer, "reading back".into())?;
+    must(total <= memory, format!("{total} bytes in all"))
+}
+
+fn all(plan: &Plan) -> Vec<&Dispatch> {
+    plan.forward.iter().chain([&plan.logits]).chain(&plan.backward).chain([&plan.step]).collect()
+}
+
+fn check_dispatches(plan: &Plan) {
+    let limits = &plan.target().limits;
+    for d in all(plan) {
+        let what = format!("{d}");
+        let constant = |name: &str| d.kernel.consts.iter().find(|(n, _)| *n == name).map(|(_, v)| u64::from(*v));
+        let size = constant("WG").unwrap();
+        assert!(size >= 1 && size <= u64::from(limits.workgroup_size), "{what}: {size} invocations");
+        if let Grid::PerSample(x, y) = d.grid {
+            assert!(x >= 1 && y >= 1 && u64::from(x.max(y)) <= limits.workgroups, "{what}: grid {x}×{y}");
+        }
+        let source = d.kernel.source().unwrap();
+        let mut buffers = 0;
+        let (mut read, mut written) = (Vec::new(), Vec::new());
+        for (name, access) in &source.bindings {
+            let id =
+                d.bindings.iter().find(|(n, _)| n == name).unwrap_or_else(|| panic!("{what}: {name} is unbound")).1;
+            let resource = &plan.resources[id];
+            let texture = resource.kind == Kind::Activation && d.kernel.storage == Storage::Texture;
+            match access {
+                Access::Uniform => {
+                    let bytes = resource.bytes(1, Storage::Buffer).unwrap();
+                    assert!(bytes <= limits.uniform_binding, "{what}: {name} has {bytes} bytes in a uniform binding");
+                }
+                _ => buffers += u32::from(!texture),
+            }
+            let activation = matches!(access, Access::ActivationRead | Access::ActivationWrite);
+            assert_eq!(activation, resource.kind == Kind::Activation, "{what}: {name}");
+            match access {
+                Access::ActivationWrite | Access::StorageUpdate => written.push(id),
+                _ => read.push(id),
+            }
+        }
+        assert!(buffers <= 8, "{what}: {buffers} storage buffers");
+        assert!(written.iter().all(|id| !read.contains(id)), "{what}: reads what it writes");
+        written.sort_unstable();
+        assert!(written.windows(2).all(|w| w[0] != w[1]), "{what}: binds one resource twice for writing");
+        let rounds = rounds(&source.text, &d.kernel.consts);
+        assert!(rounds < MAX_ROUNDS, "{what}: {rounds} rounds of loops");
+        assert!(rounds <= d.kernel.rounds() && d.kernel.rounds() <= rounds + 10, "{what}: {rounds} rounds counted");
+    }
+}
+
+/// Rounds of all loops in generated text, from its lines and constants.
+fn rounds(text: &str, consts: &[(&'static str, u32)]) -> u64 {
+    let value = |word: &str| -> u64 {
+        let named = consts.iter().find(|(n, _)| *n == word).map(|(_, v)| u64::from(*v));
+        // `K4` and its like are constants that the shader makes itself.
+        let k4 = (word == "K4").then(|| consts.iter().find(|(n, _)| *n == "K")).flatten();
+        named
+            .or(k4.map(|(_, k)| u64::from(k.div_ceil(4))))
+            .unwrap_or_else(|| word.trim_end_matches('u').parse().unwrap_or_else(|_| panic!("a loop up to {word:?}")))
+    };
+    let mut open: Vec<u64> = Vec::new(); // one for each brace: rounds of the loop, 1 where it is none
+    let mut total = 0;
+    for line in text.lines().map(|l| l.split("//").next().unwrap().trim()) {
+        assert!(!line.contains("while ") && !line.contains("loop {"), "a loop that is not counted: {line}");
+        let header = line.strip_prefix("for (").map(|rest| {
+            let condition = rest.split(';').nth(1).unwrap();
+            if condition.contains("<= min(") {
+                return value("SIZE"); // the windows that cover a pixel
+            }
+            condition.split_once('<').unwrap().1.trim().split('*').map(|f| value(f.trim())).product::<u64>()
+        });
+        if let Some(n) = header {
+            assert!(line.ends_with('{'), "{line}");
+            total += n * open.iter().product::<u64>();
+        }
+        for c in line.chars() {
+            match c {
+                '{' => open.push(header.unwrap_or(1)),
+                '}' => assert!(open.pop().is_some()),
+                _ => {}
+            }
+        }
+    }
+    assert!(open.is_empty());
+    total
+}
+
+/// What a slot holds: the number of the value last written there.
+#[derive(Clone, Copy, Debug)]
+struct Value {
+    tag: usize,
+    dims: Dims,
+    signs: Option<usize>,
+}
+
+/// Replays a plan beside the layers it was made of.
+struct Walk<'a> {
+    plan: &'a Plan,
+    list: Vec<&'a Dispatch>,
+    at: usize,
+    slots: HashMap<usize, usize>,
+    tags: usize,
+}
+
+fn binding(d: &Dispatch, name: &str) -> Option<usize> {
+    d.bindings.iter().find(|(n, _)| *n == name).map(|(_, id)| *id)
+}
+
+fn texels(d: Dims) -> u64 {
+    (d.c.div_ceil(4) * d.h * d.w) as u64
+}
+
+impl Walk<'_> {
+    /// The dispatches (slices of weights) that compute one value of shape `dims`, which must find `reads` in their slots.
+    fn step(&mut self, layer: &str, reads: &[(&str, Value)], dims: Option<Dims>) -> Value {
+        let first = self.list[self.at];
+        assert_eq!(first.layer, layer, "{}", self.plan);
+        let sliced = binding(first, "w").is_some();
+        let y = dims.map(|_| binding(first, "y").unwrap());
+        loop {
+            let d = self.list[self.at];
+            for (name, value) in reads {
+                let slot = binding(d, name).unwrap_or_else(|| panic!("{d}: no {name}"));
+                assert_eq!(self.slots.get(&slot), Some(&value.tag), "{d}: {name} is overwritten\n{}", self.plan);
+                assert!(
+                    texels(value.dims) <= self.plan.resources[slot].per_sample,
+                    "{d}: {name} is larger than its slot"
+                );
+            }
+            let known: Vec<&str> = reads.iter().map(|r| r.0).chain(["y"]).collect();
+            for (name, id) in &d.bindings {
+                let other = self.plan.resources[*id].kind == Kind::Activation && !known.contains(name);
+                assert!(!other, "{d}: {name} is an activation that nobody asked for");
+            }
+            assert_eq!(binding(d, "y"), y.or(binding(d, "y")), "{d}");
+            self.at += 1;
+            let next = self.list.get(self.at);
+            if !sliced || !next.is_some_and(|n| n.layer == layer && n.kernel == first.kernel && binding(n, "y") == y) {
+                break;
+            }
+        }
+        self.tags += 1;
+        if let (Some(y), Some(dims)) = (y, dims) {
+            assert!(texels(dims) <= self.plan.resources[y].per_sample, "{first}: y is larger than its slot");
+            let constant = |name: &str| first.kernel.consts.iter().find(|(n, _)| *n == name).map(|(_, v)| *v as usize);
+            if let (Some(c), Some(h), Some(w)) = (constant("OC4"), constant("OH"), constant("OW")) {
+                assert_eq!((c, h, w), (dims.c.div_ceil(4), dims.h, dims.w), "{first}");
+            }
+            self.slots.insert(y, self.tags);
+        }
+        let signs = if first.kernel.consts.contains(&("RELU", 1)) { binding(first, "signs") } else { None };
+        Value { tag: self.tags, dims: dims.unwrap_or(Dims::new(0, 0, 0)), signs }
+    }
+
+    /// Runs layers forward; `added` is the shortcut of the block whose body they are. Leaves (layer, what entered it).
+    fn forward<'m>(
+        &mut self,
+        layers: &'m [Layer],
+        mut x: Value,
+        added: Option<Value>,
+        tape: &mut Vec<(&'m Layer, Value)>,
+    ) -> Value {
+        let mut i = 0;
+        while let Some(layer) = layers.get(i) {
+            i += 1;
+            let dims = layer.output(x.dims).unwrap();
+            let entered = x;
+            match layer {
+                Layer::Flatten => continue,
+                Layer::Conv2d(Conv2d { name, .. }) | Layer::Linear(Linear { name, .. }) => {
+                    let mut reads = vec![("x", x)];
+                    reads.extend(added.filter(|_| i == layers.len()).map(|r| ("res", r)));
+                    x = self.step(name, &reads, Some(dims));
+                }
+                Layer::Relu => x = self.step("relu", &[("x", x)], Some(dims)),
+                Layer::MaxPool { .. } => x = self.step("max_pool", &[("x", x)], Some(dims)),
+                Layer::GlobalAvgPool => x = self.step("global_avg_pool", &[("x", x)], Some(dims)),
+                Layer::Residual { body, .. } => x = self.forward(body, x, Some(x), &mut Vec::new()),
+                Layer::Normalise { .. } | Layer::BatchNorm { .. } => unreachable!("refused"),
+            }
+            // The layer before it has done this ReLU already.
+            let fuses = matches!(layer, Layer::Conv2d(_) | Layer::Linear(_) | Layer::Residual { .. });
+            let fused = fuses && matches!(layers.get(i), Some(Layer::Relu));
+            i += usize::from(fused);
+            let inner_relu = i == layers.len() && added.is_some();
+            assert!(x.signs.is_some() == (fused || *layer == Layer::Relu) || inner_relu, "ReLU of {}", layer.label());
+            tape.push((layer, entered));
+        }
+        x
+    }
+
+    /// The tape of a block's body, without running anything.
+    fn tape<'m>(layers: &'m [Layer], entered: &[Value]) -> Vec<(&'m Layer, Value)> {
+        layers.iter().filter(|l| !matches!(l, Layer::Relu | Layer::Flatten)).zip(entered.iter().copied()).collect()
+    }
+
+    fn backward(
+        &mut self,
+        layers: &[(&Layer, Value)],
+        inner: &mut Vec<Vec<Value>>,
+        mut g: Value,
+        added: Option<Value>,
+    ) -> Value {
+        for (i, (layer, x)) in layers.iter().enumerate().rev() {
+            let extra = added.filter(|_| i == 0).map(|r| ("res", r));
+            let with =
+                |name: &'static str, g: Value| [Some((name, g)), extra].into_iter().flatten().collect::<Vec<_>>();
+            let at = self.at;
+            g = match layer {
+                Layer::Conv2d(Conv2d { name, .. }) | Layer::Linear(Linear { name, .. }) => {
+                    self.step(name, &with("x", g), Some(x.dims))
+                }
+                Layer::MaxPool { .. } => self.step("max_pool", &with("dy", g), Some(x.dims)),
+                Layer::GlobalAvgPool => self.step("global_avg_pool", &with("dy", g), Some(x.dims)),
+                Layer::Residual { body, .. } => {
+                    let entered = inner.pop().unwrap();
+                    self.backward(&Self::tape(body, &entered), inner, g, Some(g))
+                }
+                Layer::Relu => continue,
+                _ => unreachable!(),
+            };
+            if !matches!(layer, Layer::Residual { .. }) {
+                let d = self.list[at];
+                let masks = d.kernel.consts.contains(&("MASK", 1)).then(|| binding(d, "signs").unwrap());
+                assert_eq!(masks, x.signs, "{d}: masked by the signs of another ReLU");
+            }
+        }
+        g
+    }
+}
+
+/// What entered the layers of every residual body, by replaying the shapes and signs that the forward walk found.
+fn check_liveness(plan: &Plan, model: &Model) {
+    let mut walk = Walk { plan, list: all(plan), at: 0, slots: HashMap::new(), tags: 0 };
+    let layers = match model.layers.split_first() {
+        Some((Layer::Normalise { .. }, rest)) => rest,
+        _ => &model.layers[..],
+    };
+    let image = walk.step("normalise", &[], Some(model.input));
+    let mut tape = Vec::new();
+    let z = walk.forward(layers, image, None, &mut tape);
+    walk.step("logits", &[("x", z)], None);
+    let dz = walk.step("cross_entropy", &[("x", z)], Some(z.dims));
+    let mut inner = Vec::new();
+    bodies(&mut Replay { plan, at: 1 }, layers, image, &mut inner);
+    let dimage = walk.backward(&tape, &mut inner, dz, None);
+    assert!(inner.is_empty());
+    walk.step("normalise", &[("dy", dimage)], None);
+    walk.step("step", &[], None);
+    assert_eq!(walk.at, walk.list.len(), "dispatches are left over");
+}
+
+struct Replay<'a> {
+    plan: &'a Plan,
+    at: usize,
+}
+
+/// Pushes, for every residual block in forward order (an outer one after those inside it), what entered its body's layers.
+fn bodies(r: &mut Replay<'_>, layers: &[Layer], mut x: Value, found: &mut Vec<Vec<Value>>) -> (Value, Vec<Value>) {
+    let mut entered = Vec::new();
+    for (i, layer) in layers.iter().enumerate() {
+        let fused = i > 0 && matches!(layers[i - 1], Layer::Conv2d(_) | Layer::Linear(_) | Layer::Residual { .. });
+        match layer {
+            Layer::Flatten => continue,
+            Layer::Relu if fused => continue,
+            Layer::Relu => {}
+            _ => entered.push(x),
+        }
+        let dims = layer.output(x.dims).unwrap();
+        if let Layer::Residual { body, .. } = layer {
+            let (y, inside) = bodies(r, body, x, found);
+            found.push(inside);
+            x = y;
+            continue;
+        }
+        let first = &r.plan.forward[r.at];
+        let signs = if first.kernel.consts.contains(&("RELU", 1)) { binding(first, "signs") } else { None };
+        r.at += 1;
+        while r.plan.forward.get(r.at).is_some_and(|d| d.layer == first.layer && binding(first, "w").is_some()) {
+            r.at += 1;
+        }
+        x = Value { tag: 0, dims, signs };
+    }
+    (x, entered)
+}
+
+fn target(limits: Limits, storage: Storage, variant: Variant) -> Target {
+    Target { limits, storage, variant }
+}
+
+fn check(plan: &Plan, model: &Model, memory: u64) {
+    check_dispatches(plan);
+    check_liveness(plan, model);
+    let limits = &plan.target().limits;
+    for memory in [u64::MAX, memory] {
+        match plan.largest_batch(memory) {
+            Ok(n) => {
+                let n = n as u64;
+                assert!(n >= 1);
+                fits(plan, n, memory).unwrap_or_else(|e| panic!("a batch of {n}: {e}\n{limits:?}\n{plan}"));
+                let more = n == 1 << 30 || fits(plan, n + 1, memory).is_err();
+                assert!(more, "{n} is not the largest batch\n{limits:?}\n{plan}");
+            }
+            Err(Error::OutOfMemory { .. }) => {
+                assert!(memory != u64::MAX, "planned, but nothing fits");
+                assert!(fits(plan, 1, memory).is_err(), "one sample fits\n{limits:?}\n{plan}");
+            }
+            Err(e) => panic!("{e}"),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn a_plan_obeys_the_limits_or_says_why_there_is_none(seed in any::<u64>(), memory in 1_u64..1 << 32) {
+        let mut maker = Maker { rng: Rng::new(seed), names: 0 };
+        let model = maker.model();
+        let limits = maker.limits();
+        for storage in [Storage::Buffer, Storage::Texture] {
+            for variant in [Variant::Naive, Variant::Fast] {
+                match Plan::new(&model, &target(limits.clone(), storage, variant)) {
+                    Ok(plan) => check(&plan, &model, memory),
+                    Err(Error::Model { place, detail }) => prop_assert!(!place.is_empty() && !detail.is_empty()),
+                    Err(Error::OutOfMemory { what, .. }) => prop_assert!(!what.is_empty()),
+                    Err(e) => prop_assert!(false, "{e}"),
+                }
+            }
+        }
+    }
+}
+
+/// The generator above must not live on refusals.
+#[test]
+fn most_random_models_can_be_planned() {
+    let planned = (0..200)
+        .filter(|seed| {
+            let model = Maker { rng: Rng::new(*seed), names: 0 }.model();
+            Plan::new(&model, &Target::default()).is_ok()
+        })
+        .count();
+    assert!((100..200).contains(&planned), "{planned} of 200");
+}
+
+fn shipped() -> [Model; 2] {
+    [
+        weights::load(include_bytes!("../weights/digits-cnn.safetensors")).unwrap(),
+        weights::load(include_bytes!("golden/resnet20-random.weights.safetensors")).unwrap(),
+    ]
+}
+
+#[test]
+fn the_shipped_networks_obey_everything() {
+    for model in shipped() {
+        for storage in [Storage::Buffer, Storage::Texture] {
+            for variant in [Variant::Naive, Variant::Fast] {
+                let plan = Plan::new(&model, &target(Limits::default(), storage, variant)).unwrap();
+                check(&plan, &model, 1 << 30);
+            }
+        }
+    }
+}
+
+#[test]
+fn memory_of_a_sample_stays_small() {
+    for (model, most) in shipped().iter().zip([20_000, 500_000]) {
+        let plan = Plan::new(model, &Target::default()).unwrap();
+        println!("{}: {} bytes a sample", model.arch, plan.bytes_per_sample());
+        assert!(plan.bytes_per_sample() <= most, "{plan}");
+        let growth = plan.bytes(11) - plan.bytes(1);
+        assert_eq!(growth, 10 * plan.bytes_per_sample());
+    }
+}
+
+fn refused(model: &Model, limits: Limits) -> String {
+    Plan::new(model, &target(limits, Storage::Buffer, Variant::Fast)).expect_err("must be refused").to_string()
+}
+
+#[test]
+fn what_cannot_run_is_refused_by_name() {
+    let usual = Limits::default();
+    // 65,536 workgroups of the step along x, one more than there are.
+    let wide = model(Dims::new(1, 2048, 2049), vec![Layer::GlobalAvgPool, linear("z", 1, 2)]);
+    assert!(refused(&wide, usual.clone()).contains("workgroups"));
+    // Loops that a software adapter would leave without a word.
+    let mean = model(Dims::new(1, 200, 160), vec![Layer::GlobalAvgPool, linear("z", 1, 2)]);
+    assert!(
+        refused(&mean, usual.clone()).contains("global_avg_pool") && refused(&mean, usual.clone()).contains("rounds")
+    );
+    let long = model(Dims::new(1, 200, 160), vec![Layer::Flatten, linear("z", 32_000, 2)]);
+    assert!(refused(&long, usual.clone()).contains("model: z"));
+    // More channels than fit a uniform binding.
+    let many = model(Dims::new(8200, 1, 1), vec![linear("z", 8200, 2)]);
+    assert!(refused(&many, usual.clone()).contains("uniform"));
+    // A ReLU at the end of a residual body would swallow the shortcut.
+    let swallowed =
+        vec![residual(vec![conv("a", 4, 4, 3, 1, 1), Layer::Relu], 0), Layer::GlobalAvgPool, linear("z", 4, 2)];
+    assert!(refused(&model(Dims::new(4, 5, 5), swallowed), usual.clone()).contains("must end with a convolution"));
+    // Models that were put together by hand.
+    assert!(refused(&model(Dims::new(0, 4, 4), vec![Layer::Flatten]), usual.clone()).contains("input"));
+    assert!(refused(&model(Dims::new(1, 1, 1), vec![]), usual.clone()).contains("layers"));
+    assert!(refused(&model(Dims::new(1, 2, 2), vec![linear("z", 5, 2)]), usual.clone()).contains("model: z"));
+    let mut short = model(Dims::new(1, 2, 2), vec![linear("z", 4, 2)]);
+    short.params.get_mut("z").unwrap().weight.pop();
+    assert!(refused(&short, usual.clone()).contains("model: z"));
+    short.params.clear();
+    assert!(refused(&short, usual.clone()).contains("model: z"));
+    assert!(refused(&model(Dims::new(1, 2, 2), vec![Layer::Relu]), usual.clone()).contains("last layer"));
+    let shortcut = Shortcut::Subsample { added: 12 };
+    let odd = vec![Layer::Residual { body: vec![conv("a", 1, 13, 3, 2, 1)], shortcut }, Layer::GlobalAvgPool];
+    assert!(refused(&model(Dims::new(1, 4, 4), odd), usual.clone()).contains("multiples of eight"));
+    // Nothing fits.
+    let small = model(Dims::new(3, 32, 32), vec![Layer::GlobalAvgPool, linear("z", 3, 2)]);
+    assert!(refused(&small, Limits { storage_binding: 4096, ..usual.clone() }).contains("out of memory"));
+    assert!(refused(&small, Limits { workgroup_size: 16, ..usual }).contains("invocations in a workgroup"));
+}
