@@ -216,20 +216,21 @@ impl Gpu {
             wgpu::DeviceDescriptor { label: Some("signstep"), required_limits: adapter.limits(), ..Default::default() };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
             .map_err(|e| Error::NoAdapter(format!("adapter {} does not open: {e}", adapter.get_info().name)))?;
-        Ok(Self::wrap(summarise(index, adapter), device, queue))
-    }
-
-    /// Uses a device that the host program has opened already.
-    pub fn from_device(adapter: &wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Self {
-        Self::wrap(summarise(0, adapter), device, queue)
-    }
-
-    fn wrap(summary: AdapterSummary, device: wgpu::Device, queue: wgpu::Queue) -> Self {
         let lost = Arc::new(OnceLock::new());
         let note = lost.clone();
         device.set_device_lost_callback(move |reason, message| {
             let _ = note.set(format!("{reason:?} {message}").trim().to_string());
         });
+        Ok(Self::wrap(summarise(index, adapter), device, queue, lost))
+    }
+
+    /// Uses a device that the host program has opened already. Its callbacks stay the host's: that the device is lost is
+    /// then noticed when a wait or a copy fails.
+    pub fn from_device(adapter: &wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Self {
+        Self::wrap(summarise(0, adapter), device, queue, Arc::default())
+    }
+
+    fn wrap(summary: AdapterSummary, device: wgpu::Device, queue: wgpu::Queue, lost: Arc<OnceLock<String>>) -> Self {
         // Software adapters pay per load, not per flop: their texture path has no bounds test in it.
         let storage = if summary.kind == "software" { Storage::Texture } else { Storage::Buffer };
         let limits = Limits::of(&device.limits());

@@ -211,6 +211,21 @@ fn broken_weights_name_their_file() {
     }
 }
 
+/// Finite weights whose activations overflow: nothing is delivered, and the sample is named.
+#[test]
+fn infinity_that_arises_while_running_is_an_error_of_its_own() {
+    let bench = Bench::new();
+    let mut huge = weights();
+    let data = 8 + u64::from_le_bytes(huge[..8].try_into().unwrap()) as usize;
+    for word in huge[data..].chunks_exact_mut(4) {
+        let v = f32::from_le_bytes(word.try_into().unwrap());
+        word.copy_from_slice(&(v * 1e12).to_le_bytes());
+    }
+    bench.write("huge.st", &huge);
+    bench.refused("attack --model huge.st --limit 2", 7, &["sample 0", "NaN or infinite"]);
+    bench.refused("attack --model huge.st --limit 2 --device reference", 7, &["sample 0", "NaN or infinite"]);
+}
+
 #[test]
 fn broken_data_name_their_file() {
     let bench = Bench::new();
