@@ -401,10 +401,10 @@ impl Expander<'_> {
             return Some(number);
         }
         let mut letters = word.chars();
-        if let (Some(c), None) = (letters.next(), letters.next()) {
-            if let Some((_, value)) = self.vars.iter().rev().find(|(v, _)| *v == c) {
-                return Some(*value);
-            }
+        if let (Some(c), None) = (letters.next(), letters.next())
+            && let Some((_, value)) = self.vars.iter().rev().find(|(v, _)| *v == c)
+        {
+            return Some(*value);
         }
         self.kernel.consts.iter().find(|(name, _)| *name == word).map(|(_, v)| i64::from(*v))
     }

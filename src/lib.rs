@@ -58,6 +58,9 @@
 //! 4. A file in `ops/` that turns the layer into dispatches, and an arm each in `plan::forward` and `plan::backward`.
 //! 5. Random shapes against the reference in `tests/kernels.rs`; bits alone and in batches in `tests/invariance.rs`.
 
+// Only the program prints; it answers through a writer of its own.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod attack;
 #[cfg(feature = "cli")]
 pub mod cli;

@@ -185,7 +185,7 @@ impl Network {
     /// Number of samples in `images`.
     fn samples(&self, images: &[f32]) -> Result<usize> {
         let one = self.model.input.len();
-        if images.len() % one != 0 {
+        if !images.len().is_multiple_of(one) {
             let detail = format!("{} values are no whole number of {} images", images.len(), self.model.input);
             return Err(Error::data("images", detail));
         }

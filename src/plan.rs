@@ -127,10 +127,10 @@ impl Plan {
         let limits = &self.target.limits;
         for d in self.forward.iter().chain(&self.backward).chain([&self.logits, &self.step]) {
             let fail = |detail: String| Err(Error::model(&d.layer, format!("too large for this device: {detail}")));
-            if let Grid::PerSample(x, y) = d.grid {
-                if u64::from(x.max(y)) > limits.workgroups {
-                    return fail(format!("{x}×{y} workgroups, {} in a dimension", limits.workgroups));
-                }
+            if let Grid::PerSample(x, y) = d.grid
+                && u64::from(x.max(y)) > limits.workgroups
+            {
+                return fail(format!("{x}×{y} workgroups, {} in a dimension", limits.workgroups));
             }
             let size = d.kernel.constant("WG").unwrap_or(1);
             if size > limits.workgroup_size {

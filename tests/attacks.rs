@@ -248,8 +248,8 @@ fn what_is_wrong_when_clean_is_left_alone() {
         let out = attack.clone().run(&net, &images, &labels).unwrap();
         let all = attack.attack_all(true).run(&net, &images, &labels).unwrap();
         assert!(out.success.contains(&true));
-        for i in 0..20 {
-            let right = argmax(&out.clean_logits[i * 10..(i + 1) * 10]) as i64 == labels[i];
+        for (i, &label) in labels.iter().enumerate() {
+            let right = argmax(&out.clean_logits[i * 10..(i + 1) * 10]) as i64 == label;
             assert_eq!((out.clean_correct[i], out.attacked[i]), (right, right));
             assert_eq!((all.clean_correct[i], all.attacked[i]), (right, right));
             if right {
@@ -292,7 +292,7 @@ fn delivered_values_are_the_rounded_iterate_within_the_budget() {
                 assert_eq!(k, nearest.clamp((k0 - budget).max(0), (k0 + budget).min(255)), "{x:e} for {k0}");
                 up += usize::from(f64::from(k) > f64::from(*x) * 255.0 + 0.1);
             }
-            assert!(eps < 0.02 || eps > 1.0 || up > 10, "eps {eps}: nothing was rounded up");
+            assert!(!(0.02..=1.0).contains(&eps) || up > 10, "eps {eps}: nothing was rounded up");
             assert_bits("float logits", &out.float_logits, &float.adversarial_logits);
             let farthest = out.linf.iter().copied().fold(0.0, f32::max);
             assert!(eps > 1.0 || (farthest * 255.0).round() as i32 == budget, "eps {eps}: {farthest}");

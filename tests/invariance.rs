@@ -37,7 +37,7 @@ fn sample(id: usize, classes: usize) -> Sample {
         class: (id % classes) as u32,
         eps: (4 + id % 9) as f32 / 255.0,
         step_size: (1 + id % 3) as f32 / 255.0,
-        direction: if id % 2 == 0 { -1.0 } else { 1.0 },
+        direction: if id.is_multiple_of(2) { -1.0 } else { 1.0 },
     }
 }
 

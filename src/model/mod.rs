@@ -48,7 +48,7 @@ impl fmt::Display for Dims {
 /// A square two-dimensional convolution (cross-correlation, as every framework means it), zero padding.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Conv2d {
-    /// Name of the tensors: `NAME.weight` [outputs, inputs, kernel, kernel], `NAME.bias` [outputs].
+    /// Name of the tensors: `NAME.weight` `[outputs, inputs, kernel, kernel]`, `NAME.bias` `[outputs]`.
     pub name: String,
     /// Channels read (C).
     pub inputs: usize,
@@ -67,7 +67,7 @@ pub struct Conv2d {
 /// A fully connected layer over the flattened sample in (channel, row, column) order.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Linear {
-    /// Name of the tensors: `NAME.weight` [outputs, inputs], `NAME.bias` [outputs].
+    /// Name of the tensors: `NAME.weight` `[outputs, inputs]`, `NAME.bias` `[outputs]`.
     pub name: String,
     /// Values read.
     pub inputs: usize,
@@ -101,7 +101,7 @@ pub enum Layer {
     /// Convolution.
     Conv2d(Conv2d),
     /// Batch norm in evaluation mode, folded into the convolution before it when weights are loaded: `NAME.weight`,
-    /// `.bias`, `.running_mean`, `.running_var`, all [channels]; eps 1e-5.
+    /// `.bias`, `.running_mean`, `.running_var`, all `[channels]`; eps 1e-5.
     BatchNorm {
         /// Name of the tensors.
         name: String,
@@ -229,7 +229,7 @@ pub fn output(layers: &[Layer], x: Dims) -> Result<Dims> {
     layers.iter().try_fold(x, |x, layer| layer.output(x))
 }
 
-/// Weights of one convolution ([K, C, R, S]) or linear layer ([K, C·H·W]), outermost axis first, and its bias [K].
+/// Weights of one convolution (`[K, C, R, S]`) or linear layer (`[K, C·H·W]`), outermost axis first, and its bias `[K]`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Params {
     /// Outputs first.
