@@ -112,6 +112,12 @@ fn resnet20_random_weights() {
 }
 
 #[test]
+fn resnet20_shipped_weights() {
+    let weights = include_bytes!("../weights/resnet20-cifar10.safetensors");
+    everywhere("resnet20-cifar10", weights, include_bytes!("golden/resnet20-cifar10.safetensors"));
+}
+
+#[test]
 #[should_panic(expected = "worst gradient error")]
 fn one_sample_with_a_wrong_gradient_is_noticed() {
     let model = weights::load(include_bytes!("../weights/digits-cnn.safetensors")).unwrap();

@@ -156,10 +156,12 @@ def main():
         torch.save({"model": model.state_dict(), "ema": ema.state_dict(), "opt": opt.state_dict(), "gen": gen.get_state(), "step": step, "epoch": epoch + 1}, a.checkpoint + ".new")
         os.replace(a.checkpoint + ".new", a.checkpoint)
 
+    from make_digits import sort_header
     from safetensors.torch import save_file
     tensors = {k: v.contiguous() for k, v in ema.state_dict().items() if not k.endswith("num_batches_tracked")}
     meta = {"arch": "resnet20", "classes": json.dumps(CLASSES), "mean": json.dumps(MEAN), "std": json.dumps(STD), "input": "3,32,32", "eps": "8/255", "step_size": "2/255"}
     save_file(tensors, a.out, metadata=meta)
+    sort_header(a.out)
     print("written", a.out, "test accuracy", accuracy(ema, xte, yte))
 
 
