@@ -51,6 +51,19 @@
 //! neighbours. Every accumulation runs in one fixed order (`shaders/conv2d.wgsl`), losses are summed and never averaged,
 //! the sign is decided from bits (`shaders/step.wgsl`), and success is measured on the bytes that are delivered.
 //!
+//! # Decisions
+//! - An activation is one row of texels of four channels, `[N, ⌈C/4⌉, H, W]`, without a border. It lies in a storage buffer
+//!   or in a plain 2D texture 2,048 texels wide, chosen by the adapter's class; kernels see an index (`x_at(i)`,
+//!   `y_put(i, v)`), so one slot serves tensors of any shape. A pixel outside is *chosen* to be zero, without a branch.
+//! - A ReLU's mask is applied where a gradient is stored, not where it is read: once for a value instead of nine times.
+//! - The seed of cross-entropy at the class itself is −Σ of the other probabilities, not p − 1, which would lose its digits.
+//! - The ball's edges are computed from the clean pixel in the step itself: the same bits in every step, and no memory.
+//! - Max-pool keeps one byte for each output, for windows up to 15×15.
+//! - Weights of a convolution are cut into slices that fit a uniform binding; where one tile does not fit, a storage buffer
+//!   takes its place, slower and with the same bits.
+//! - Known limits: a residual body begins and ends with a convolution; a submission holds 20 GFLOP whatever the device; there
+//!   is no deadline yet for a driver that hangs; no hardware GPU has run this yet.
+//!
 //! # Adding a layer
 //! 1. A variant of [`model::Layer`] with its shape rule in `Layer::output`.
 //! 2. Forward and backward in `reference.rs`, checked by finite differences there.
