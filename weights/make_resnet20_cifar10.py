@@ -98,7 +98,7 @@ def main():
     p.add_argument("--batch", type=int, default=128)
     p.add_argument("--lr", type=float, default=0.2)
     p.add_argument("--seed", type=int, default=1)
-    p.add_argument("--checkpoint", default="/tmp/resnet20-cifar10.pt")
+    p.add_argument("--checkpoint", default="resnet20-cifar10.pt", help="written after each epoch")
     p.add_argument("--resume", action="store_true")
     p.add_argument("--compile", action="store_true", help="torch.compile the training step")
     p.add_argument("--bench", type=int, default=0, help="time this many steps and stop")
