@@ -85,7 +85,7 @@ impl Limits {
 pub enum Storage {
     /// A storage buffer of `vec4<f32>`.
     Buffer,
-    /// A 2D texture of rgba32float: on software adapters a load costs a tenth of one from a storage buffer.
+    /// A 2D texture of rgba32float: up to a third faster on software adapters (`benches/NOTES.md`).
     Texture,
 }
 
@@ -231,7 +231,7 @@ impl Gpu {
     }
 
     fn wrap(summary: AdapterSummary, device: wgpu::Device, queue: wgpu::Queue, lost: Arc<OnceLock<String>>) -> Self {
-        // Software adapters pay per load, not per flop: their texture path has no bounds test in it.
+        // Software adapters pay for loads more than for arithmetic, and load texels faster than they load from buffers.
         let storage = if summary.kind == "software" { Storage::Texture } else { Storage::Buffer };
         let limits = Limits::of(&device.limits());
         Gpu(Arc::new(Inner {
