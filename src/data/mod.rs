@@ -76,6 +76,57 @@ pub fn load(path: &Path, limit: Option<usize>) -> Result<Dataset> {
     }
 }
 
+/// Labelled images that are read piece by piece.
+#[derive(Debug)]
+pub struct Source {
+    /// Shape of one image.
+    pub dims: Dims,
+    /// `[N]`, zero or more; all of them, for they are small.
+    pub labels: Vec<i64>,
+    /// Names of the classes; empty when the data have none.
+    pub classes: Vec<String>,
+    /// Where the data come from, for reports: the path as given, or `embedded digits`.
+    pub name: String,
+    /// SHA-256 of the files read, in hexadecimal. A limit does not change it.
+    pub sha256: String,
+    images: Vec<f32>,
+}
+
+impl Source {
+    /// Number of images (N).
+    pub fn len(&self) -> usize {
+        self.labels.len()
+    }
+
+    /// True when there are no images; never for a source that [`open`] gives.
+    pub fn is_empty(&self) -> bool {
+        self.labels.is_empty()
+    }
+
+    /// Images of the samples in `range`, `[n, C, H, W]`, each value in [0, 1]; bytes are exactly `k as f32 / 255.0`.
+    ///
+    /// # Errors
+    /// [`Error::Data`] naming the file, and the record or sample.
+    pub fn images(&mut self, range: std::ops::Range<usize>) -> Result<Vec<f32>> {
+        let one = self.dims.len();
+        Ok(self.images[range.start * one..range.end * one].to_vec())
+    }
+}
+
+impl From<Dataset> for Source {
+    fn from(d: Dataset) -> Self {
+        Source { dims: d.dims, labels: d.labels, classes: d.classes, name: d.source, sha256: d.sha256, images: d.images }
+    }
+}
+
+/// Opens a data set of which at most the first `limit` images will be read, as what it looks like.
+///
+/// # Errors
+/// As [`load`].
+pub fn open(path: &Path, limit: Option<usize>) -> Result<Source> {
+    load(path, limit).map(Source::from)
+}
+
 /// The bytes of a regular file. Never a mapping: a file that shrinks underneath would be undefined behaviour.
 fn read(path: &Path) -> Result<Vec<u8>> {
     let fail = |e: std::io::Error| Error::data(path.display().to_string(), e.to_string());
