@@ -119,13 +119,22 @@ impl Reference {
             Layer::Normalise { mean, std } => (normalise(x, dims, mean, std), Memory::Nothing),
             Layer::Conv2d(c) => (conv(c, &self.params[&c.name], &x, dims, out), Memory::Nothing),
             Layer::Relu => relu(x),
-            Layer::MaxPool { size, stride } => max_pool(*size, *stride, &x, dims, out),
+            Layer::MaxPool { size, stride, padding } => max_pool(*size, *stride, *padding, &x, dims, out),
+            Layer::AvgPool { size, stride, padding } => {
+                (avg_pool(*size, *stride, *padding, &x, dims, out), Memory::Nothing)
+            }
             Layer::GlobalAvgPool => (mean_pool(&x, dims), Memory::Nothing),
             Layer::Flatten => (x, Memory::Nothing),
             Layer::Linear(l) => (linear(l, &self.params[&l.name], &x), Memory::Nothing),
             Layer::Residual { body, shortcut } => {
                 let (mut y, _) = self.layers_forward(body, x.clone(), dims, pass);
-                add_shortcut(*shortcut, &mut y, &x, dims, out);
+                match shortcut {
+                    Shortcut::Projection(layers) => {
+                        let (through, _) = self.layers_forward(layers, x, dims, pass);
+                        y.iter_mut().zip(through).for_each(|(y, s)| *y += s);
+                    }
+                    carried => for_each_carried(carried, dims, out, |from, to| y[to] += x[from]),
+                }
                 (y, Memory::Nothing)
             }
             Layer::BatchNorm { .. } => unreachable!("refused when the network was made"),
@@ -142,10 +151,17 @@ impl Reference {
             (Layer::Conv2d(c), _) => conv_backward(c, &self.params[&c.name], &dy, dims, out),
             (Layer::Relu, Memory::Signs(signs)) => relu_backward(dy, &signs),
             (Layer::MaxPool { .. }, Memory::Sources(sources)) => max_pool_backward(&dy, &sources, dims),
+            (Layer::AvgPool { size, stride, padding }, _) => {
+                avg_pool_backward(*size, *stride, *padding, &dy, dims, out)
+            }
             (Layer::GlobalAvgPool, _) => mean_pool_backward(&dy, dims),
             (Layer::Linear(l), _) => linear_backward(l, &self.params[&l.name], &dy),
             (Layer::Residual { body, shortcut }, _) => {
-                let through = shortcut_backward(*shortcut, &dy, dims, out);
+                let mut through = vec![0.0; dims.len()];
+                match shortcut {
+                    Shortcut::Projection(layers) => through = self.layers_backward(layers, dy.clone(), tape),
+                    carried => for_each_carried(carried, dims, out, |to, from| through[to] += dy[from]),
+                }
                 dy = self.layers_backward(body, dy, tape);
                 dy.iter_mut().zip(through).for_each(|(d, s)| *d += s);
                 dy
@@ -301,6 +317,9 @@ fn for_each_row(c: &Conv2d, weight: &[f64], x: Dims, y: Dims, mut f: impl FnMut(
                 for s in 0..c.kernel {
                     let w = *taps.next().expect("lengths were checked when the network was made");
                     let (first, count) = inside(s, x.w, y.w);
+                    if count == 0 {
+                        continue; // a tap that only ever meets padding
+                    }
                     for row in first_row..first_row + rows {
                         let x_row = channel * x.h + row * c.stride + r - c.padding;
                         let x_start = x_row * x.w + first * c.stride + s - c.padding;
@@ -318,7 +337,7 @@ fn conv(c: &Conv2d, p: &Params64, x: &[f64], dims: Dims, out: Dims) -> Vec<f64> 
         let row = &mut y[to..to + count];
         if c.stride == 1 {
             row.iter_mut().zip(&x[from..]).for_each(|(y, x)| *y += w * x);
-        } else if count > 0 {
+        } else {
             row.iter_mut().zip(x[from..].iter().step_by(c.stride)).for_each(|(y, x)| *y += w * x);
         }
     });
@@ -331,7 +350,7 @@ fn conv_backward(c: &Conv2d, p: &Params64, dy: &[f64], dims: Dims, out: Dims) ->
         let row = &dy[from..from + count];
         if c.stride == 1 {
             row.iter().zip(&mut dx[to..]).for_each(|(dy, dx)| *dx += w * dy);
-        } else if count > 0 {
+        } else {
             row.iter().zip(dx[to..].iter_mut().step_by(c.stride)).for_each(|(dy, dx)| *dx += w * dy);
         }
     });
@@ -350,25 +369,30 @@ fn relu_backward(mut dy: Vec<f64>, signs: &[bool]) -> Vec<f64> {
     dy
 }
 
-fn max_pool(size: usize, stride: usize, x: &[f64], dims: Dims, out: Dims) -> (Vec<f64>, Memory) {
-    let mut sources = Vec::with_capacity(out.len());
-    for c in 0..out.c {
-        for row in 0..out.h {
-            for column in 0..out.w {
-                let corner = (c * dims.h + row * stride) * dims.w + column * stride;
-                let mut best = corner;
-                for r in 0..size {
-                    for s in 0..size {
-                        let i = corner + r * dims.w + s;
-                        if x[i] > x[best] {
-                            best = i;
-                        }
+/// Calls `f(index in y, index in x)` for every pixel of every window, row by row; padding is passed by.
+fn for_each_window(size: usize, stride: usize, padding: usize, x: Dims, y: Dims, mut f: impl FnMut(usize, usize)) {
+    let inside =
+        |place: usize, tap: usize, side: usize| (place * stride + tap).checked_sub(padding).filter(|i| *i < side);
+    for c in 0..y.c {
+        for row in 0..y.h {
+            for column in 0..y.w {
+                for r in (0..size).filter_map(|r| inside(row, r, x.h)) {
+                    for s in (0..size).filter_map(|s| inside(column, s, x.w)) {
+                        f((c * y.h + row) * y.w + column, (c * x.h + r) * x.w + s);
                     }
                 }
-                sources.push(best);
             }
         }
     }
+}
+
+fn max_pool(size: usize, stride: usize, padding: usize, x: &[f64], dims: Dims, out: Dims) -> (Vec<f64>, Memory) {
+    let mut sources = vec![usize::MAX; out.len()];
+    for_each_window(size, stride, padding, dims, out, |to, i| {
+        if sources[to] == usize::MAX || x[i] > x[sources[to]] {
+            sources[to] = i;
+        }
+    });
     (sources.iter().map(|i| x[*i]).collect(), Memory::Sources(sources))
 }
 
@@ -376,6 +400,18 @@ fn max_pool_backward(dy: &[f64], sources: &[usize], dims: Dims) -> Vec<f64> {
     let mut dx = vec![0.0; dims.len()];
     // Windows may overlap: a pixel can win several.
     dy.iter().zip(sources).for_each(|(d, i)| dx[*i] += d);
+    dx
+}
+
+fn avg_pool(size: usize, stride: usize, padding: usize, x: &[f64], dims: Dims, out: Dims) -> Vec<f64> {
+    let mut y = vec![0.0; out.len()];
+    for_each_window(size, stride, padding, dims, out, |to, from| y[to] += x[from] / (size * size) as f64);
+    y
+}
+
+fn avg_pool_backward(size: usize, stride: usize, padding: usize, dy: &[f64], dims: Dims, out: Dims) -> Vec<f64> {
+    let mut dx = vec![0.0; dims.len()];
+    for_each_window(size, stride, padding, dims, out, |from, to| dx[to] += dy[from] / (size * size) as f64);
     dx
 }
 
@@ -401,10 +437,10 @@ fn linear_backward(l: &Linear, p: &Params64, dy: &[f64]) -> Vec<f64> {
 }
 
 /// Calls `f(index in x, index in y)` for every value that the shortcut carries over.
-fn for_each_carried(shortcut: Shortcut, x: Dims, y: Dims, mut f: impl FnMut(usize, usize)) {
+fn for_each_carried(shortcut: &Shortcut, x: Dims, y: Dims, mut f: impl FnMut(usize, usize)) {
     let (before, stride) = match shortcut {
-        Shortcut::Identity => (0, 1),
         Shortcut::Subsample { added } => (added / 2, 2),
+        _ => (0, 1),
     };
     for c in 0..x.c {
         for row in 0..y.h {
@@ -413,16 +449,6 @@ fn for_each_carried(shortcut: Shortcut, x: Dims, y: Dims, mut f: impl FnMut(usiz
             }
         }
     }
-}
-
-fn add_shortcut(shortcut: Shortcut, y: &mut [f64], x: &[f64], dims: Dims, out: Dims) {
-    for_each_carried(shortcut, dims, out, |from, to| y[to] += x[from]);
-}
-
-fn shortcut_backward(shortcut: Shortcut, dy: &[f64], dims: Dims, out: Dims) -> Vec<f64> {
-    let mut dx = vec![0.0; dims.len()];
-    for_each_carried(shortcut, dims, out, |to, from| dx[to] += dy[from]);
-    dx
 }
 
 /// Cross-entropy (natural logarithm) of one sample, and its gradient softmax(z) − onehot(class): summed over the batch,
@@ -555,13 +581,19 @@ mod tests {
                 shortcut: Shortcut::Identity,
             },
             Layer::Relu,
-            Layer::MaxPool { size: 3, stride: 2 },
+            Layer::MaxPool { size: 3, stride: 2, padding: 1 },
             Layer::Residual { body: vec![conv("c4", 8, 16, 3, 2)], shortcut: Shortcut::Subsample { added: 8 } },
             Layer::Relu,
-            Layer::MaxPool { size: 2, stride: 1 },
+            Layer::Residual {
+                body: vec![conv("c5", 16, 12, 4, 2)],
+                shortcut: Shortcut::Projection(vec![conv("p", 16, 12, 2, 2)]),
+            },
+            Layer::AvgPool { size: 3, stride: 1, padding: 1 },
+            Layer::Relu,
+            Layer::MaxPool { size: 2, stride: 1, padding: 0 },
             Layer::GlobalAvgPool,
             Layer::Flatten,
-            Layer::Linear(Linear { name: "l1".into(), inputs: 16, outputs: 12 }),
+            Layer::Linear(Linear { name: "l1".into(), inputs: 12, outputs: 12 }),
             Layer::Relu,
             Layer::Linear(Linear { name: "l2".into(), inputs: 12, outputs: 5 }),
         ];
@@ -595,9 +627,14 @@ mod tests {
 
     #[test]
     fn a_convolution_is_what_the_definition_says() {
-        for (kernel, stride, h, w) in [(3, 1, 4, 5), (3, 2, 5, 4), (1, 2, 5, 4), (1, 1, 3, 3), (3, 2, 1, 1)] {
+        let usual = [(3, 1, 4, 5), (3, 2, 5, 4), (1, 2, 5, 4), (1, 1, 3, 3), (3, 2, 1, 1), (4, 2, 6, 7), (7, 2, 5, 9)];
+        let usual = usual.map(|(kernel, stride, h, w)| (kernel, stride, kernel / 2, h, w));
+        for (kernel, stride, padding, h, w) in
+            usual.into_iter().chain([(5, 3, 0, 6, 5), (2, 4, 9, 3, 2), (1, 1, 2, 2, 1)])
+        {
             let input = Dims::new(2, h, w);
-            let Layer::Conv2d(c) = conv("c", 2, 3, kernel, stride) else { unreachable!() };
+            let Layer::Conv2d(mut c) = conv("c", 2, 3, kernel, stride) else { unreachable!() };
+            c.padding = padding;
             let out = Layer::Conv2d(c.clone()).output(input).unwrap();
             let wide = |values: Vec<f32>| -> Vec<f64> { values.into_iter().map(f64::from).collect() };
             let p = Params64 { weight: wide(noise(0, 6 * kernel * kernel)), bias: wide(noise(1, 3)) };
@@ -647,7 +684,7 @@ mod tests {
             (vec![0.0, 0.0, 0.0, 2.0, 0.0], vec![0.0, 0.0, 0.0, 1.0, 0.0])
         );
         let (input, out) = (Dims::new(1, 2, 2), Dims::new(1, 1, 1));
-        let (y, Memory::Sources(first)) = max_pool(2, 2, &[1.0, 5.0, 5.0, 5.0], input, out) else { unreachable!() };
+        let (y, Memory::Sources(first)) = max_pool(2, 2, 0, &[1.0, 5.0, 5.0, 5.0], input, out) else { unreachable!() };
         assert_eq!((y, max_pool_backward(&[3.0], &first, input)), (vec![5.0], vec![0.0, 3.0, 0.0, 0.0]));
         let (loss, seed) = cross_entropy(&[0.0, 0.0, 0.0, 0.0], 2);
         assert!((loss - 4.0_f64.ln()).abs() < 1e-15 && seed == [0.25, 0.25, -0.75, 0.25]);

@@ -39,7 +39,7 @@ fn mixed(rng: &mut Rng) -> Model {
     let input = Dims::new(3, 9, 10);
     let body = vec![conv("b", 10, 12, 3, 2, 1), Layer::Relu, conv("c", 12, 18, 3, 1, 1)];
     let mut layers = vec![conv("a", 3, 10, 3, 1, 1), Layer::Relu, residual(body, 8), Layer::Relu];
-    layers.extend([Layer::MaxPool { size: 2, stride: 1 }, conv("d", 18, 9, 1, 1, 0), Layer::Relu]);
+    layers.extend([Layer::MaxPool { size: 2, stride: 1, padding: 0 }, conv("d", 18, 9, 1, 1, 0), Layer::Relu]);
     layers.extend([Layer::GlobalAvgPool, Layer::Flatten, linear("z", 9, 5)]);
     random_model(rng, input, layers)
 }

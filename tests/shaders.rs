@@ -13,11 +13,13 @@ fn models() -> Vec<Model> {
     let resnet = weights::load(include_bytes!("golden/resnet20-random.weights.safetensors")).unwrap();
     // A lone ReLU, and a convolution too wide for a uniform slice.
     let odd = vec![
-        signstep::model::Layer::MaxPool { size: 2, stride: 1 },
+        signstep::model::Layer::MaxPool { size: 2, stride: 1, padding: 0 },
         signstep::model::Layer::Relu,
         common::conv("wide", 300, 300, 3, 2, 1),
+        signstep::model::Layer::AvgPool { size: 2, stride: 1, padding: 1 },
+        common::projected(vec![common::conv("b", 300, 9, 7, 2, 3)], common::conv("p", 300, 9, 1, 2, 0)),
         signstep::model::Layer::GlobalAvgPool,
-        common::linear("z", 300, 5),
+        common::linear("z", 9, 5),
     ];
     let odd = common::random_model(&mut common::Rng::new(1), signstep::model::Dims::new(300, 6, 5), odd);
     vec![digits, resnet, odd]
