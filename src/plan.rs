@@ -27,6 +27,8 @@ pub struct Plan {
     pub forward: Vec<Dispatch>,
     /// From logits to the input gradient, the loss first.
     pub backward: Vec<Dispatch>,
+    /// A random place in each sample's ball, for the whole batch, before the first step.
+    pub start: Dispatch,
     /// One sign step for the whole batch.
     pub step: Dispatch,
     /// From logits to plain numbers, when they are wanted.
@@ -109,6 +111,7 @@ impl Plan {
         let dimage = backward(&mut build, model, &tape, dz, None)?;
         ops::pointwise::normalise_input_grad(&mut build, channels, dimage, ids.dx);
 
+        let start = ops::step::random_start(&build, model.input, &ids);
         let step = ops::step::sign_step(&build, model.input, &ids);
         let Build { mut resources, activations, mut dispatches, .. } = build;
         assign_slots(&activations, &mut dispatches, &mut resources);
@@ -117,6 +120,7 @@ impl Plan {
         let plan = Plan {
             forward: dispatches,
             backward,
+            start,
             step,
             logits,
             resources,
@@ -133,7 +137,7 @@ impl Plan {
     /// Checks what no batch size can mend: grids, workgroups, uniform bindings and loops.
     fn check_dispatches(&self) -> Result<()> {
         let limits = &self.target.limits;
-        for d in self.forward.iter().chain(&self.backward).chain([&self.logits, &self.step]) {
+        for d in self.forward.iter().chain(&self.backward).chain([&self.logits, &self.start, &self.step]) {
             let fail = |detail: String| Err(Error::model(&d.layer, format!("too large for this device: {detail}")));
             if let Grid::PerSample(x, y) = d.grid
                 && u64::from(x.max(y)) > limits.workgroups
@@ -468,8 +472,12 @@ impl fmt::Display for Plan {
             "{} for {} images, activations in {storage}; grids in workgroups, N samples",
             self.arch, self.input
         )?;
-        let parts =
-            [("forward", &self.forward[..]), ("backward", &self.backward), ("step", std::slice::from_ref(&self.step))];
+        let parts = [
+            ("start", std::slice::from_ref(&self.start)),
+            ("forward", &self.forward[..]),
+            ("backward", &self.backward),
+            ("step", std::slice::from_ref(&self.step)),
+        ];
         for (name, dispatches) in parts {
             let flops: u64 = dispatches.iter().map(|d| d.flops).sum();
             writeln!(f, "\n{name}: {} dispatches, {:.3} MFLOP a sample", dispatches.len(), flops as f64 / 1e6)?;

@@ -3,7 +3,7 @@
 //!
 //! Imports only `error`, `model` and the [`Engine`] types of `attack`. Each layer's backward stands beside its forward.
 
-use crate::attack::{Engine, Gradient, Health, Iterated, Job, Logits, Sample};
+use crate::attack::{Engine, Gradient, Health, Iterated, Job, Logits, Sample, Stream, philox};
 use crate::error::{Error, Result};
 use crate::model::{Conv2d, Dims, Layer, Linear, Model, Shortcut};
 use std::collections::BTreeMap;
@@ -202,8 +202,10 @@ impl Engine for Reference {
     fn iterate(&self, job: &Job<'_>, progress: &mut dyn FnMut(u64) -> bool) -> Result<Iterated> {
         let n = self.count(job.x0)?;
         self.check_classes(n, job.samples.iter().map(|s| s.class))?;
-        let mut all =
-            Iterated { images: job.x0.to_vec(), zero_gradients: vec![0; n], health: vec![Health::default(); n] };
+        job.samples.iter().enumerate().try_for_each(|(i, s)| s.check(i, self.model.logits()))?;
+        let start = |(i, s): (usize, &Sample)| random_start(self.image(job.x0, i), s, job.seed, job.bounds);
+        let images = job.samples.iter().enumerate().flat_map(start).collect();
+        let mut all = Iterated { images, zero_gradients: vec![0; n], health: vec![Health::default(); n] };
         for _ in 0..job.steps {
             let stepped = parallel(n, |i| {
                 let x = self.image(&all.images, i);
@@ -462,7 +464,28 @@ fn cross_entropy(logits: &[f64], class: usize) -> (f64, Vec<f64>) {
     (sum.ln() + highest - logits[class], seed)
 }
 
-// The step, in f32 and bit for bit that of `shaders/step.wgsl`.
+// The random start and the step, in f32 and bit for bit those of `shaders/step.wgsl`.
+
+/// Where a sample begins: at x0 + (2u − 1)·eps, u uniform in [0, 1) by the sample's own random numbers, clamped as a step
+/// is; at the clean image `x0` itself where the sample asks for no random start.
+pub fn random_start(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32)) -> Vec<f32> {
+    if !sample.starts_at_random() {
+        return x0.to_vec();
+    }
+    let eps = sample.eps;
+    let place = |(i, four): (usize, &[f32])| -> Vec<f32> {
+        let words = philox(seed, [sample.id, sample.restart, i as u32, Stream::Start as u32]);
+        let one = |(x0, word): (&f32, u32)| {
+            let v = ((word >> 8) as i32 - (1 << 23)) as f32 / (1 << 23) as f32;
+            let d = (v * eps).max(-eps).min(eps);
+            // Devices may flush a subnormal, so it counts as zero.
+            let d = if Sign::of(d) == Sign::Zero { 0.0 } else { d };
+            (x0 + d).max(bounds.0.max(x0 - eps)).min(bounds.1.min(x0 + eps))
+        };
+        four.iter().zip(words).map(one).collect()
+    };
+    x0.chunks(4).enumerate().flat_map(place).collect()
+}
 
 /// What the sign of a gradient says, decided from its bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -693,7 +716,7 @@ mod tests {
 
     #[test]
     fn the_step_follows_its_truth_table() {
-        let sample = |direction: f32| Sample { class: 0, eps: 0.25, step_size: 0.125, direction };
+        let sample = |direction| Sample { eps: 0.25, step_size: 0.125, direction, ..Sample::default() };
         let subnormal = f32::from_bits(0x007f_ffff);
         let table = [
             (0.5, f32::MIN_POSITIVE, 1.0, 0.625, Sign::Plus),
@@ -717,7 +740,7 @@ mod tests {
             let got = step(x, 0.5, gradient, &sample(direction), (0.0, 1.0));
             assert_eq!((got.0.to_bits(), got.1), (f32::to_bits(want), sign), "{x} {gradient} {direction}");
         }
-        let free = Sample { class: 0, eps: f32::INFINITY, step_size: 0.125, direction: 1.0 };
+        let free = Sample { eps: f32::INFINITY, ..sample(1.0) };
         assert_eq!(step(0.9375, 0.5, 1.0, &free, (0.0, 1.0)).0, 1.0);
         assert_eq!(step(9.0, 0.5, 1.0, &free, (f32::NEG_INFINITY, f32::INFINITY)).0, 9.125);
         let still = Sample { step_size: 0.0, ..sample(1.0) };
@@ -730,8 +753,8 @@ mod tests {
         let net = with_noise(layers, input);
         let x0 = pixels(input.len());
         for direction in [1.0, -1.0] {
-            let sample = Sample { class: 2, eps: 1e-3, step_size: 1e-3, direction };
-            let job = Job { x0: &x0, samples: &[sample], steps: 1, bounds: (0.0, 1.0) };
+            let sample = Sample { class: 2, eps: 1e-3, step_size: 1e-3, direction, ..Sample::default() };
+            let job = Job { x0: &x0, samples: &[sample], steps: 1, bounds: (0.0, 1.0), seed: 0 };
             let out = net.iterate(&job, &mut |_| true).unwrap();
             let loss = |x: &[f32]| net.input_gradient(x, &[2]).unwrap().loss[0];
             assert!((loss(&out.images) - loss(&x0)) * direction > 0.0);
@@ -746,10 +769,10 @@ mod tests {
         let len = input.len();
         let mut x = [pixels(len), pixels(len), noise(7, len).iter().map(|v| v + 0.5).collect()].concat();
         x[len] = f32::NAN;
-        let sample = |class| Sample { class, eps: 0.1, step_size: 0.05, direction: -1.0 };
+        let sample = |class| Sample { class, eps: 0.1, step_size: 0.05, direction: -1.0, ..Sample::default() };
         let samples = [sample(0), sample(1), Sample { step_size: 0.0, ..sample(2) }];
         let mut reports = Vec::new();
-        let job = Job { x0: &x, samples: &samples, steps: 3, bounds: (0.0, 1.0) };
+        let job = Job { x0: &x, samples: &samples, steps: 3, bounds: (0.0, 1.0), seed: 0 };
         let all = net
             .iterate(&job, &mut |n| {
                 reports.push(n);
@@ -776,9 +799,10 @@ mod tests {
         assert!(net.input_gradient(&x, &[0, 1]).unwrap_err().to_string().contains("2 classes for 1 images"));
         let job = Job {
             x0: &x,
-            samples: &[Sample { class: 0, eps: 1.0, step_size: 1.0, direction: 1.0 }],
+            samples: &[Sample { eps: 1.0, step_size: 1.0, direction: 1.0, ..Sample::default() }],
             steps: 9,
             bounds: (0.0, 1.0),
+            seed: 0,
         };
         assert_eq!(net.iterate(&job, &mut |_| false), Err(Error::Cancelled));
         let mut model = net.model().clone();

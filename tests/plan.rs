@@ -192,7 +192,7 @@ fn fits(plan: &Plan, n: u64, memory: u64) -> Result<(), String> {
 }
 
 fn all(plan: &Plan) -> Vec<&Dispatch> {
-    plan.forward.iter().chain([&plan.logits]).chain(&plan.backward).chain([&plan.step]).collect()
+    plan.forward.iter().chain([&plan.logits]).chain(&plan.backward).chain([&plan.start, &plan.step]).collect()
 }
 
 fn check_dispatches(plan: &Plan) {
@@ -462,6 +462,7 @@ fn check_liveness(plan: &Plan, model: &Model) {
     let dimage = walk.backward(&tape, &mut inner, dz, None);
     assert!(inner.is_empty());
     walk.step("normalise", &[("dy", dimage)], None);
+    walk.step("start", &[], None);
     walk.step("step", &[], None);
     assert_eq!(walk.at, walk.list.len(), "dispatches are left over");
 }

@@ -31,7 +31,7 @@ fn dispatches() -> Vec<Dispatch> {
         for storage in [Storage::Buffer, Storage::Texture] {
             for variant in [Variant::Naive, Variant::Fast] {
                 let plan = Plan::new(&model, &Target { storage, variant, ..Target::default() }).unwrap();
-                all.extend([plan.step.clone(), plan.logits.clone()]);
+                all.extend([plan.start.clone(), plan.step.clone(), plan.logits.clone()]);
                 all.extend(plan.forward.into_iter().chain(plan.backward));
             }
         }
@@ -103,7 +103,9 @@ fn every_entry_point_is_used_by_a_plan() {
 fn sample_has_the_same_layout_on_both_sides() {
     use signstep::attack::Sample;
     use std::mem::offset_of;
-    for d in dispatches().iter().filter(|d| ["sign_step", "cross_entropy_forward"].contains(&d.kernel.entry)) {
+    for d in
+        dispatches().iter().filter(|d| ["sign_step", "random_start", "cross_entropy_forward"].contains(&d.kernel.entry))
+    {
         let module = naga::front::wgsl::parse_str(&d.kernel.source().unwrap().text).unwrap();
         let (_, ty) = module.types.iter().find(|(_, t)| t.name.as_deref() == Some("Sample")).unwrap();
         let naga::TypeInner::Struct { members, span } = &ty.inner else { panic!("no struct") };
@@ -111,9 +113,13 @@ fn sample_has_the_same_layout_on_both_sides() {
         let offsets: Vec<usize> = members.iter().map(|m| m.offset as usize).collect();
         let rust = [
             offset_of!(Sample, class),
+            offset_of!(Sample, id),
+            offset_of!(Sample, restart),
+            offset_of!(Sample, start),
             offset_of!(Sample, eps),
             offset_of!(Sample, step_size),
             offset_of!(Sample, direction),
+            offset_of!(Sample, levels),
         ];
         assert_eq!(offsets, rust);
     }
