@@ -566,7 +566,7 @@ mod tests {
     }
 
     fn with_noise(layers: Vec<Layer>, input: Dims) -> Reference {
-        fn fill(layers: &[Layer], tensors: &mut Tensors) {
+        fn fill<'a>(layers: impl IntoIterator<Item = &'a Layer>, tensors: &mut Tensors) {
             for layer in layers {
                 let mut add = |name: String, shape: Vec<usize>, scale: f32| {
                     let values = noise(tensors.len() as u32, shape.iter().product());
@@ -583,7 +583,7 @@ mod tests {
                         add(format!("{}.weight", l.name), vec![l.outputs, l.inputs], 4.0 / (l.inputs as f32).sqrt());
                         add(format!("{}.bias", l.name), vec![l.outputs], 0.5);
                     }
-                    Layer::Residual { body, .. } => fill(body, tensors),
+                    Layer::Residual { .. } => fill(layer.inner().collect::<Vec<_>>(), tensors),
                     _ => {}
                 }
             }

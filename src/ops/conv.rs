@@ -88,6 +88,9 @@ fn emit(build: &mut Build, entry: &'static str, g: &Gather, epilogue: Epilogue) 
     let pixels = if g.y.dims.w > 4 { 8 } else { 4 };
     let (qt, px, rows) = match entry {
         "conv2d_forward" | "conv2d_input_grad" => (2, 4, 1),
+        // Large kernels are long programs as they are: a small tile keeps them from compiling for ten seconds.
+        "conv2d_input_grad_parity" if g.kernel > 4 => (2, 4, 2),
+        "conv2d_forward_tiled" | "conv2d_input_grad_tiled" if g.kernel > 4 => (2, pixels, 1),
         "conv2d_input_grad_parity" => (if o4 >= 4 { 4 } else { 2 }, pixels, 2),
         // A word of signs that is written covers two blocks; a lone block (the gradient of a small image) writes none.
         _ if o4 >= 4 => (4, pixels, 1),
