@@ -92,7 +92,8 @@ fn avg_pool_forward(@builtin(global_invocation_id) id: vec3<u32>) {
             let h = p * STRIDE + r - PAD;
             let w = q * STRIDE + s - PAD;
             if (h < IH && w < IW) {
-                sum += x_at((plane + h) * IW + w);
+                let i = (plane + h) * IW + w;
+                sum += x_at(i);
             }
         }
     }
@@ -116,7 +117,8 @@ fn avg_pool_input_grad(@builtin(global_invocation_id) id: vec3<u32>) {
     var sum = vec4<f32>();
     for (var p = first_window(h); p <= min((h + PAD) / STRIDE, P - 1u); p++) {
         for (var q = first_window(w); q <= min((w + PAD) / STRIDE, Q - 1u); q++) {
-            sum += dy_at(((n * C4 + c4) * P + p) * Q + q);
+            let i = ((n * C4 + c4) * P + p) * Q + q;
+            sum += dy_at(i);
         }
     }
     y_put(out_index(n, c4, h, w), mask(sum * (1.0 / f32(SIZE * SIZE)), n, c4, h, w));
