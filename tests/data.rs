@@ -100,7 +100,7 @@ fn by_class(set: &Source) -> Vec<usize> {
 }
 
 fn write_png(path: &Path, image: &[f32]) {
-    let byte = |x, y, c| (image[(c * 32 + y as usize) * 32 + x as usize] * 255.0).round() as u8;
+    let byte = |x: u32, y: u32, c: usize| (image[(c * 32 + y as usize) * 32 + x as usize] * 255.0).round() as u8;
     let pixel = |x, y| image::Rgb([byte(x, y, 0), byte(x, y, 1), byte(x, y, 2)]);
     image::RgbImage::from_fn(32, 32, pixel).save(path).unwrap();
 }

@@ -199,17 +199,32 @@ mod tests {
     }
 
     #[test]
+    fn a_spoilt_byte_is_never_worse_than_an_error() {
+        let mut jpeg = Vec::new();
+        image::codecs::jpeg::JpegEncoder::new_with_quality(&mut jpeg, 50).encode_image(&smooth()).unwrap();
+        for bytes in [encoded(smooth(), ImageFormat::Png), jpeg] {
+            for at in 0..bytes.len() {
+                for spoil in [1, 0x10, 0x80, 0xff] {
+                    let mut bytes = bytes.clone();
+                    bytes[at] ^= spoil;
+                    // Sizes may be any that a header can say, but no larger than is read.
+                    if header(&bytes).is_ok_and(|dims| dims.len() < 1 << 20)
+                        && let Ok((dims, pixels)) = decode(&bytes)
+                    {
+                        assert_eq!(pixels.len(), dims.len());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_header_that_lies_allocates_nothing() {
         let mut bytes = encoded(grey(), ImageFormat::Png);
         bytes[16..24].copy_from_slice(&[0x7f, 0xff, 0xff, 0xff, 0x7f, 0xff, 0xff, 0xff]);
-        let checksum = flate2_crc(&bytes[12..29]);
-        bytes[29..33].copy_from_slice(&checksum.to_be_bytes());
+        let mut checksum = flate2::Crc::new();
+        checksum.update(&bytes[12..29]);
+        bytes[29..33].copy_from_slice(&checksum.sum().to_be_bytes());
         assert!(header(&bytes).unwrap_err().contains("at most"), "{:?}", header(&bytes));
-    }
-
-    fn flate2_crc(bytes: &[u8]) -> u32 {
-        let mut crc = flate2::Crc::new();
-        crc.update(bytes);
-        crc.sum()
     }
 }
