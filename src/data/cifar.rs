@@ -162,6 +162,10 @@ mod tests {
     fn bad_files_are_refused_by_name_and_record() {
         assert!(message(&[]).contains("x.bin: 0 bytes"));
         assert!(message(&record(0, 0)[1..]).contains("3072 bytes"));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.bin");
+        std::fs::write(&path, [record(0, 0), record(10, 0)].concat()).unwrap();
+        assert!(open(&path, Some(1)).is_err(), "beyond the limit too");
         let label = message(&[record(0, 0), record(10, 0)].concat());
         assert!(label.contains("x.bin: sample 1: label 10"), "{label}");
         assert!(open(Path::new("nowhere.bin"), None).unwrap_err().to_string().contains("nowhere.bin"));

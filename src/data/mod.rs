@@ -107,13 +107,14 @@ impl Source {
 /// A folder that holds several of these is refused as ambiguous; names that begin with a dot are not looked at.
 ///
 /// Pictures are samples in bytewise order of their path (`class/file`), and all of one size. They have one channel where
-/// all are grey, else three. Alpha, 16 bits, CMYK and animation are refused, and so is anything else inside a folder of
-/// pictures. Pixels are taken as they are stored, as PyTorch's usual loaders do: no colour profile, no gamma, and no
-/// EXIF orientation is applied.
+/// all are grey, else three. Alpha, 16 bits, CMYK and animation are refused, and so is anything else inside the folder of
+/// a class. Pixels are taken as they are stored, as PyTorch's usual loaders do: no colour profile, no gamma, and no
+/// EXIF orientation is applied. JPEG leaves decoders some freedom, so that others may come to other pixels, a few grey
+/// levels away.
 ///
 /// The whole of every file is checked, also beyond the limit: sizes, counts, labels (zero or more, and below the number
-/// of classes where these have names), floats (in [0, 1], not NaN); of pictures the headers, their pixels when they are
-/// read. [`Source::sha256`] is that of the files' bytes one after the other (images, then labels, where they are apart),
+/// of classes where these have names), floats (in [0, 1], not NaN); of pictures the headers, and that they have an end; their pixels
+/// when they are read. [`Source::sha256`] is that of the files' bytes one after the other (images, then labels, where they are apart),
 /// as `cat FILES | sha256sum` gives it; for pictures it is taken over each one's path (`class/file`), a zero byte, its
 /// length (u64, little-endian) and its bytes, in order, and then the same for `labels.csv`.
 ///
@@ -230,4 +231,62 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 
 fn hexadecimal(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_source_can_be_sent_and_gives_what_it_has() {
+        fn sent<T: Send>(value: T) -> T {
+            value
+        }
+        let mut set = sent(digits().unwrap());
+        assert!(set.images(3..3).unwrap().is_empty());
+        assert_eq!(set.images(448..450).unwrap().len(), 2 * 64);
+        #[allow(clippy::reversed_empty_ranges, reason = "what is refused")]
+        for range in [449..451, 451..451, 4..3, 0..usize::MAX] {
+            let error = set.images(range).unwrap_err();
+            assert!(error.exit_code() == 3 && error.to_string().contains("embedded digits"), "{error}");
+        }
+        set.labels.truncate(2);
+        assert_eq!((set.len(), set.all().unwrap().len()), (2, 2 * 64));
+        set.labels.resize(1 << 20, 0);
+        assert_eq!(set.images(1 << 19..(1 << 19) + 1).unwrap_err().exit_code(), 3);
+    }
+
+    #[test]
+    fn what_is_no_data_set_is_refused_with_what_would_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let refused = |path: &Path| {
+            let error = open(path, None).unwrap_err();
+            assert_eq!(error.exit_code(), 3, "{error}");
+            error.to_string()
+        };
+        let nothing = refused(folder.path());
+        for what in ["test_batch.bin", "idx3-ubyte", "images.npy", "labels.csv"] {
+            assert!(nothing.contains(what), "{nothing}");
+        }
+        for (name, hint) in [("x.npz", ".npy"), ("x.png", "folder"), ("x.pt", "pickles"), ("x", "unknown kind")] {
+            fs::write(at(name), "").unwrap();
+            assert!(refused(&at(name)).contains(hint), "{name}");
+        }
+        for name in ["x.bin", "x.npy", "x.safetensors", "x-images-idx3-ubyte", "x-images-idx3-ubyte.gz"] {
+            fs::write(at(name), "").unwrap();
+            fs::write(at("labels.npy"), "").unwrap();
+            fs::write(at("x-labels-idx1-ubyte"), "").unwrap();
+            assert!(refused(&at(name)).contains(name), "{name}");
+            fs::remove_file(at(name)).unwrap();
+            fs::create_dir(at(name)).unwrap();
+            refused(&at(name));
+            fs::remove_dir(at(name)).unwrap();
+        }
+        assert!(refused(&at("missing.npy")).contains("missing.npy"));
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("images.npy"), "").unwrap();
+        fs::write(folder.path().join("data_batch_1.bin"), "").unwrap();
+        assert!(refused(folder.path()).contains("ambiguous: CIFAR-10 batches and NumPy arrays"));
+    }
 }

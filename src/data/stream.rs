@@ -218,7 +218,7 @@ mod tests {
     fn gzip_in_several_members_is_read_in_any_order() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x");
-        let bytes: Vec<u8> = (0..100_000_u32).map(|i| (i * i >> 7) as u8).collect();
+        let bytes: Vec<u8> = (0..100_000_u32).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect();
         let file = [packed(&bytes[..30_000]), packed(&[]), packed(&bytes[30_000..])].concat();
         fs::write(&path, &file).unwrap();
         let mut stream = Stream::open_gzip(&path).unwrap();
@@ -240,11 +240,11 @@ mod tests {
     fn gzip_that_is_cut_spoilt_or_followed_by_anything_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.gz");
-        let bytes: Vec<u8> = (0..2000_u32).map(|i| (i * i >> 5) as u8).collect();
+        let bytes: Vec<u8> = (0..300_u32).map(|i| (i.wrapping_mul(i) >> 5) as u8).collect();
         let file = packed(&bytes);
         let read = |file: &[u8]| {
             fs::write(&path, file).unwrap();
-            Stream::open_gzip(&path).and_then(|mut stream| survey(&mut stream, 2000)).map(|found| found.0)
+            Stream::open_gzip(&path).and_then(|mut stream| survey(&mut stream, 300)).map(|found| found.0)
         };
         assert_eq!(read(&file).unwrap(), bytes);
         for end in 2..file.len() {

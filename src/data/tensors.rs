@@ -153,6 +153,8 @@ mod tests {
         let images = || ("images", View::u8(&[2, 1, 1, 1], &[0, 1]));
         let bad = |values: &[f32; 2]| message(&[("images", View::f32(&[2, 1, 1, 1], values)), labels()]);
         assert!(bad(&[0.0, f32::NAN]).contains("x.safetensors: images: sample 1: value NaN"));
+        let beyond = [("images", View::f32(&[2, 1, 1, 1], &[0.0, f32::NAN])), labels()];
+        assert!(read_back(&beyond, None, Some(1)).is_err(), "beyond the limit too");
         assert!(bad(&[f32::INFINITY, 0.0]).contains("sample 0"));
         assert!(bad(&[0.0, 1.0001]).contains("outside [0, 1]"));
         assert!(bad(&[-0.1, 0.0]).contains("outside [0, 1]"));
