@@ -17,14 +17,14 @@
 use crate::error::{Error, Result};
 use crate::model::{self, Conv2d, Dims, Layer, Linear, Model, Params, Shortcut};
 use half::{bf16, f16};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{self, Dtype, SafeTensors, TensorView};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Added to the variance of every batch norm.
 pub const BATCH_NORM_EPS: f64 = 1e-5;
 
 /// Largest header that is read, in bytes.
-const MAX_HEADER: u64 = 8 << 20;
+pub(crate) const MAX_HEADER: u64 = 8 << 20;
 /// Most tensors in a file.
 const MAX_TENSORS: usize = 4096;
 /// Most axes of a tensor.
@@ -84,6 +84,26 @@ pub(crate) type Metadata = BTreeMap<String, String>;
 /// Opens a safetensors file with the checks that the crate does not make. The error is a detail without a place, for
 /// weights and data sets alike.
 pub(crate) fn open(bytes: &[u8]) -> std::result::Result<(SafeTensors<'_>, Metadata), String> {
+    header(bytes)?;
+    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(unsound)?;
+    let pairs = pairs(&metadata)?;
+    Ok((SafeTensors::deserialize(bytes).map_err(unsound)?, pairs))
+}
+
+/// The same for a file that is read piece by piece: `bytes` are its first ones, at least to the end of the header. That
+/// the data are as long as the header says is left to the caller.
+pub(crate) fn describe(bytes: &[u8]) -> std::result::Result<(tensor::Metadata, Metadata), String> {
+    let metadata: tensor::Metadata = serde_json::from_slice(header(bytes)?).map_err(unsound)?;
+    let pairs = pairs(&metadata)?;
+    Ok((metadata, pairs))
+}
+
+fn unsound(e: impl std::fmt::Display) -> String {
+    format!("not sound safetensors: {e}")
+}
+
+/// The header's text, as far as it can be judged before it is parsed.
+fn header(bytes: &[u8]) -> std::result::Result<&[u8], String> {
     let (length, rest) = bytes.split_first_chunk::<8>().ok_or("shorter than a safetensors header")?;
     let length = u64::from_le_bytes(*length);
     if length > MAX_HEADER {
@@ -94,16 +114,16 @@ pub(crate) fn open(bytes: &[u8]) -> std::result::Result<(SafeTensors<'_>, Metada
         return Err("not safetensors: the header does not start with `{`".into());
     }
     scan(header)?;
-    let refused = |e: safetensors::SafeTensorError| format!("not sound safetensors: {e}");
-    let (_, metadata) = SafeTensors::read_metadata(bytes).map_err(refused)?;
+    Ok(header)
+}
+
+fn pairs(metadata: &tensor::Metadata) -> std::result::Result<Metadata, String> {
     for (name, info) in metadata.tensors() {
         if info.shape.len() > MAX_RANK {
             return Err(format!("tensor `{name}` has {} axes; at most {MAX_RANK} are supported", info.shape.len()));
         }
     }
-    let file = SafeTensors::deserialize(bytes).map_err(refused)?;
-    let pairs = metadata.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone()));
-    Ok((file, pairs.collect()))
+    Ok(metadata.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect())
 }
 
 /// Refuses a key that occurs twice in one object (JSON readers keep the last one silently) and too many tensors. What is

@@ -21,10 +21,10 @@ struct Setting {
 fn setting() -> Setting {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
     let data = std::env::var_os("SIGNSTEP_DATA").map_or_else(|| root.join("../shared/data"), PathBuf::from);
-    let set = data::load(&data.join("cifar10/test_batch.bin"), Some(1000)).unwrap();
+    let mut set = data::open(&data.join("cifar10/test_batch.bin"), Some(1000)).unwrap();
     let model = weights::load(include_bytes!("../weights/resnet20-cifar10.safetensors")).unwrap();
     let oracle = serde_json::from_str(include_str!("oracle/cifar_resnet20.json")).unwrap();
-    Setting { net: Network::new(common::gpu(), model).unwrap(), images: set.images, labels: set.labels, oracle }
+    Setting { net: Network::new(common::gpu(), model).unwrap(), images: set.all().unwrap(), labels: set.labels, oracle }
 }
 
 fn integers(v: &serde_json::Value) -> Vec<i64> {

@@ -2,7 +2,7 @@
 
 use super::{AttackArgs, answer, answer_json, complain, load_model, open, sha256, warn};
 use crate::attack::{Attack, Engine, Method, Norm, Outcome, Targets};
-use crate::data::{self, Dataset};
+use crate::data::{self, Source};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::report::{self, Config, Device, Distance, Folder, Run, Timing};
@@ -37,11 +37,12 @@ pub(super) fn run(args: &AttackArgs) -> Result<()> {
     let mut config = configure(args, method, bounds, &model)?;
     let attack = configured(&config);
     attack.validate()?;
-    let data = match &args.data {
-        Some(path) => data::load(path, args.limit)?,
+    let mut data = match &args.data {
+        Some(path) => data::open(path, args.limit)?,
         None => first(data::digits()?, args.limit),
     };
     fit(&model, &data)?;
+    let images = data.images(0..data.len())?;
     let targets = targets(args, &data, model.logits(), &mut config)?;
     let attack = attack.targets(targets);
     let load = start.elapsed();
@@ -57,7 +58,7 @@ pub(super) fn run(args: &AttackArgs) -> Result<()> {
         warn("running the f64 reference on the CPU: right, but slow");
         let engine = Reference::new(model.clone())?;
         let start = Instant::now();
-        let (out, sample_steps) = attacked(&attack, &engine, &data, total)?;
+        let (out, sample_steps) = attacked(&attack, &engine, &images, &data.labels, total)?;
         timing = Timing { load, compile: Duration::ZERO, attack: start.elapsed(), sample_steps };
         (outcome, gpu_bytes) = (out, None);
         device = Device {
@@ -75,7 +76,7 @@ pub(super) fn run(args: &AttackArgs) -> Result<()> {
         // Kernels are compiled when they are first needed, which is in the middle of the attack.
         let (opened, compiled) = (start.elapsed(), gpu.compile_time());
         let start = Instant::now();
-        let (out, sample_steps) = attacked(&attack, &engine, &data, total)?;
+        let (out, sample_steps) = attacked(&attack, &engine, &images, &data.labels, total)?;
         let late = gpu.compile_time().saturating_sub(compiled);
         timing = Timing { load, compile: opened + late, attack: start.elapsed().saturating_sub(late), sample_steps };
         (outcome, gpu_bytes) = (out, Some(engine.gpu_bytes()));
@@ -98,7 +99,7 @@ pub(super) fn run(args: &AttackArgs) -> Result<()> {
         device: &device,
         model: &model,
         model_sha256: &model_sha256,
-        data_source: &data.source,
+        data_source: &data.name,
         data_sha256: &data.sha256,
         classes: if data.classes.is_empty() { &model.classes } else { &data.classes },
         outcome: &outcome,
@@ -231,16 +232,14 @@ fn configured(c: &Config) -> Attack {
         .seed(c.seed)
 }
 
-fn first(mut data: Dataset, limit: Option<usize>) -> Dataset {
-    let n = limit.unwrap_or(usize::MAX).min(data.labels.len());
-    data.labels.truncate(n);
-    data.images.truncate(n * data.dims.len());
+fn first(mut data: Source, limit: Option<usize>) -> Source {
+    data.labels.truncate(limit.unwrap_or(usize::MAX));
     data
 }
 
 /// Checks that the network can take the images, and knows their labels.
-fn fit(model: &Model, data: &Dataset) -> Result<()> {
-    let fail = |detail: String| Err(Error::Data { place: data.source.clone(), detail });
+fn fit(model: &Model, data: &Source) -> Result<()> {
+    let fail = |detail: String| Err(Error::Data { place: data.name.clone(), detail });
     if data.labels.is_empty() {
         return fail("holds no images".into());
     }
@@ -257,7 +256,7 @@ fn fit(model: &Model, data: &Dataset) -> Result<()> {
     Ok(())
 }
 
-fn targets(args: &AttackArgs, data: &Dataset, classes: usize, config: &mut Config) -> Result<Targets> {
+fn targets(args: &AttackArgs, data: &Source, classes: usize, config: &mut Config) -> Result<Targets> {
     Ok(match config.targets.as_str() {
         "none" => Targets::None,
         "random" => Targets::Random,
@@ -275,10 +274,16 @@ fn targets(args: &AttackArgs, data: &Dataset, classes: usize, config: &mut Confi
 }
 
 /// Runs the attack under a progress bar; gives the number of sample-steps too.
-fn attacked(attack: &Attack, engine: &dyn Engine, data: &Dataset, total: u64) -> Result<(Outcome, u64)> {
+fn attacked(
+    attack: &Attack,
+    engine: &dyn Engine,
+    images: &[f32],
+    labels: &[i64],
+    total: u64,
+) -> Result<(Outcome, u64)> {
     let bar = progress_bar(total);
     let mut done = 0;
-    let outcome = attack.run_with(engine, &data.images, &data.labels, &mut |steps| {
+    let outcome = attack.run_with(engine, images, labels, &mut |steps| {
         done += steps;
         bar.inc(steps);
         true

@@ -1,62 +1,89 @@
 //! CIFAR-10 in its binary format: records of one label byte and 3,072 bytes (red, green and blue plane, 32×32).
 
-use super::{Dataset, from_bytes, read, sha256};
+use super::records::{Layout, Records, Values, check_label};
+use super::stream::Stream;
+use super::{Reader, Source, hexadecimal, read};
 use crate::error::{Error, Result};
 use crate::model::Dims;
-use std::path::Path;
+use sha2::{Digest, Sha256};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 const DIMS: Dims = Dims::new(3, 32, 32);
-const RECORD: usize = 1 + DIMS.len();
+const RECORD: u64 = 1 + DIMS.len() as u64;
 const CLASSES: usize = 10;
 
+/// Files that a folder may hold: test, then training.
+pub(super) const BATCHES: [&str; 6] = [
+    "test_batch.bin",
+    "data_batch_1.bin",
+    "data_batch_2.bin",
+    "data_batch_3.bin",
+    "data_batch_4.bin",
+    "data_batch_5.bin",
+];
+
 /// The test batch of a folder; the training batches in order where there is none.
-pub(super) fn folder(path: &Path, limit: usize) -> Result<Dataset> {
-    let mut files = vec![path.join("test_batch.bin")];
-    if !files[0].exists() {
-        files = (1..=5).map(|i| path.join(format!("data_batch_{i}.bin"))).filter(|file| file.exists()).collect();
+pub(super) fn folder(path: &Path, limit: usize) -> Result<Source> {
+    let mut files: Vec<PathBuf> = BATCHES.iter().map(|name| path.join(name)).filter(|file| file.exists()).collect();
+    if files.first().is_some_and(|first| first.ends_with(BATCHES[0])) {
+        files.truncate(1);
     }
-    if files.is_empty() {
-        let detail =
-            "no known data set in this folder: `test_batch.bin` or `data_batch_1.bin` (CIFAR-10) is looked for";
-        return Err(Error::data(path.display().to_string(), detail));
-    }
-    let files: Vec<&Path> = files.iter().map(AsRef::as_ref).collect();
-    batches(&path.display().to_string(), &files, limit)
+    batches(&files, limit)
 }
 
-pub(super) fn file(path: &Path, limit: usize) -> Result<Dataset> {
-    batches(&path.display().to_string(), &[path], limit)
+pub(super) fn file(path: &Path, limit: usize) -> Result<Source> {
+    batches(&[path.to_path_buf()], limit)
 }
 
-fn batches(source: &str, files: &[&Path], limit: usize) -> Result<Dataset> {
-    let contents = files.iter().map(|file| read(file)).collect::<Result<Vec<_>>>()?;
-    let mut set = Dataset {
-        images: Vec::new(),
-        dims: DIMS,
-        labels: Vec::new(),
-        classes: class_names(files[0])?,
-        source: source.into(),
-        sha256: sha256(contents.iter().map(Vec::as_slice)),
-        snapped: 0.0,
-    };
-    for (file, bytes) in files.iter().zip(&contents) {
-        let place = file.display();
-        if bytes.is_empty() || bytes.len() % RECORD != 0 {
-            let detail = format!("{} bytes are no whole number of records of {RECORD} bytes", bytes.len());
-            return Err(Error::data(place.to_string(), detail));
+fn batches(files: &[PathBuf], limit: usize) -> Result<Source> {
+    let (mut hash, mut labels, mut batches) = (Sha256::new(), Vec::new(), Vec::new());
+    for file in files {
+        let mut stream = Stream::open(file)?;
+        let place = stream.place.clone();
+        let length = stream.length().unwrap_or_default();
+        if length == 0 || length % RECORD != 0 {
+            return Err(Error::data(place, format!("{length} bytes are no whole number of records of {RECORD} bytes")));
         }
-        let records = bytes.len() / RECORD;
+        let shape = [length / RECORD, DIMS.c as u64, DIMS.h as u64, DIMS.w as u64];
+        let layout = Layout::new(0, shape, 1, Values::BYTES).map_err(|detail| Error::data(&place, detail))?;
         // All labels are checked, also those beyond the limit: a file is sound or it is not.
-        if let Some(i) = (0..records).find(|i| usize::from(bytes[i * RECORD]) >= CLASSES) {
-            let detail = format!("label {} of {CLASSES} classes: not CIFAR-10", bytes[i * RECORD]);
-            return Err(Error::data(format!("{place}: record {i}"), detail));
-        }
-        for record in bytes.chunks_exact(RECORD).take(limit - set.labels.len()) {
-            set.labels.push(i64::from(record[0]));
-            set.images.extend(from_bytes(&record[1..]));
-        }
+        stream.survey(&mut hash, |survey| {
+            layout.survey(&place, survey, |i, lead| {
+                let label = i64::from(lead[0]);
+                if labels.len() < limit {
+                    labels.push(label);
+                }
+                check_label(&place, i, label, CLASSES)
+            })
+        })?;
+        batches.push(Records { place, stream, layout });
     }
-    Ok(set)
+    Ok(Source {
+        dims: DIMS,
+        labels,
+        classes: files.first().map_or(Ok(Vec::new()), |first| class_names(first))?,
+        name: String::new(),
+        sha256: hexadecimal(hash),
+        reader: Box::new(Batches(batches)),
+    })
+}
+
+/// Batches one after another.
+#[derive(Debug)]
+struct Batches(Vec<Records>);
+
+impl Reader for Batches {
+    fn read(&mut self, range: Range<usize>, out: &mut Vec<f32>) -> Result<()> {
+        let mut first = 0;
+        for batch in &mut self.0 {
+            let end = first + batch.layout.count;
+            let part = range.start.clamp(first, end) - first..range.end.clamp(first, end) - first;
+            batch.read(part, out)?;
+            first = end;
+        }
+        Ok(())
+    }
 }
 
 /// Names in `batches.meta.txt` beside a batch; none when there is no such file.
@@ -76,11 +103,11 @@ fn class_names(batch: &Path) -> Result<Vec<String>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::load;
+    use super::super::open;
     use super::*;
 
     fn record(label: u8, value: u8) -> Vec<u8> {
-        let mut record = vec![value; RECORD];
+        let mut record = vec![value; RECORD as usize];
         record[0] = label;
         record
     }
@@ -89,7 +116,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.bin");
         std::fs::write(&path, bytes).unwrap();
-        let error = load(&path, None).unwrap_err();
+        let error = open(&path, None).unwrap_err();
         assert_eq!(error.exit_code(), 3);
         error.to_string()
     }
@@ -99,38 +126,48 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.bin");
         std::fs::write(&path, [record(3, 255), record(9, 0), record(0, 17)].concat()).unwrap();
-        let all = load(&path, None).unwrap();
-        assert_eq!((all.labels.as_slice(), all.dims, all.classes.len()), ([3, 9, 0].as_slice(), DIMS, 0));
-        assert_eq!((all.images[0], all.images[3072], all.images[2 * 3072]), (1.0, 0.0, 17.0 / 255.0));
-        assert_eq!((all.images.len(), all.snapped), (3 * 3072, 0.0));
-        let two = load(&path, Some(2)).unwrap();
-        assert_eq!((two.len(), two.images.len(), &two.sha256), (2, 2 * 3072, &all.sha256));
-        assert_eq!(load(&path, Some(0)).unwrap_err().exit_code(), 2);
+        let mut set = open(&path, None).unwrap();
+        let all = set.all().unwrap();
+        assert_eq!((set.labels.as_slice(), set.dims, set.classes.len()), ([3, 9, 0].as_slice(), DIMS, 0));
+        assert_eq!((all[0], all[3072], all[2 * 3072]), (1.0, 0.0, 17.0 / 255.0));
+        assert_eq!(all.len(), 3 * 3072);
+        let mut two = open(&path, Some(2)).unwrap();
+        assert_eq!((two.len(), two.all().unwrap(), &two.sha256), (2, all[..2 * 3072].to_vec(), &set.sha256));
+        assert!(two.images(1..3).unwrap_err().to_string().contains("samples 1..3 of 2"));
+        assert_eq!(open(&path, Some(0)).unwrap_err().exit_code(), 2);
     }
 
     #[test]
     fn a_folder_prefers_the_test_batch_and_joins_training_batches() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        assert!(load(folder.path(), None).unwrap_err().to_string().contains("test_batch.bin"));
-        std::fs::write(at("data_batch_2.bin"), record(2, 0)).unwrap();
-        std::fs::write(at("data_batch_1.bin"), record(1, 0)).unwrap();
-        assert_eq!(load(folder.path(), None).unwrap().labels, [1, 2]);
-        assert_eq!(load(folder.path(), Some(1)).unwrap().labels, [1]);
+        std::fs::write(at("data_batch_2.bin"), [record(2, 20), record(3, 30)].concat()).unwrap();
+        std::fs::write(at("data_batch_1.bin"), [record(0, 0), record(1, 10)].concat()).unwrap();
+        let mut set = open(folder.path(), None).unwrap();
+        assert_eq!(set.labels, [0, 1, 2, 3]);
+        for range in [0..4, 1..3, 0..2, 2..4, 2..2, 3..4] {
+            let firsts: Vec<f32> = set.images(range.clone()).unwrap().iter().step_by(3072).copied().collect();
+            assert_eq!(firsts, range.map(|i| 10.0 * i as f32 / 255.0).collect::<Vec<_>>());
+        }
+        assert_eq!(open(folder.path(), Some(1)).unwrap().labels, [0]);
         std::fs::write(at("test_batch.bin"), record(7, 0)).unwrap();
         std::fs::write(at("batches.meta.txt"), "a\nb\nc\nd\ne\nf\ng\nh\ni\nj\n\n").unwrap();
-        let set = load(folder.path(), None).unwrap();
+        let set = open(folder.path(), None).unwrap();
         assert_eq!((set.labels.as_slice(), set.classes[7].as_str()), ([7].as_slice(), "h"));
         std::fs::write(at("batches.meta.txt"), "a\nb\n").unwrap();
-        assert!(load(folder.path(), None).unwrap_err().to_string().contains("2 names"));
+        assert!(open(folder.path(), None).unwrap_err().to_string().contains("2 names"));
     }
 
     #[test]
     fn bad_files_are_refused_by_name_and_record() {
         assert!(message(&[]).contains("x.bin: 0 bytes"));
         assert!(message(&record(0, 0)[1..]).contains("3072 bytes"));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.bin");
+        std::fs::write(&path, [record(0, 0), record(10, 0)].concat()).unwrap();
+        assert!(open(&path, Some(1)).is_err(), "beyond the limit too");
         let label = message(&[record(0, 0), record(10, 0)].concat());
-        assert!(label.contains("x.bin: record 1: label 10"), "{label}");
-        assert!(load(Path::new("nowhere.bin"), None).unwrap_err().to_string().contains("nowhere.bin"));
+        assert!(label.contains("x.bin: sample 1: label 10"), "{label}");
+        assert!(open(Path::new("nowhere.bin"), None).unwrap_err().to_string().contains("nowhere.bin"));
     }
 }

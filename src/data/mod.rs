@@ -1,10 +1,17 @@
 //! Data sets in, tensors out. The only part of the library that touches files; each file here knows one format.
 //!
-//! Files are read into memory and checked before anything is allocated from what they claim. Errors name the file and the
-//! record or sample.
+//! A data set is opened once, when it is read from its first byte to its last, checked and hashed, and its pixels are then
+//! read piece by piece: memory holds the labels, and what was asked for. Nothing is allocated from what a header claims.
+//! Errors name the file and the record, sample or line.
 
 mod cifar;
 mod digits;
+mod folder;
+mod idx;
+mod npy;
+mod picture;
+mod records;
+mod stream;
 mod targets;
 mod tensors;
 mod write;
@@ -13,68 +20,13 @@ pub use digits::digits;
 pub use targets::read_targets;
 pub use write::{View, write_safetensors};
 
-use crate::attack::snap;
 use crate::error::{Error, Result};
 use crate::model::Dims;
 use sha2::{Digest, Sha256};
+use std::fmt::{self, Debug};
+use std::fs;
+use std::ops::Range;
 use std::path::Path;
-
-/// Labelled images.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Dataset {
-    /// `[N, C, H, W]`, each value in [0, 1]; bytes are exactly `k as f32 / 255.0`. Floats are kept as they are.
-    pub images: Vec<f32>,
-    /// Shape of one image.
-    pub dims: Dims,
-    /// `[N]`, zero or more.
-    pub labels: Vec<i64>,
-    /// Names of the classes; empty when the data have none.
-    pub classes: Vec<String>,
-    /// Where the data come from, for reports: the path as given, or `embedded digits`.
-    pub source: String,
-    /// SHA-256 of the files read, one after the other, in hexadecimal. A limit does not change it.
-    pub sha256: String,
-    /// Largest distance of a value to the nearest k/255: how far an attack that delivers bytes moves the clean images.
-    pub snapped: f32,
-}
-
-impl Dataset {
-    /// Number of images (N).
-    pub fn len(&self) -> usize {
-        self.labels.len()
-    }
-
-    /// True when there are no images; never for a data set that [`load`] gives.
-    pub fn is_empty(&self) -> bool {
-        self.labels.is_empty()
-    }
-}
-
-/// Reads a data set, at most its first `limit` images, as what it looks like: a folder with `test_batch.bin` (or
-/// `data_batch_*.bin`) or a `.bin` file is CIFAR-10 in binary; `.safetensors` holds `images` and `labels`.
-///
-/// # Errors
-/// [`Error::Data`] naming the file and the record or sample; [`Error::Usage`] for a limit of 0.
-pub fn load(path: &Path, limit: Option<usize>) -> Result<Dataset> {
-    if limit == Some(0) {
-        return Err(Error::Usage("the limit must be one or more images".into()));
-    }
-    let limit = limit.unwrap_or(usize::MAX);
-    let place = path.display().to_string();
-    let kind = std::fs::metadata(path).map_err(|e| Error::data(&place, e.to_string()))?;
-    if kind.is_dir() {
-        return cifar::folder(path, limit);
-    }
-    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
-    match extension.as_str() {
-        "bin" => cifar::file(path, limit),
-        "safetensors" => tensors::read(&place, &read(path)?, limit),
-        _ => Err(Error::data(
-            place,
-            "unknown kind of data: CIFAR-10 binary (a folder or a .bin file) and .safetensors are read",
-        )),
-    }
-}
 
 /// Labelled images that are read piece by piece.
 #[derive(Debug)]
@@ -87,9 +39,15 @@ pub struct Source {
     pub classes: Vec<String>,
     /// Where the data come from, for reports: the path as given, or `embedded digits`.
     pub name: String,
-    /// SHA-256 of the files read, in hexadecimal. A limit does not change it.
+    /// SHA-256 of the files read, in hexadecimal. A limit does not change it. [`open`] says what is hashed.
     pub sha256: String,
-    images: Vec<f32>,
+    reader: Box<dyn Reader>,
+}
+
+/// What knows where the pixels of an open data set lie.
+trait Reader: Debug + Send {
+    /// Appends the pixels of the samples in `range`, all of which are there.
+    fn read(&mut self, range: Range<usize>, out: &mut Vec<f32>) -> Result<()>;
 }
 
 impl Source {
@@ -103,60 +61,232 @@ impl Source {
         self.labels.is_empty()
     }
 
-    /// Images of the samples in `range`, `[n, C, H, W]`, each value in [0, 1]; bytes are exactly `k as f32 / 255.0`.
+    /// Images of the samples in `range`, `[n, C, H, W]`, each value in [0, 1]; bytes are exactly `k as f32 / 255.0`, floats
+    /// are as they lie in the file. Ranges may come in any order; from gzip, one that lies before the last one read costs
+    /// unpacking the file anew.
     ///
     /// # Errors
-    /// [`Error::Data`] naming the file, and the record or sample.
-    pub fn images(&mut self, range: std::ops::Range<usize>) -> Result<Vec<f32>> {
-        let one = self.dims.len();
-        Ok(self.images[range.start * one..range.end * one].to_vec())
-    }
-}
-
-impl From<Dataset> for Source {
-    fn from(d: Dataset) -> Self {
-        Source {
-            dims: d.dims,
-            labels: d.labels,
-            classes: d.classes,
-            name: d.source,
-            sha256: d.sha256,
-            images: d.images,
+    /// [`Error::Data`] naming the file, and the record or sample: a file that has changed since it was opened, a picture
+    /// that cannot be decoded, a range that does not lie within the set.
+    pub fn images(&mut self, range: Range<usize>) -> Result<Vec<f32>> {
+        let fail = |detail: &str| Error::data(&self.name, format!("samples {range:?} of {}: {detail}", self.len()));
+        if range.start > range.end || range.end > self.len() {
+            return Err(fail("not within the set"));
         }
+        let size = range.len().checked_mul(self.dims.len()).ok_or_else(|| fail("too many at once"))?;
+        let mut images = Vec::new();
+        images.try_reserve_exact(size).map_err(|_| fail("too many for this machine's memory"))?;
+        self.reader.read(range.clone(), &mut images)?;
+        // `labels` is anyone's to change; what was opened is not.
+        if images.len() != size {
+            return Err(Error::data(&self.name, format!("samples {range:?}: more than were opened")));
+        }
+        Ok(images)
+    }
+
+    /// All images at once, for data that are small.
+    ///
+    /// # Errors
+    /// As [`Source::images`].
+    pub fn all(&mut self) -> Result<Vec<f32>> {
+        self.images(0..self.len())
     }
 }
 
-/// Opens a data set of which at most the first `limit` images will be read, as what it looks like.
+/// Opens a data set, of which at most the first `limit` images will be read. What it is, its path tells:
+///
+/// | path | what is read |
+/// |---|---|
+/// | a folder with `test_batch.bin` or `data_batch_1.bin` … `data_batch_5.bin`; a file `*.bin` | CIFAR-10 in binary: the test batch where there is one, else the training batches in order. Class names from `batches.meta.txt` beside them, where that is there |
+/// | a folder with `*-images-idx3-ubyte` and `*-labels-idx1-ubyte`; the images file itself | IDX (MNIST and kin), one channel, gzip or not, with or without `.gz` at the name. `t10k-*` is preferred; a folder with several others is ambiguous. The labels lie beside, under the same name |
+/// | a folder with `images.npy` and `labels.npy`; a file `*.npy` | NumPy arrays in C order, of either byte order: u1, or f2, f4, f8 in [0, 1], as [N, C, H, W], or [N, H, W] for one channel; labels are integers of any width, [N]. Beside `X.npy`, labels are the first that exists of `X` with its last `images` turned into `labels`, `X_labels.npy` and `labels.npy` |
+/// | a file `*.safetensors` | `images` (u8, or f16, bf16, f32, f64 in [0, 1]; [N, C, H, W]) and `labels` (integers of any width, [N]); other tensors are ignored. Metadata `classes` (JSON list) names the classes |
+/// | a folder of folders with `*.png`, `*.jpg`, `*.jpeg` | pictures, `class/file`: each folder is a class, in bytewise order of the names |
+/// | a folder with `*.png`, `*.jpg`, `*.jpeg` and `labels.csv` | pictures, with one row `file,label` for each in `labels.csv`, after a header row `file,label` or none. Labels are all integers, or all names of classes, which are then numbered in bytewise order |
+///
+/// A folder that holds several of these is refused as ambiguous; names that begin with a dot are not looked at.
+///
+/// Pictures are samples in bytewise order of their path (`class/file`), and all of one size. They have one channel where
+/// all are grey, else three. Alpha, 16 bits, CMYK and animation are refused, and so is anything else inside the folder of
+/// a class. Pixels are taken as they are stored, as PyTorch's usual loaders do: no colour profile, no gamma, and no
+/// EXIF orientation is applied. JPEG leaves decoders some freedom, so that others may come to other pixels, a few grey
+/// levels away.
+///
+/// The whole of every file is checked, also beyond the limit: sizes, counts, labels (zero or more, and below the number
+/// of classes where these have names), floats (in [0, 1], not NaN); of pictures the headers, and that they have an end; their pixels
+/// when they are read. [`Source::sha256`] is that of the files' bytes one after the other (images, then labels, where they are apart),
+/// as `cat FILES | sha256sum` gives it; for pictures it is taken over each one's path (`class/file`), a zero byte, its
+/// length (u64, little-endian) and its bytes, in order, and then the same for `labels.csv`.
 ///
 /// # Errors
-/// As [`load`].
+/// [`Error::Data`] naming the file and the record, sample or line; [`Error::Usage`] for a limit of 0.
 pub fn open(path: &Path, limit: Option<usize>) -> Result<Source> {
-    load(path, limit).map(Source::from)
+    if limit == Some(0) {
+        return Err(Error::Usage("the limit must be one or more images".into()));
+    }
+    let limit = limit.unwrap_or(usize::MAX);
+    let place = path.display().to_string();
+    let what = fs::metadata(path).map_err(|e| Error::data(&place, e.to_string()))?;
+    let source = if what.is_dir() {
+        match kind_of_folder(path)? {
+            Kind::Cifar => cifar::folder(path, limit),
+            Kind::Idx => idx::folder(path, limit),
+            Kind::Npy => npy::file(&path.join(npy::IMAGES), limit),
+            Kind::Pictures => folder::open(path, limit),
+        }
+    } else if idx::is_images(path) {
+        idx::file(path, limit)
+    } else {
+        match extension(path).as_str() {
+            "bin" => cifar::file(path, limit),
+            "safetensors" => stream::Stream::open(path).and_then(|file| tensors::read(file, limit)),
+            "npy" => npy::file(path, limit),
+            extension => Err(Error::data(&place, unknown(extension))),
+        }
+    };
+    source.map(|source| Source { name: place, ..source })
 }
 
-/// The bytes of a regular file. Never a mapping: a file that shrinks underneath would be undefined behaviour.
+/// What a folder holds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Cifar,
+    Idx,
+    Npy,
+    Pictures,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Kind::Cifar => "CIFAR-10 batches",
+            Kind::Idx => "IDX files",
+            Kind::Npy => "NumPy arrays",
+            Kind::Pictures => "pictures",
+        })
+    }
+}
+
+fn kind_of_folder(path: &Path) -> Result<Kind> {
+    let place = path.display().to_string();
+    let mut kinds: Vec<Kind> = Vec::new();
+    let mut labelled = false;
+    for entry in folder::entries(path)? {
+        let name = entry.file_name().unwrap_or_default().to_string_lossy();
+        let kind = match () {
+            () if cifar::BATCHES.contains(&&*name) => Kind::Cifar,
+            () if idx::is_images(&entry) => Kind::Idx,
+            () if name == npy::IMAGES => Kind::Npy,
+            () if folder::is_picture(&entry) || folder::holds_pictures(&entry) => Kind::Pictures,
+            () => {
+                labelled |= name == folder::LABELS;
+                continue;
+            }
+        };
+        if !kinds.contains(&kind) {
+            kinds.push(kind);
+        }
+    }
+    match *kinds {
+        [kind] => Ok(kind),
+        [one, other, ..] => {
+            Err(Error::data(place, format!("ambiguous: {one} and {other} in one folder; move one of them elsewhere")))
+        }
+        // The reason is more helpful than a list.
+        [] if labelled => Err(Error::data(place, format!("`{}`, but no PNG or JPEG beside it", folder::LABELS))),
+        [] => Err(Error::data(
+            place,
+            "no known data set in this folder. Looked for: `test_batch.bin`, `data_batch_1.bin` (CIFAR-10); \
+             `*-images-idx3-ubyte`, `*-images-idx3-ubyte.gz` (IDX); `images.npy`; PNG and JPEG pictures with `labels.csv`, \
+             or in one folder a class",
+        )),
+    }
+}
+
+fn extension(path: &Path) -> String {
+    path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase()
+}
+
+fn unknown(extension: &str) -> String {
+    let hint = match extension {
+        "npz" => "; save the arrays by themselves, as .npy",
+        "png" | "jpg" | "jpeg" => "; pictures are read as a folder, which holds their labels too",
+        "pt" | "pth" | "pkl" | "pickle" => "; pickles are programs, and not run here",
+        _ => "",
+    };
+    format!(
+        "unknown kind of data{hint}. Files read: .bin (CIFAR-10), .safetensors, .npy, *-images-idx3-ubyte[.gz]; \
+         folders: of these, and of PNG or JPEG pictures"
+    )
+}
+
+/// The bytes of a small file.
 fn read(path: &Path) -> Result<Vec<u8>> {
     let fail = |e: std::io::Error| Error::data(path.display().to_string(), e.to_string());
-    if !std::fs::metadata(path).map_err(fail)?.is_file() {
+    if !fs::metadata(path).map_err(fail)?.is_file() {
         return Err(Error::data(path.display().to_string(), "not a regular file"));
     }
-    std::fs::read(path).map_err(fail)
+    fs::read(path).map_err(fail)
 }
 
-/// SHA-256 of byte strings, one after the other, in hexadecimal.
-fn sha256<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
-    let mut hash = Sha256::new();
-    parts.into_iter().for_each(|part| hash.update(part));
+fn hexadecimal(hash: Sha256) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Bytes to the values that are delivered for them.
-fn from_bytes(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
-    bytes.iter().map(|byte| f32::from(*byte) / 255.0)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-/// Largest distance to the nearest k/255.
-fn distance_to_bytes(images: &[f32]) -> f32 {
-    // In pieces: `snap` makes a copy.
-    images.chunks(1 << 16).map(|piece| snap(piece).1).fold(0.0, f32::max)
+    #[test]
+    fn a_source_can_be_sent_and_gives_what_it_has() {
+        fn sent<T: Send>(value: T) -> T {
+            value
+        }
+        let mut set = sent(digits().unwrap());
+        assert!(set.images(3..3).unwrap().is_empty());
+        assert_eq!(set.images(448..450).unwrap().len(), 2 * 64);
+        #[allow(clippy::reversed_empty_ranges, reason = "what is refused")]
+        for range in [449..451, 451..451, 4..3, 0..usize::MAX] {
+            let error = set.images(range).unwrap_err();
+            assert!(error.exit_code() == 3 && error.to_string().contains("embedded digits"), "{error}");
+        }
+        set.labels.truncate(2);
+        assert_eq!((set.len(), set.all().unwrap().len()), (2, 2 * 64));
+        set.labels.resize(1 << 20, 0);
+        assert_eq!(set.images(1 << 19..(1 << 19) + 1).unwrap_err().exit_code(), 3);
+    }
+
+    #[test]
+    fn what_is_no_data_set_is_refused_with_what_would_be() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let refused = |path: &Path| {
+            let error = open(path, None).unwrap_err();
+            assert_eq!(error.exit_code(), 3, "{error}");
+            error.to_string()
+        };
+        let nothing = refused(folder.path());
+        for what in ["test_batch.bin", "idx3-ubyte", "images.npy", "labels.csv"] {
+            assert!(nothing.contains(what), "{nothing}");
+        }
+        for (name, hint) in [("x.npz", ".npy"), ("x.png", "folder"), ("x.pt", "pickles"), ("x", "unknown kind")] {
+            fs::write(at(name), "").unwrap();
+            assert!(refused(&at(name)).contains(hint), "{name}");
+        }
+        for name in ["x.bin", "x.npy", "x.safetensors", "x-images-idx3-ubyte", "x-images-idx3-ubyte.gz"] {
+            fs::write(at(name), "").unwrap();
+            fs::write(at("labels.npy"), "").unwrap();
+            fs::write(at("x-labels-idx1-ubyte"), "").unwrap();
+            assert!(refused(&at(name)).contains(name), "{name}");
+            fs::remove_file(at(name)).unwrap();
+            fs::create_dir(at(name)).unwrap();
+            refused(&at(name));
+            fs::remove_dir(at(name)).unwrap();
+        }
+        assert!(refused(&at("missing.npy")).contains("missing.npy"));
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("images.npy"), "").unwrap();
+        fs::write(folder.path().join("data_batch_1.bin"), "").unwrap();
+        assert!(refused(folder.path()).contains("ambiguous: CIFAR-10 batches and NumPy arrays"));
+    }
 }

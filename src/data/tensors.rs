@@ -1,101 +1,118 @@
 //! Data sets in safetensors: `images` (u8 in [0, 255], or floats in [0, 1]; [N, C, H, W]) and `labels` (integers; [N]).
 //! Other tensors are ignored. Metadata `classes` (JSON list) names the classes.
 
-use super::{Dataset, distance_to_bytes, from_bytes, sha256};
+use super::records::{Layout, Records, Values, labels};
+use super::stream::{Stream, Survey};
+use super::{Source, hexadecimal};
 use crate::error::{Error, Result};
-use crate::model::Dims;
 use crate::weights;
-use safetensors::tensor::{Dtype, TensorView};
+use safetensors::tensor::{Metadata, TensorInfo};
+use sha2::{Digest, Sha256};
 
-/// Reads the bytes of the file `place`.
-pub(super) fn read(place: &str, bytes: &[u8], limit: usize) -> Result<Dataset> {
-    parse(bytes, limit).map(|set| Dataset { source: place.into(), ..set }).map_err(|e| e.in_file(place))
+pub(super) fn read(mut stream: Stream, limit: usize) -> Result<Source> {
+    let (file, length) = (stream.place.clone(), stream.length());
+    let place = |what: &str| format!("{file}: {what}");
+    let mut hash = Sha256::new();
+    let (layout, labels, classes) = stream.survey(&mut hash, |survey| {
+        let prefix = prefix(survey)?;
+        let (tensors, metadata) = weights::describe(&prefix).map_err(|detail| Error::data(place("tensors"), detail))?;
+        let start = prefix.len() as u64;
+        let whole = start + tensors.data_len() as u64;
+        if length.is_some_and(|length| length != whole) {
+            let detail = format!("{} bytes, but its header says {whole}", length.unwrap_or_default());
+            return Err(Error::data(&file, detail));
+        }
+        let (images, integers) = find(&tensors).map_err(|e| e.in_file(&file))?;
+        let values = |info: &TensorInfo| Values { dtype: info.dtype, big_endian: false };
+        let begin = |info: &TensorInfo| start + info.data_offsets.0 as u64;
+        let fail = |detail| Error::data(place("images"), detail);
+        let [n, c, h, w] = *images.shape else {
+            return Err(fail(format!("shape {:?}, but [N, C, H, W] is expected", images.shape)));
+        };
+        let shape = [n, c, h, w].map(|side| side as u64);
+        let layout = Layout::new(begin(images), shape, 0, values(images)).map_err(fail)?;
+        if integers.shape != [n] {
+            let detail = format!("shape {:?}, but there are {n} images", integers.shape);
+            return Err(Error::data(place("labels"), detail));
+        }
+        let classes = match metadata.get("classes") {
+            Some(text) => weights::class_names(text).map_err(|e| Error::data(place("metadata `classes`"), e))?,
+            None => Vec::new(),
+        };
+
+        // In whichever order they lie.
+        let (mut found, mut at) = (Vec::new(), start);
+        for info in if begin(images) < begin(integers) { [images, integers] } else { [integers, images] } {
+            survey.skip(begin(info) - at)?;
+            if std::ptr::eq(info, images) {
+                layout.survey(&place("images"), survey, |_, _| Ok(()))?;
+            } else {
+                found = labels(&place("labels"), survey, values(info), n, limit, classes.len())?;
+            }
+            at = start + info.data_offsets.1 as u64;
+        }
+        if survey.skip(whole - at)? < whole - at {
+            return Err(Error::data(&file, "truncated"));
+        }
+        Ok((layout, found, classes))
+    })?;
+    Ok(Source {
+        dims: layout.dims,
+        labels,
+        classes,
+        name: file.clone(),
+        sha256: hexadecimal(hash),
+        reader: Box::new(Records { place: place("images"), stream, layout }),
+    })
 }
 
-fn parse(bytes: &[u8], limit: usize) -> Result<Dataset> {
-    let (file, metadata) = weights::open(bytes).map_err(|detail| Error::data("tensors", detail))?;
-    let Ok(images) = file.tensor("images") else {
-        let detail = if file.tensor("adversarial").is_ok() {
+/// The length of the header, and the header.
+fn prefix(survey: &mut Survey<'_>) -> Result<Vec<u8>> {
+    let (mut prefix, mut header) = (Vec::new(), Vec::new());
+    survey.next(8, &mut prefix)?;
+    let length = prefix.first_chunk().map_or(0, |length| u64::from_le_bytes(*length));
+    // One that is too long is refused, in the same words, by what parses it.
+    survey.next(length.min(weights::MAX_HEADER) as usize, &mut header)?;
+    prefix.extend(header);
+    Ok(prefix)
+}
+
+fn find(tensors: &Metadata) -> Result<(&TensorInfo, &TensorInfo)> {
+    let Some(images) = tensors.info("images") else {
+        let detail = if tensors.info("adversarial").is_some() {
             "this tensor is missing; the file looks like the output of an attack, with `clean` and `adversarial` instead"
         } else {
             "this tensor is missing"
         };
         return Err(Error::data("images", detail));
     };
-    let Ok(labels) = file.tensor("labels") else { return Err(Error::data("labels", "this tensor is missing")) };
-
-    let [n, c, h, w] = *images.shape() else {
-        return Err(Error::data("images", format!("shape {:?}, but [N, C, H, W] is expected", images.shape())));
-    };
-    if images.data().is_empty() {
-        return Err(Error::data("images", format!("empty: shape {:?}", images.shape())));
-    }
-    if labels.shape() != [n] {
-        return Err(Error::data("labels", format!("shape {:?}, but there are {n} images", labels.shape())));
-    }
-    // No overflow: the data hold this many values.
-    let dims = Dims::new(c, h, w);
-    let mut labels = integers(&labels)?;
-    let classes = match metadata.get("classes") {
-        Some(text) => weights::class_names(text).map_err(|detail| Error::data("metadata `classes`", detail))?,
-        None => Vec::new(),
-    };
-    if let Some(i) = labels.iter().position(|label| *label < 0) {
-        return Err(Error::data("labels", format!("sample {i}: label {} is negative", labels[i])));
-    }
-    if let Some(i) = labels.iter().position(|label| !classes.is_empty() && *label >= classes.len() as i64) {
-        let detail = format!("sample {i}: label {}, but there are {} classes", labels[i], classes.len());
-        return Err(Error::data("labels", detail));
-    }
-    let mut images = pixels(&images, dims)?;
-    labels.truncate(limit);
-    images.truncate(labels.len() * dims.len());
-    let snapped = distance_to_bytes(&images);
-    Ok(Dataset { images, dims, labels, classes, source: String::new(), sha256: sha256([bytes]), snapped })
-}
-
-fn pixels(view: &TensorView<'_>, dims: Dims) -> Result<Vec<f32>> {
-    if view.dtype() == Dtype::U8 {
-        return Ok(from_bytes(view.data()).collect());
-    }
-    let Some(values) = weights::decode(view) else {
-        return Err(Error::data("images", format!("{} values; u8 and floats are supported", view.dtype())));
-    };
-    if let Some(i) = values.iter().position(|v| !(0.0..=1.0).contains(v)) {
-        let detail = format!("sample {}: value {} lies outside [0, 1]", i / dims.len(), values[i]);
-        return Err(Error::data("images", detail));
-    }
-    Ok(values)
-}
-
-fn integers(view: &TensorView<'_>) -> Result<Vec<i64>> {
-    let data = view.data();
-    Ok(match view.dtype() {
-        Dtype::U8 => data.iter().map(|b| i64::from(*b)).collect(),
-        Dtype::I8 => data.iter().map(|b| i64::from(b.cast_signed())).collect(),
-        Dtype::U16 => data.as_chunks().0.iter().map(|b| i64::from(u16::from_le_bytes(*b))).collect(),
-        Dtype::I16 => data.as_chunks().0.iter().map(|b| i64::from(i16::from_le_bytes(*b))).collect(),
-        Dtype::U32 => data.as_chunks().0.iter().map(|b| i64::from(u32::from_le_bytes(*b))).collect(),
-        Dtype::I32 => data.as_chunks().0.iter().map(|b| i64::from(i32::from_le_bytes(*b))).collect(),
-        Dtype::I64 => data.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
-        // What does not fit into i64 becomes negative, and is refused as such.
-        Dtype::U64 => data.as_chunks().0.iter().map(|b| i64::try_from(u64::from_le_bytes(*b)).unwrap_or(-1)).collect(),
-        other => return Err(Error::data("labels", format!("{other} values; only integers are supported"))),
-    })
+    let Some(labels) = tensors.info("labels") else { return Err(Error::data("labels", "this tensor is missing")) };
+    Ok((images, labels))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::{View, load, write_safetensors};
+    use super::super::{View, open, write_safetensors};
     use super::*;
+    use crate::model::Dims;
     use std::collections::BTreeMap;
 
-    fn read_back(tensors: &[(&str, View<'_>)], classes: Option<&str>, limit: Option<usize>) -> Result<Dataset> {
+    fn read_back(
+        tensors: &[(&str, View<'_>)],
+        classes: Option<&str>,
+        limit: Option<usize>,
+    ) -> Result<(Source, Vec<f32>)> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("x.safetensors");
         let metadata: BTreeMap<String, String> = classes.map(|c| ("classes".into(), c.into())).into_iter().collect();
         write_safetensors(&path, tensors, &metadata).unwrap();
-        load(&path, limit)
+        let mut set = open(&path, limit)?;
+        let images = set.all()?;
+        for i in 0..set.len() {
+            let one = set.dims.len();
+            assert_eq!(set.images(i..i + 1)?, images[i * one..(i + 1) * one]);
+        }
+        Ok((set, images))
     }
 
     fn message(tensors: &[(&str, View<'_>)]) -> String {
@@ -107,7 +124,7 @@ mod tests {
     #[test]
     fn bytes_and_floats_are_read() {
         let bytes = [0, 255, 17, 34];
-        let set = read_back(
+        let (set, images) = read_back(
             &[
                 ("images", View::u8(&[2, 1, 1, 2], &bytes)),
                 ("labels", View::i64(&[2], &[1, 0])),
@@ -117,14 +134,17 @@ mod tests {
             None,
         )
         .unwrap();
-        assert_eq!(set.images, [0.0, 1.0, 17.0 / 255.0, 34.0 / 255.0]);
-        assert_eq!((set.dims, set.snapped), (Dims::new(1, 1, 2), 0.0));
+        assert_eq!(images, [0.0, 1.0, 17.0 / 255.0, 34.0 / 255.0]);
+        assert_eq!(set.dims, Dims::new(1, 1, 2));
         assert_eq!((set.labels, set.classes), (vec![1, 0], vec!["zero".to_string(), "one".to_string()]));
 
         let floats = [("images", View::f32(&[2, 1, 1, 1], &[0.5, 1.0])), ("labels", View::u8(&[2], &[0, 1]))];
-        let set = read_back(&floats, None, Some(1)).unwrap();
-        assert_eq!((set.images.as_slice(), set.labels.as_slice()), ([0.5].as_slice(), [0].as_slice()));
-        assert!((set.snapped - 0.5 / 255.0).abs() < 1e-7);
+        let (set, images) = read_back(&floats, None, Some(1)).unwrap();
+        assert_eq!((images.as_slice(), set.labels.as_slice()), ([0.5].as_slice(), [0].as_slice()));
+        // Eight bytes a label, so that they lie before the images.
+        let floats = [("images", View::f32(&[2, 1, 1, 1], &[0.5, 1.0])), ("labels", View::i64(&[2], &[3, 4]))];
+        let (set, images) = read_back(&floats, None, None).unwrap();
+        assert_eq!((images.as_slice(), set.labels.as_slice()), ([0.5, 1.0].as_slice(), [3, 4].as_slice()));
     }
 
     #[test]
@@ -133,6 +153,8 @@ mod tests {
         let images = || ("images", View::u8(&[2, 1, 1, 1], &[0, 1]));
         let bad = |values: &[f32; 2]| message(&[("images", View::f32(&[2, 1, 1, 1], values)), labels()]);
         assert!(bad(&[0.0, f32::NAN]).contains("x.safetensors: images: sample 1: value NaN"));
+        let beyond = [("images", View::f32(&[2, 1, 1, 1], &[0.0, f32::NAN])), labels()];
+        assert!(read_back(&beyond, None, Some(1)).is_err(), "beyond the limit too");
         assert!(bad(&[f32::INFINITY, 0.0]).contains("sample 0"));
         assert!(bad(&[0.0, 1.0001]).contains("outside [0, 1]"));
         assert!(bad(&[-0.1, 0.0]).contains("outside [0, 1]"));
@@ -159,9 +181,26 @@ mod tests {
         let tensors = [("images", View::u8(&[1, 1, 1, 1], &[9])), ("labels", View::i64(&[1], &[0]))];
         write_safetensors(&path, &tensors, &BTreeMap::new()).unwrap();
         let bytes = std::fs::read(&path).unwrap();
-        assert!(read("x", &bytes, usize::MAX).is_ok());
+        let read = |bytes: &[u8]| {
+            std::fs::write(&path, bytes).unwrap();
+            open(&path, None)
+        };
+        assert!(read(&bytes).is_ok());
         for end in 0..bytes.len() {
-            assert_eq!(read("x", &bytes[..end], usize::MAX).unwrap_err().exit_code(), 3, "cut at {end}");
+            assert_eq!(read(&bytes[..end]).unwrap_err().exit_code(), 3, "cut at {end}");
         }
+        assert!(read(&[&bytes[..], &[0]].concat()).unwrap_err().to_string().contains("its header says"));
+    }
+
+    #[test]
+    fn a_header_that_lies_allocates_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        let header = r#"{"images":{"dtype":"U8","shape":[1099511627776,1,1,1],"data_offsets":[0,1099511627776]}}"#;
+        std::fs::write(&path, [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat()).unwrap();
+        let error = open(&path, None).unwrap_err();
+        assert!(error.to_string().contains("its header says") && error.exit_code() == 3, "{error}");
+        std::fs::write(&path, (1_u64 << 40).to_le_bytes()).unwrap();
+        assert!(open(&path, None).unwrap_err().to_string().contains("at most"));
     }
 }
