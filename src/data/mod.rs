@@ -11,7 +11,8 @@ mod write;
 
 pub use digits::digits;
 pub use targets::read_targets;
-pub use write::{View, write_safetensors};
+pub(crate) use write::write_file;
+pub use write::{Slot, View, stream_safetensors, write_safetensors};
 
 use crate::attack::snap;
 use crate::error::{Error, Result};
@@ -144,7 +145,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// SHA-256 of byte strings, one after the other, in hexadecimal.
-fn sha256<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
+pub(crate) fn sha256<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     let mut hash = Sha256::new();
     parts.into_iter().for_each(|part| hash.update(part));
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
