@@ -7,6 +7,9 @@ use std::time::{Duration, Instant};
 /// Long enough for a measurement to mean something.
 const TELLING: Duration = Duration::from_millis(50);
 
+/// So slow that warming up is little beside it.
+const SLOW: Duration = Duration::from_secs(5);
+
 /// A chunk takes no longer than this, as far as that can be foreseen: so much is lost when the run is interrupted.
 const CHUNK: Duration = Duration::from_secs(30);
 
@@ -26,14 +29,13 @@ pub(super) fn step_time(runner: &Runner, images: &[f32], labels: &[i64]) -> Resu
     let classes: Vec<u32> = labels.iter().map(|y| *y as u32).collect();
     let one = images.len() / labels.len().max(1);
     let measure = |n: usize| -> Result<Duration> {
-        let start = Instant::now();
+        let (start, compiled) = (Instant::now(), runner.compile_time());
         runner.engine().input_gradient(&images[..n * one], &classes[..n])?;
-        Ok(start.elapsed())
+        Ok(start.elapsed().saturating_sub(runner.compile_time().saturating_sub(compiled)))
     };
     let mut n = 1;
     let mut time = measure(n)?;
-    if time > 20 * TELLING {
-        // So slow that compiling is little beside it.
+    if time > SLOW {
         return Ok(time);
     }
     loop {
