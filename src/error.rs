@@ -55,6 +55,9 @@ pub enum Error {
         /// What the system said.
         detail: String,
     },
+    /// A threshold that the user set was not met. What was found has been told already.
+    #[error("{0}")]
+    Threshold(String),
     /// The GPU library refused something it should not have been given: a bug in this crate.
     #[error("internal error (please report it): {0}")]
     Internal(String),
@@ -82,10 +85,11 @@ impl Error {
         }
     }
 
-    /// The program's exit code for this error: 2 usage, 3 model or data, 4 no adapter, 5 memory, 6 device lost,
-    /// 7 not finite, 8 output.
+    /// The program's exit code for this error: 1 a threshold that was not met, 2 usage, 3 model or data, 4 no adapter,
+    /// 5 memory, 6 device lost, 7 not finite, 8 output.
     pub fn exit_code(&self) -> u8 {
         match self {
+            Error::Threshold(_) => 1,
             Error::Usage(_) => 2,
             Error::Model { .. } | Error::Data { .. } => 3,
             Error::NoAdapter(_) => 4,

@@ -101,7 +101,10 @@ fn without_arguments_nine_attacked_digits_in_ten_are_turned() {
     assert!(text.lines().count() < 20 && text.lines().all(|l| l.chars().count() <= 120), "{text}");
     assert_eq!(names(bench.folder.path()), ["signstep-out"]);
     let out = bench.path("signstep-out");
-    assert_eq!(names(&out), ["adversarial.safetensors", "images", "report.json", "sheet.png"]);
+    assert_eq!(
+        names(&out),
+        ["adversarial.safetensors", "images", "report.json", "report.md", "samples.csv", "sheet.png"]
+    );
     assert_eq!(names(&out.join("images")).len(), 450);
 
     let report = json(&fs::read_to_string(out.join("report.json")).unwrap());
@@ -182,15 +185,29 @@ fn requests_that_make_no_sense_are_usage_errors() {
     bench.refused("attack --alpha x", 2, &["--step-size", "x"]);
     bench.refused("attack --eps inf", 2, &["--step-size"]);
     bench.refused("attack --bounds 1,0", 2, &["--bounds"]);
-    bench.refused("attack --method pgd", 2, &["pgd", "not built yet"]);
+    bench.refused("attack --method apgd", 2, &["apgd", "not built yet"]);
+    bench.refused("attack --norm l2", 2, &["l2", "not built yet"]);
+    bench.refused("attack --norm l3", 2, &["--norm", "l3"]);
+    bench.refused("attack --restarts 2", 2, &["2 restarts", "random start"]);
+    bench.refused("attack --method pgd --restarts 0", 2, &["restarts"]);
     bench.refused("attack --method nonsense", 2, &["nonsense"]);
     bench.refused("attack --method fgsm --steps 3", 2, &["fgsm"]);
     bench.refused("attack --steps 0", 2, &["steps"]);
     bench.refused("attack --batch 0", 2, &["--batch"]);
     bench.refused("attack --limit 0", 2, &["--limit"]);
-    for line in ["attack --nonsense", "nonsense", "attack --untargeted --targets next"] {
-        assert_eq!(bench.run(line).status.code(), Some(2), "{line}");
-    }
+    bench.refused("attack --chunk 0", 2, &["--chunk"]);
+    bench.refused("attack --memory 1X", 2, &["--memory", "1X"]);
+    bench.refused("attack --shard 2/2", 2, &["--shard", "2/2"]);
+    bench.refused("attack --shard 1", 2, &["--shard"]);
+    bench.refused("attack --limit 5 --shard 0/6", 2, &["--shard", "5 images"]);
+    bench.refused("attack --nonsense", 2, &["--nonsense", "--help"]);
+    bench.refused("nonsense", 2, &["nonsense"]);
+    bench.refused("attack --untargeted --targets next", 2, &["--untargeted", "--targets"]);
+    bench.refused("attack --json --format csv", 2, &["--json", "--format"]);
+    bench.refused("attack --format nonsense", 2, &["nonsense", "markdown"]);
+    bench.refused("verify --tolerance 1,1", 2, &["--logits"]);
+    bench.refused("verify --limit 0", 2, &["--limit"]);
+    bench.refused("merge --out x", 2, &["DIR"]);
 }
 
 #[test]
@@ -247,22 +264,6 @@ fn outputs_that_cannot_be_written_are_refused_first() {
     bench.write("file", b"x");
     bench.refused("attack --limit 2 --out file/below", 8, &["file/below"]);
     assert_eq!(names(bench.folder.path()), ["file"]);
-}
-
-#[test]
-fn a_folder_holds_one_configuration() {
-    let bench = Bench::new();
-    let first = "attack --limit 4 --eps 0.1";
-    bench.ok(first);
-    let tensors = || fs::read(bench.path("signstep-out/adversarial.safetensors")).unwrap();
-    let (before, listed) = (tensors(), names(&bench.path("signstep-out")));
-    for other in ["--limit 4 --eps 0.2", "--limit 5 --eps 0.1", "--limit 4 --eps 0.1 --seed 1"] {
-        refused(bench.command(&format!("attack {other}")), other, 8, &["signstep-out", "--out"]);
-    }
-    assert!(tensors() == before && names(&bench.path("signstep-out")) == listed);
-    bench.ok(first);
-    bench.ok(&format!("{first} --batch 3"));
-    assert!(tensors() == before && names(&bench.path("signstep-out")) == listed);
 }
 
 #[test]
@@ -344,7 +345,7 @@ fn a_network_is_described() {
 #[test]
 fn help_has_examples_and_a_reader_may_leave() {
     let bench = Bench::new();
-    for line in ["--help", "attack --help", "devices --help", "info --help"] {
+    for line in ["--help", "attack --help", "devices --help", "info --help", "verify --help", "merge --help"] {
         let text = bench.ok(line);
         assert!(text.contains("Examples:") && text.contains("WGPU_ADAPTER_NAME"), "{line}: {text}");
     }

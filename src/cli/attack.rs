@@ -1,127 +1,224 @@
-//! `signstep attack`: fills in defaults, checks that model, data and request fit together, runs, writes, tells.
+//! `signstep attack`: fills in defaults, checks that model, data and request fit together, and runs what the folder does not
+//! hold yet, one chunk of images after the other.
 
-use super::{AttackArgs, answer, answer_json, complain, load_model, open, sha256, warn};
-use crate::attack::{Attack, Engine, Method, Norm, Outcome, Targets};
-use crate::data::{self, Source};
+use super::engine::{Place, Runner};
+use super::{AttackArgs, Images, bytes, complain, forecast, load_images, load_model, positive, sha256, tell, warn};
+use crate::attack::{Attack, Method, Norm, Outcome, Targets};
+use crate::data;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::report::{self, Config, Device, Distance, Folder, Run, Timing};
-use crate::{Network, Options, Reference};
+use crate::report::{Config, DataFacts, Distance, Folder, Identity, ModelFacts, Opened, Report, Shard};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// Methods that the command line will have; asking for one is a usage error of its own.
-const PLANNED: [&str; 8] = ["pgd", "mifgsm", "nifgsm", "apgd", "apgd-t", "square", "fab-t", "uap"];
+const PLANNED: [&str; 7] = ["mifgsm", "nifgsm", "apgd", "apgd-t", "square", "fab-t", "uap"];
 
 /// Eps where neither the user nor the weights say anything.
 const DEFAULT_EPS: &str = "8/255";
 
+/// A run that takes longer than this is announced.
+const LONG: Duration = Duration::from_secs(5);
+
 pub(super) fn run(args: &AttackArgs) -> Result<()> {
-    let method = method(&args.method)?;
-    for (flag, value) in [("--batch", args.batch), ("--limit", args.limit)] {
-        if value == Some(0) {
-            return Err(Error::Usage(format!("{flag} must be one or more")));
-        }
-    }
     // What can be refused without reading anything is refused first.
+    let (method, norm) = (method(&args.method)?, norm(&args.norm)?);
+    for (flag, value) in [("--batch", args.batch), ("--limit", args.limit), ("--chunk", args.chunk)] {
+        positive(flag, value)?;
+    }
     let asked = [("--eps", &args.eps), ("--step-size", &args.step_size)];
     for (flag, value) in asked {
         value.as_deref().map(|v| distance(flag, v)).transpose()?;
     }
     let bounds = bounds(&args.bounds)?;
+    let memory = bytes("--memory", &args.memory)?;
+    let shard = args.shard.as_deref().map(Shard::parse).transpose()?;
 
     let start = Instant::now();
     let (model, model_sha256) = load_model(args.model.as_deref())?;
-    let mut config = configure(args, method, bounds, &model)?;
+    let mut config = configure(args, method, norm, bounds, &model)?;
     let attack = configured(&config);
     attack.validate()?;
-    let mut data = match &args.data {
-        Some(path) => data::open(path, args.limit)?,
-        None => first(data::digits()?, args.limit),
-    };
-    fit(&model, &data)?;
-    let images = data.images(0..data.len())?;
-    let targets = targets(args, &data, model.logits(), &mut config)?;
-    let attack = attack.targets(targets);
+    let images = load_images(args.data.as_deref(), args.limit, &model)?;
+    if model.logits() < 2 {
+        return Err(Error::Model { place: model.arch.clone(), detail: "has one class: nothing to turn to".into() });
+    }
+    let shard = shard.map(|(index, count)| Shard::new(index, count, images.samples)).transpose()?;
+    let targets = targets(args, images.samples, model.logits(), &mut config)?;
     let load = start.elapsed();
 
-    let reference = args.device.as_deref() == Some("reference");
-    let math = if reference { "f64" } else { "f32" };
-    let samples = data.labels.len();
-    let folder = Folder::check(&args.out, &config, math, &model_sha256, &data.sha256, samples)?;
-
-    let total = samples as u64 * u64::from(config.steps);
-    let (device, outcome, timing, gpu_bytes);
-    if reference {
-        warn("running the f64 reference on the CPU: right, but slow");
-        let engine = Reference::new(model.clone())?;
-        let start = Instant::now();
-        let (out, sample_steps) = attacked(&attack, &engine, &images, &data.labels, total)?;
-        timing = Timing { load, compile: Duration::ZERO, attack: start.elapsed(), sample_steps };
-        (outcome, gpu_bytes) = (out, None);
-        device = Device {
-            name: "reference".into(),
-            backend: "cpu".into(),
-            kind: "software".into(),
-            driver: String::new(),
-            math,
-        };
-    } else {
-        let start = Instant::now();
-        let gpu = open(args.device.as_deref())?;
-        let options = Options { batch: args.batch, ..Options::default() };
-        let engine = Network::with_options(&gpu, model.clone(), &options)?;
-        // Kernels are compiled when they are first needed, which is in the middle of the attack.
-        let (opened, compiled) = (start.elapsed(), gpu.compile_time());
-        let start = Instant::now();
-        let (out, sample_steps) = attacked(&attack, &engine, &images, &data.labels, total)?;
-        let late = gpu.compile_time().saturating_sub(compiled);
-        timing = Timing { load, compile: opened + late, attack: start.elapsed().saturating_sub(late), sample_steps };
-        (outcome, gpu_bytes) = (out, Some(engine.gpu_bytes()));
-        let a = gpu.summary();
-        device = Device {
-            name: a.name.clone(),
-            backend: a.backend.clone(),
-            kind: a.kind.clone(),
-            driver: a.driver.clone(),
-            math,
-        };
-    }
-    if let Some((sample, health)) = outcome.first_unhealthy() {
-        return Err(Error::NonFinite { sample, stage: health.describe().into() });
-    }
-    advise(&config, &attack, &outcome);
-
-    let run = Run {
-        config: &config,
-        device: &device,
-        model: &model,
-        model_sha256: &model_sha256,
-        data_source: &data.name,
-        data_sha256: &data.sha256,
-        classes: if data.classes.is_empty() { &model.classes } else { &data.classes },
-        outcome: &outcome,
-        timing,
-        gpu_bytes,
+    let start = Instant::now();
+    let place = Place::open(args.device.as_deref())?;
+    let identity = Identity::new(
+        place.math(),
+        config.clone(),
+        ModelFacts { arch: model.arch.clone(), sha256: model_sha256, parameters: model.parameters() },
+        DataFacts {
+            source: images.source.name.clone(),
+            sha256: images.source.sha256.clone(),
+            samples: images.samples,
+            classes: if images.source.classes.is_empty() {
+                model.classes.clone()
+            } else {
+                images.source.classes.clone()
+            },
+        },
+        shard,
+    );
+    let (dims, classes, out) = (model.input, model.logits(), args.out.display());
+    let folder = match Folder::open(&args.out, identity.clone(), place.device(), dims, classes, args.fresh)? {
+        Opened::Complete(report) => {
+            advise(&report);
+            complain("note", &format!("{out} holds this run already; --fresh runs it anew"));
+            return tell(&report, &args.answer, &format!("complete in {out}"));
+        }
+        Opened::Ready(folder) => *folder,
     };
-    let written = folder.write(&run)?;
-    if args.json {
-        return answer_json(&report::json(&run));
+    let runner = place.load(model, args.batch, memory)?;
+    let opened = start.elapsed();
+    let compiled = runner.compile_time();
+
+    let mut job = Job { attack, targets, images, config, runner, folder, end: identity.range().end };
+    job.folder = match job.attack_all_chunks(memory, args.chunk) {
+        Ok(()) => job.folder,
+        Err(e) => {
+            let (done, all) = (job.done(), identity.range().len());
+            if done > 0 {
+                complain(
+                    "note",
+                    &format!("{done} of {all} images are kept in {out}: the same command goes on from there"),
+                );
+            }
+            return Err(e);
+        }
+    };
+    let compile = opened + job.runner.compile_time().saturating_sub(compiled);
+    let (report, written) = job.folder.finish(load, compile, job.runner.gpu_bytes())?;
+    advise(&report);
+    tell(&report, &args.answer, &format!("written to {out}: {}", written.join(", ")))
+}
+
+/// A run that is under way.
+struct Job {
+    attack: Attack,
+    targets: Targets,
+    images: Images,
+    config: Config,
+    runner: Runner,
+    folder: Folder,
+    /// The sample after the last one.
+    end: usize,
+}
+
+impl Job {
+    /// Samples that the folder holds.
+    fn done(&self) -> usize {
+        self.folder.parts().iter().map(|p| p.end - p.first).sum()
     }
-    answer(&format!("{}\nwritten to {}: {}", report::table(&run), args.out.display(), written.join(", ")))
+
+    /// Attacks what is left, and keeps each chunk that has ended.
+    fn attack_all_chunks(&mut self, memory: u64, chunk: Option<usize>) -> Result<()> {
+        let (left, steps) = (self.end - self.folder.next(), self.config.steps_each());
+        if left == 0 {
+            return Ok(());
+        }
+        let held = forecast::images_in(memory, self.images.source.dims.len(), self.runner.engine().model().logits());
+        let step = self.step_time(held)?;
+        self.announce(step, left);
+        let chunk = match chunk {
+            Some(n) => n.min(held),
+            None => forecast::chunk(held, self.runner.batch(), step, steps),
+        };
+        let bar = progress_bar((self.done() + left) as u64 * steps, self.done() as u64 * steps);
+        let result = self.chunks(chunk, &bar);
+        bar.finish_and_clear();
+        result
+    }
+
+    /// Measures on the first images that are left.
+    fn step_time(&mut self, held: usize) -> Result<Duration> {
+        let first = self.folder.next();
+        let n = (self.end - first).min(held).min(forecast::PROBE);
+        let pixels = self.pixels(first, first + n)?;
+        forecast::step_time(&self.runner, &pixels, &self.images.source.labels[first..first + n])
+    }
+
+    fn announce(&self, step: Duration, left: usize) {
+        let c = &self.config;
+        let time = forecast::duration(step, left, c.steps_each());
+        if time > LONG || std::io::stderr().is_terminal() {
+            let more = if self.done() > 0 { "more " } else { "" };
+            let steps = if c.steps == 1 { "1 step".into() } else { format!("{} steps", c.steps) };
+            let restarts = if c.restarts == 1 { String::new() } else { format!(" × at most {} restarts", c.restarts) };
+            let time = forecast::words(time);
+            complain("note", &format!("about {time} for {left} {more}images × {steps}{restarts}"));
+        }
+    }
+
+    fn chunks(&mut self, chunk: usize, bar: &ProgressBar) -> Result<()> {
+        let steps = self.config.steps_each();
+        while self.folder.next() < self.end {
+            let first = self.folder.next();
+            let end = (first + chunk).min(self.end);
+            let outcome = self.attack(first, end, bar)?;
+            bar.set_position(self.done() as u64 * steps + (end - first) as u64 * steps);
+            self.folder.add(&outcome.0, outcome.1)?;
+        }
+        Ok(())
+    }
+
+    /// Attacks the samples from `first` to `end`; gives the time that it took, without the compilation of kernels.
+    fn attack(&mut self, first: usize, end: usize, bar: &ProgressBar) -> Result<(Outcome, Duration)> {
+        let (pixels, compiled) = (self.pixels(first, end)?, self.runner.compile_time());
+        let targets = match &self.targets {
+            Targets::Classes(classes) => Targets::Classes(classes[first..end].to_vec()),
+            rule => rule.clone(),
+        };
+        let attack = self.attack.clone().first_id(first as u64).targets(targets);
+        let start = Instant::now();
+        let outcome =
+            attack.run_with(self.runner.engine(), &pixels, &self.images.source.labels[first..end], &mut |steps| {
+                bar.inc(steps);
+                true
+            })?;
+        let time = start.elapsed().saturating_sub(self.runner.compile_time().saturating_sub(compiled));
+        match outcome.first_unhealthy() {
+            Some((i, health)) => Err(Error::NonFinite { sample: first + i, stage: health.describe().into() }),
+            None => Ok((outcome, time)),
+        }
+    }
+
+    /// Pixels of the samples from `first` to `end`, within the bounds.
+    fn pixels(&mut self, first: usize, end: usize) -> Result<Vec<f32>> {
+        let pixels = self.images.source.images(first..end)?;
+        if let Some((lo, hi)) = self.config.bounds
+            && let Some(i) = pixels.iter().position(|x| *x < lo || *x > hi)
+        {
+            let sample = first + i / self.images.source.dims.len();
+            let detail =
+                format!("pixel value {} of sample {sample} lies outside of the bounds {lo} to {hi}", pixels[i]);
+            return Err(Error::Data { place: self.images.source.name.clone(), detail });
+        }
+        Ok(pixels)
+    }
 }
 
 fn method(name: &str) -> Result<Method> {
     match name {
-        "fgsm" => Ok(Method::Fgsm),
-        "ifgsm" => Ok(Method::Ifgsm),
         _ if PLANNED.contains(&name) => {
-            Err(Error::Usage(format!("--method {name}: not built yet; fgsm and ifgsm are")))
+            Err(Error::Usage(format!("--method {name}: not built yet; fgsm, ifgsm and pgd are")))
         }
-        _ => Err(Error::Usage(format!("--method {name}: no such method; there are fgsm and ifgsm"))),
+        _ => name.parse().map_err(|e| Error::Usage(format!("--method: {e}"))),
     }
+}
+
+fn norm(name: &str) -> Result<Norm> {
+    if name.eq_ignore_ascii_case("l2") {
+        return Err(Error::Usage(format!("--norm {name}: not built yet; linf is")));
+    }
+    name.parse().map_err(|e| Error::Usage(format!("--norm: {e}")))
 }
 
 /// Reads a distance: a decimal, a fraction, or `inf`.
@@ -152,7 +249,13 @@ fn bounds(text: &str) -> Result<Option<(f32, f32)>> {
 }
 
 /// Everything that was asked for, defaults filled in.
-fn configure(args: &AttackArgs, method: Method, bounds: Option<(f32, f32)>, model: &Model) -> Result<Config> {
+fn configure(
+    args: &AttackArgs,
+    method: Method,
+    norm: Norm,
+    bounds: Option<(f32, f32)>,
+    model: &Model,
+) -> Result<Config> {
     let suggested = |value: &Option<String>, what: &str| {
         value
             .as_deref()
@@ -185,11 +288,14 @@ fn configure(args: &AttackArgs, method: Method, bounds: Option<(f32, f32)>, mode
     };
     Ok(Config {
         method,
+        norm,
+        loss: "ce".into(),
         targets: if args.untargeted { "none".into() } else { args.targets.clone() },
         targets_sha256: None,
         eps,
         step_size,
         steps,
+        restarts: args.restarts.unwrap_or(1),
         bounds,
         quantise: !args.no_quantize,
         attack_all: args.attack_all,
@@ -221,10 +327,11 @@ fn configured(c: &Config) -> Attack {
     let attack = match c.method {
         Method::Fgsm => Attack::fgsm(eps),
         Method::Ifgsm => Attack::ifgsm(eps),
-        Method::Pgd => Attack::pgd(Norm::Linf, eps),
+        Method::Pgd => Attack::pgd(c.norm, eps),
     };
     attack
         .steps(c.steps)
+        .restarts(c.restarts)
         .step_size(c.step_size.value as f32)
         .bounds(c.bounds)
         .quantise(c.quantise)
@@ -232,31 +339,7 @@ fn configured(c: &Config) -> Attack {
         .seed(c.seed)
 }
 
-fn first(mut data: Source, limit: Option<usize>) -> Source {
-    data.labels.truncate(limit.unwrap_or(usize::MAX));
-    data
-}
-
-/// Checks that the network can take the images, and knows their labels.
-fn fit(model: &Model, data: &Source) -> Result<()> {
-    let fail = |detail: String| Err(Error::Data { place: data.name.clone(), detail });
-    if data.labels.is_empty() {
-        return fail("holds no images".into());
-    }
-    if data.dims != model.input {
-        return fail(format!("images are {}, but {} takes {}", data.dims, model.arch, model.input));
-    }
-    let classes = model.logits();
-    if let Some((i, label)) = data.labels.iter().enumerate().find(|(_, l)| !(0..classes as i64).contains(*l)) {
-        return fail(format!("label {label} of sample {i} is none of the {classes} classes of {}", model.arch));
-    }
-    if classes < 2 {
-        return Err(Error::Model { place: model.arch.clone(), detail: "has one class: nothing to turn to".into() });
-    }
-    Ok(())
-}
-
-fn targets(args: &AttackArgs, data: &Source, classes: usize, config: &mut Config) -> Result<Targets> {
+fn targets(args: &AttackArgs, samples: usize, classes: usize, config: &mut Config) -> Result<Targets> {
     Ok(match config.targets.as_str() {
         "none" => Targets::None,
         "random" => Targets::Random,
@@ -264,7 +347,7 @@ fn targets(args: &AttackArgs, data: &Source, classes: usize, config: &mut Config
         "least-likely" => Targets::LeastLikely,
         "second" => Targets::Second,
         _ => {
-            let list = data::read_targets(Path::new(&args.targets), data.labels.len(), classes)?;
+            let list = data::read_targets(Path::new(&args.targets), samples, classes)?;
             let bytes: Vec<u8> = list.iter().flat_map(|t| t.to_le_bytes()).collect();
             config.targets = "file".into();
             config.targets_sha256 = Some(sha256(&bytes));
@@ -273,54 +356,39 @@ fn targets(args: &AttackArgs, data: &Source, classes: usize, config: &mut Config
     })
 }
 
-/// Runs the attack under a progress bar; gives the number of sample-steps too.
-fn attacked(
-    attack: &Attack,
-    engine: &dyn Engine,
-    images: &[f32],
-    labels: &[i64],
-    total: u64,
-) -> Result<(Outcome, u64)> {
-    let bar = progress_bar(total);
-    let mut done = 0;
-    let outcome = attack.run_with(engine, images, labels, &mut |steps| {
-        done += steps;
-        bar.inc(steps);
-        true
-    });
-    bar.finish_and_clear();
-    Ok((outcome?, done))
-}
-
-/// A bar on standard error, drawn only on a terminal.
-fn progress_bar(total: u64) -> ProgressBar {
+/// A bar on standard error, drawn only on a terminal; `done` was done by an earlier process.
+fn progress_bar(total: u64, done: u64) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
     let style = ProgressStyle::with_template("{bar:40} {percent:>3} % of {len} sample-steps, {eta} left")
         .unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(total).with_style(style)
+    let bar = ProgressBar::new(total).with_style(style).with_position(done);
+    bar.reset_eta();
+    bar
 }
 
-/// Warnings that need the result, or belong beside it.
-fn advise(config: &Config, attack: &Attack, outcome: &Outcome) {
+/// What a user should know before trusting a result.
+fn advise(report: &Report) {
+    let config = &report.identity.config;
     let (eps, reach) = (config.eps.value, config.step_size.value * f64::from(config.steps));
     if eps.is_finite() && reach < eps * (1.0 - 1e-9) {
         warn(format!("{} steps of {} do not reach eps {}", config.steps, config.step_size.text, config.eps.text));
     }
-    if attack.delivers_bytes() {
-        let levels = (f64::from(outcome.effective_eps) * 255.0).round();
+    if config.delivers_bytes() {
+        let effective = f64::from(config.effective_eps());
+        let levels = (effective * 255.0).round();
         if levels < 1.0 && eps > 0.0 {
             warn(format!(
                 "eps {} is less than one of 255 grey levels: nothing can be delivered in 8 bits (see --no-quantize)",
                 config.eps.text
             ));
-        } else if eps <= 1.0 && (f64::from(outcome.effective_eps) - eps).abs() > 1e-6 {
+        } else if eps <= 1.0 && (effective - eps).abs() > 1e-6 {
             warn(format!("8-bit images change by at most {levels}/255, not by eps {}", config.eps.text));
         }
     }
-    if outcome.snapped > 0.0 {
-        let moved = outcome.snapped * 255.0;
+    if report.statistics.snapped > 0.0 {
+        let moved = report.statistics.snapped * 255.0;
         complain("note", &format!("clean images were rounded to 8 bits, by at most {moved:.3}/255"));
     }
 }
@@ -363,8 +431,11 @@ mod tests {
 
     #[test]
     fn methods_that_are_not_built_say_so() {
-        assert!(method("pgd").unwrap_err().to_string().contains("not built yet"));
-        assert!(method("nonsense").unwrap_err().to_string().contains("no such method"));
+        assert!(method("apgd").unwrap_err().to_string().contains("not built yet"));
+        assert!(method("nonsense").unwrap_err().to_string().contains("--method: no method"));
+        assert_eq!((method("pgd"), norm("LInf")), (Ok(Method::Pgd), Ok(Norm::Linf)));
+        assert!(norm("L2").unwrap_err().to_string().contains("not built yet"));
+        assert!(norm("l3").unwrap_err().to_string().contains("--norm"));
     }
 
     #[test]

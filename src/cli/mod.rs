@@ -3,12 +3,18 @@
 
 mod attack;
 mod devices;
+mod engine;
+mod forecast;
 mod info;
+mod merge;
+mod verify;
 
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::{Adapter, Gpu, weights};
-use clap::{Args, Parser, Subcommand};
+use crate::report::{self, Report};
+use crate::{data, weights};
+use clap::error::ErrorKind;
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use sha2::{Digest, Sha256};
 use std::fmt::Display;
 use std::io::{self, Write};
@@ -46,6 +52,18 @@ enum Command {
          signstep attack --method fgsm --untargeted --eps 0.1 --limit 50 --out fgsm-out\n\n{ENVIRONMENT}"
     ))]
     Attack(Box<AttackArgs>),
+    /// Check a network on labelled images: accuracy, and its logits against those of another program
+    #[command(after_help = format!(
+        "Examples:\n  \
+         signstep verify --model net.safetensors --data cifar10/test_batch.bin\n  \
+         signstep verify --model net.safetensors --data data.safetensors --logits torch.safetensors\n\n{ENVIRONMENT}"
+    ))]
+    Verify(VerifyArgs),
+    /// Make one run of the shards of one (attack --shard I/N)
+    #[command(after_help = format!(
+        "Examples:\n  signstep merge shard-0 shard-1 shard-2 --out whole\n\n{ENVIRONMENT}"
+    ))]
+    Merge(MergeArgs),
     /// List the devices that can be used
     #[command(after_help = format!("Examples:\n  signstep devices\n  signstep devices --json -v\n\n{ENVIRONMENT}"))]
     Devices(DevicesArgs),
@@ -67,9 +85,12 @@ struct AttackArgs {
     /// Read only the first N images
     #[arg(long, value_name = "N", help_heading = "Input")]
     limit: Option<usize>,
-    /// Attack: fgsm or ifgsm
+    /// Attack: fgsm, ifgsm or pgd
     #[arg(long, value_name = "NAME", default_value = "ifgsm", help_heading = "Attack")]
     method: String,
+    /// What eps is measured in: linf, the largest change of any pixel value
+    #[arg(long, value_name = "NAME", default_value = "linf", help_heading = "Attack")]
+    norm: String,
     /// Class to aim at: none (untargeted), random, next, least-likely, second, or a file with one class a line
     /// (-1: none)
     #[arg(long, value_name = "RULE|FILE", default_value = "random", help_heading = "Attack")]
@@ -92,6 +113,9 @@ struct AttackArgs {
     /// Number of steps [default: 10; for fgsm: 1]
     #[arg(long, value_name = "N", help_heading = "Attack")]
     steps: Option<u32>,
+    /// How often an image is tried from another random start, until it is turned (pgd) [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Attack")]
+    restarts: Option<u32>,
     /// Smallest and largest pixel value, or none for inputs that are no pixels
     #[arg(long, value_name = "LO,HI|none", default_value = "0,1", allow_hyphen_values = true, help_heading = "Attack")]
     bounds: String,
@@ -110,11 +134,89 @@ struct AttackArgs {
     /// Largest number of images in one submission; results do not depend on it [default: what the device takes]
     #[arg(long, value_name = "N", help_heading = "Running")]
     batch: Option<usize>,
-    /// Folder for the results
+    /// Largest memory for images and activations, on the host and on the device each: 512M, 2G, 1GiB
+    #[arg(long, value_name = "BYTES", default_value = "1G", help_heading = "Running")]
+    memory: String,
+    /// Largest number of images between two savings; results do not depend on it [default: what memory holds and half a
+    /// minute does]
+    #[arg(long, value_name = "N", help_heading = "Running")]
+    chunk: Option<usize>,
+    /// Run only piece I (from 0) of N of the data, to be joined by `signstep merge`
+    #[arg(long, value_name = "I/N", help_heading = "Running")]
+    shard: Option<String>,
+    /// Folder for the results; an interrupted run that it holds is gone on with
     #[arg(long, value_name = "DIR", default_value = "signstep-out", help_heading = "Output")]
     out: PathBuf,
-    /// Print report.json on standard output instead of the table
+    /// Discard the results that the folder holds, whatever run they are of
     #[arg(long, help_heading = "Output")]
+    fresh: bool,
+    #[command(flatten)]
+    answer: AnswerArgs,
+}
+
+/// How a run is told on standard output.
+#[derive(Args, Debug)]
+struct AnswerArgs {
+    /// What to print on standard output
+    #[arg(long, value_enum, default_value_t, help_heading = "Output")]
+    format: Format,
+    /// Print report.json: the same as --format json
+    #[arg(long, conflicts_with = "format", help_heading = "Output")]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+enum Format {
+    #[default]
+    Table,
+    Json,
+    Csv,
+    Markdown,
+}
+
+#[derive(Args, Debug)]
+struct MergeArgs {
+    /// Folders of all shards of one run, in any order
+    #[arg(value_name = "DIR", required = true)]
+    folders: Vec<PathBuf>,
+    /// Folder for the whole run
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    out: PathBuf,
+    /// Discard the results that the folder holds, whatever run they are of
+    #[arg(long, help_heading = "Output")]
+    fresh: bool,
+    #[command(flatten)]
+    answer: AnswerArgs,
+}
+
+#[derive(Args, Debug)]
+struct VerifyArgs {
+    /// Weights (safetensors) [default: digits-cnn, inside the program]
+    #[arg(long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// Images and labels, as for attack [default: the 450 held-out digits inside the program]
+    #[arg(long, value_name = "PATH")]
+    data: Option<PathBuf>,
+    /// Logits to compare with: a .safetensors with `logits` (f32 or f64, [N, K]), or with that one tensor
+    #[arg(long, value_name = "FILE")]
+    logits: Option<PathBuf>,
+    /// How far logits may differ: A + R times the largest |logit| of the image
+    #[arg(long, value_name = "A,R", default_value = "1e-5,1e-4", requires = "logits")]
+    tolerance: String,
+    /// Read only the first N images
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Device: part of its name, its index in `signstep devices`, or reference (CPU, f64, slow)
+    #[arg(long, value_name = "NAME|INDEX|reference")]
+    device: Option<String>,
+    /// Largest number of images in one submission; results do not depend on it [default: what the device takes]
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// Largest memory for images and activations, on the host and on the device each: 512M, 2G, 1GiB
+    #[arg(long, value_name = "BYTES", default_value = "1G")]
+    memory: String,
+    /// Print JSON
+    #[arg(long)]
     json: bool,
 }
 
@@ -150,13 +252,18 @@ pub fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(e) => {
-            // Help that nobody reads to its end is no failure.
-            let _ = e.print();
+            match e.kind() {
+                // Help that nobody reads to its end is no failure.
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => drop(e.print()),
+                _ => complain("error", &usage(&e)),
+            }
             return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2));
         }
     };
     let result = match cli.command {
         Some(Command::Attack(args)) => attack::run(&args),
+        Some(Command::Verify(args)) => verify::run(&args),
+        Some(Command::Merge(args)) => merge::run(&args),
         Some(Command::Devices(args)) => devices::run(&args),
         Some(Command::Info(args)) => info::run(&args),
         None => attack::run(&defaults()),
@@ -196,6 +303,14 @@ fn defaults() -> AttackArgs {
         args: AttackArgs,
     }
     Defaults::parse_from(["signstep"]).args
+}
+
+/// What the parser of arguments says, without the lines that repeat the help.
+fn usage(e: &clap::Error) -> String {
+    let text = e.to_string();
+    let said = text.split("\nUsage:").next().unwrap_or_default().split("\nFor more information").next();
+    let said: Vec<&str> = said.unwrap_or_default().lines().map(str::trim).filter(|l| !l.is_empty()).collect();
+    format!("{} (see --help)", said.join(" ").trim_start_matches("error: "))
 }
 
 /// One line on standard error, whatever the message holds.
@@ -242,10 +357,103 @@ fn sha256(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
-/// Opens the device asked for.
-fn open(device: Option<&str>) -> Result<Gpu> {
-    Gpu::new(&match device {
-        None => Adapter::Auto,
-        Some(d) => d.parse().map_or_else(|_| Adapter::Name(d.to_string()), Adapter::Index),
-    })
+/// Tells of a run as it was asked for; `written` is told below the table.
+fn tell(report: &Report, args: &AnswerArgs, written: &str) -> Result<()> {
+    match (args.json, args.format) {
+        (true, _) | (_, Format::Json) => answer(&report.json()),
+        (_, Format::Table) => answer(&format!("{}\n{written}", report::table(report))),
+        (_, Format::Csv) => answer(&report::csv(report)),
+        (_, Format::Markdown) => answer(&report::markdown(report)),
+    }
+}
+
+/// Labelled images, of which at most the first `limit` count.
+struct Images {
+    source: data::Source,
+    /// How many of them.
+    samples: usize,
+}
+
+/// Opens the data asked for, and checks that the network can take the images, and knows their labels.
+fn load_images(file: Option<&Path>, limit: Option<usize>, model: &Model) -> Result<Images> {
+    let source: data::Source = match file {
+        Some(path) => data::open(path, limit)?,
+        None => data::digits()?.into(),
+    };
+    let samples = limit.unwrap_or(usize::MAX).min(source.len());
+    let fail = |detail: String| Err(Error::Data { place: source.name.clone(), detail });
+    if samples == 0 {
+        return fail("holds no images".into());
+    }
+    if source.dims != model.input {
+        return fail(format!("images are {}, but {} takes {}", source.dims, model.arch, model.input));
+    }
+    let classes = model.logits();
+    let labels = &source.labels[..samples];
+    if let Some((i, label)) = labels.iter().enumerate().find(|(_, l)| !(0..classes as i64).contains(*l)) {
+        return fail(format!("label {label} of sample {i} is none of the {classes} classes of {}", model.arch));
+    }
+    Ok(Images { source, samples })
+}
+
+/// Refuses a count of zero.
+fn positive(flag: &str, value: Option<usize>) -> Result<()> {
+    if value == Some(0) { Err(Error::Usage(format!("{flag} must be one or more"))) } else { Ok(()) }
+}
+
+/// Reads a number of bytes: `512M`, `2G`, `1GiB` count by 1,024, `1GB` by 1,000.
+fn bytes(flag: &str, text: &str) -> Result<u64> {
+    let fail = || Error::Usage(format!("{flag} {text}: not a number of bytes such as 512M, 2G or 1GiB"));
+    let digits = text.trim().trim_end_matches(|c: char| c.is_ascii_alphabetic() || c == ' ');
+    let unit = text.trim()[digits.len()..].trim().to_ascii_lowercase();
+    let (base, power) = match unit.as_str() {
+        "" | "b" => (1, 0),
+        _ => {
+            let power = "kmgt".find(&unit[..1]).ok_or_else(fail)? as u32 + 1;
+            match &unit[1..] {
+                "" | "ib" => (1024_u64, power),
+                "b" => (1000, power),
+                _ => return Err(fail()),
+            }
+        }
+    };
+    let number: f64 = digits.parse().map_err(|_| fail())?;
+    let value = number * base.pow(power) as f64;
+    if value.is_finite() && (1.0..u64::MAX as f64).contains(&value) { Ok(value as u64) } else { Err(fail()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_have_units() {
+        let read = |text: &str| bytes("--memory", text).ok();
+        assert_eq!(read("4096"), Some(4096));
+        assert_eq!(read("512M"), Some(512 << 20));
+        assert_eq!(read("2G"), Some(2 << 30));
+        assert_eq!(read("1GiB"), Some(1 << 30));
+        assert_eq!(read("1 gib"), Some(1 << 30));
+        assert_eq!(read("1.5k"), Some(1536));
+        assert_eq!(read("3MB"), Some(3_000_000));
+        assert_eq!(read("1T"), Some(1 << 40));
+        for bad in
+            ["", "G", "0", "-1", "1X", "1GiBs", "1e30", "nan", "inf", "0.1", "1é", "é", "1 2", "18446744073709551616"]
+        {
+            let error = bytes("--memory", bad).unwrap_err();
+            assert!(error.exit_code() == 2 && error.to_string().starts_with("--memory"), "{bad}");
+        }
+    }
+
+    #[test]
+    fn what_the_parser_says_fits_into_a_line() {
+        let said = |line: &str| usage(&Cli::try_parse_from(line.split(' ')).unwrap_err());
+        assert!(said("signstep attack --nonsense").starts_with("unexpected argument '--nonsense' found"));
+        assert!(said("signstep attack --json --format csv").contains("cannot be used with"));
+        assert!(said("signstep merge --out x").contains("DIR"));
+        for line in ["signstep attack --nonsense", "signstep merge", "signstep nonsense", "signstep attack --seed x"] {
+            let text = said(line);
+            assert!(!text.contains('\n') && !text.contains("Usage") && text.ends_with("(see --help)"), "{text}");
+        }
+    }
 }

@@ -18,7 +18,8 @@ mod write;
 
 pub use digits::digits;
 pub use targets::read_targets;
-pub use write::{View, write_safetensors};
+pub(crate) use write::write_file;
+pub use write::{Slot, View, stream_safetensors, write_safetensors};
 
 use crate::error::{Error, Result};
 use crate::model::Dims;
@@ -227,6 +228,13 @@ fn read(path: &Path) -> Result<Vec<u8>> {
         return Err(Error::data(path.display().to_string(), "not a regular file"));
     }
     fs::read(path).map_err(fail)
+}
+
+/// SHA-256 of byte strings, one after the other, in hexadecimal.
+pub(crate) fn sha256<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
+    let mut hash = Sha256::new();
+    parts.into_iter().for_each(|part| hash.update(part));
+    hexadecimal(hash)
 }
 
 fn hexadecimal(hash: Sha256) -> String {

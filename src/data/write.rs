@@ -2,10 +2,12 @@
 
 use crate::error::{Error, Result};
 use safetensors::tensor::Dtype;
+use sha2::{Digest, Sha256};
 use std::borrow::Cow;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 /// A tensor to be written: its values as little-endian bytes, outermost axis first.
@@ -32,9 +34,9 @@ impl<'a> View<'a> {
         View { dtype: Dtype::U8, shape: shape.to_vec(), bytes: Cow::Borrowed(values) }
     }
 
-    /// Bytes that the shape asks for, `None` where that overflows.
-    fn size(&self) -> Option<usize> {
-        self.shape.iter().try_fold(self.dtype.bitsize() / 8, |size, side| size.checked_mul(*side))
+    /// Its values as they will lie in the file.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
     }
 }
 
@@ -47,6 +49,24 @@ fn little_endian<T: bytemuck::Pod, const B: usize>(values: &[T], swap: fn(&T) ->
     }
 }
 
+/// A tensor whose values come later: its name, type and shape.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Slot {
+    /// Name in the file.
+    pub name: String,
+    /// Type of its values.
+    pub dtype: Dtype,
+    /// Outermost axis first.
+    pub shape: Vec<usize>,
+}
+
+impl Slot {
+    /// Bytes that the shape asks for, `None` where that overflows.
+    pub fn size(&self) -> Option<usize> {
+        self.shape.iter().try_fold(self.dtype.bitsize() / 8, |size, side| size.checked_mul(*side))
+    }
+}
+
 /// Writes tensors by name, and `metadata`, as a safetensors file: header keys in sorted order, every tensor aligned.
 /// The file appears at `path` whole, by rename, or not at all; a file that was there before is replaced.
 ///
@@ -54,20 +74,68 @@ fn little_endian<T: bytemuck::Pod, const B: usize>(values: &[T], swap: fn(&T) ->
 /// [`Error::Output`] naming the file: what the system said, or a tensor whose shape does not fit its values, or one name
 /// twice.
 pub fn write_safetensors(path: &Path, tensors: &[(&str, View<'_>)], metadata: &BTreeMap<String, String>) -> Result<()> {
-    let fail = |detail: String| Error::Output { place: path.display().to_string(), detail };
-    let mut order: Vec<&(&str, View<'_>)> = tensors.iter().collect();
-    // The widest values first: then each tensor is aligned without holes, which the format forbids.
-    order.sort_by_key(|(name, view)| (std::cmp::Reverse(view.dtype.bitsize()), *name));
-    let header = header(&order, metadata).map_err(&fail)?;
+    let slot = |(name, view): &(&str, View<'_>)| Slot {
+        name: (*name).to_string(),
+        dtype: view.dtype,
+        shape: view.shape.clone(),
+    };
+    let slots: Vec<Slot> = tensors.iter().map(slot).collect();
     replace(path, |file| {
-        file.write_all(&(header.len() as u64).to_le_bytes())?;
-        file.write_all(header.as_bytes())?;
-        order.iter().try_for_each(|(_, view)| file.write_all(&view.bytes))
+        safetensors(file, path, &slots, metadata, &mut |slot, out| {
+            let (_, view) = tensors.iter().find(|(name, _)| *name == slot.name).expect("a slot for each tensor");
+            out.write_all(&view.bytes).map_err(|e| output(path, e))
+        })
     })
-    .map_err(|e| fail(e.to_string()))
 }
 
-fn header(order: &[&(&str, View<'_>)], metadata: &BTreeMap<String, String>) -> std::result::Result<String, String> {
+/// As [`write_safetensors`], for tensors that need not be in memory at once: `fill` writes the values of one after the
+/// other. Gives the SHA-256 of the file, in hexadecimal.
+///
+/// # Errors
+/// As [`write_safetensors`], and those of `fill`.
+pub fn stream_safetensors(
+    path: &Path,
+    slots: &[Slot],
+    metadata: &BTreeMap<String, String>,
+    fill: &mut dyn FnMut(&Slot, &mut dyn Write) -> Result<()>,
+) -> Result<String> {
+    let mut sha256 = String::new();
+    replace(path, |file| {
+        let mut out = Hashing { out: BufWriter::with_capacity(1 << 20, file), hash: Sha256::new() };
+        safetensors(&mut out, path, slots, metadata, fill)?;
+        out.flush().map_err(|e| output(path, e))?;
+        sha256 = out.hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
+        Ok(())
+    })?;
+    Ok(sha256)
+}
+
+/// The file's bytes: header, then what `fill` writes for each slot, the right number of bytes each.
+fn safetensors(
+    out: &mut impl Write,
+    path: &Path,
+    slots: &[Slot],
+    metadata: &BTreeMap<String, String>,
+    fill: &mut dyn FnMut(&Slot, &mut dyn Write) -> Result<()>,
+) -> Result<()> {
+    let mut order: Vec<&Slot> = slots.iter().collect();
+    // The widest values first: then each tensor is aligned without holes, which the format forbids.
+    order.sort_by_key(|slot| (Reverse(slot.dtype.bitsize()), &slot.name));
+    let header = header(&order, metadata).map_err(|e| output(path, e))?;
+    let start = (header.len() as u64).to_le_bytes();
+    out.write_all(&start).and_then(|()| out.write_all(header.as_bytes())).map_err(|e| output(path, e))?;
+    for slot in order {
+        let mut counted = Counting { out: &mut *out, bytes: 0 };
+        fill(slot, &mut counted)?;
+        if slot.size() != Some(counted.bytes) {
+            let Slot { name, dtype, shape } = slot;
+            return Err(output(path, format!("`{name}`: {} bytes for {dtype} of shape {shape:?}", counted.bytes)));
+        }
+    }
+    Ok(())
+}
+
+fn header(order: &[&Slot], metadata: &BTreeMap<String, String>) -> std::result::Result<String, String> {
     let text = |s: &str| serde_json::Value::from(s).to_string();
     let mut entries = BTreeMap::new();
     if !metadata.is_empty() {
@@ -76,15 +144,15 @@ fn header(order: &[&(&str, View<'_>)], metadata: &BTreeMap<String, String>) -> s
     }
     let mut names = BTreeSet::from(["__metadata__"]);
     let mut offset = 0_usize;
-    for (name, view) in order {
+    for slot in order {
+        let Slot { name, dtype, shape } = slot;
         if !names.insert(name) {
             return Err(format!("two tensors are named `{name}`"));
         }
-        if view.size() != Some(view.bytes.len()) {
-            return Err(format!("`{name}`: {} bytes for {} of shape {:?}", view.bytes.len(), view.dtype, view.shape));
-        }
-        let end = offset + view.bytes.len();
-        let entry = format!(r#"{{"data_offsets":[{offset},{end}],"dtype":"{}","shape":{:?}}}"#, view.dtype, view.shape);
+        let Some(end) = slot.size().and_then(|size| offset.checked_add(size)) else {
+            return Err(format!("`{name}`: too large: {dtype} of shape {shape:?}"));
+        };
+        let entry = format!(r#"{{"data_offsets":[{offset},{end}],"dtype":"{dtype}","shape":{shape:?}}}"#);
         entries.insert(name, entry.replace(", ", ","));
         offset = end;
     }
@@ -95,24 +163,71 @@ fn header(order: &[&(&str, View<'_>)], metadata: &BTreeMap<String, String>) -> s
     Ok(header)
 }
 
+struct Counting<'a, W> {
+    out: &'a mut W,
+    bytes: usize,
+}
+
+impl<W: Write> Write for Counting<'_, W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.bytes += written;
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+struct Hashing<W> {
+    out: W,
+    hash: Sha256,
+}
+
+impl<W: Write> Write for Hashing<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let written = self.out.write(bytes)?;
+        self.hash.update(&bytes[..written]);
+        Ok(written)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
+}
+
+/// Writes a small file whole or not at all.
+///
+/// # Errors
+/// [`Error::Output`] naming the file.
+pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
+    replace(path, |file| file.write_all(bytes).map_err(|e| output(path, e)))
+}
+
 /// Writes beside `path`, then renames: readers see the old file or the whole new one.
-fn replace(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
-    let name = path.file_name().ok_or_else(|| io::Error::other("not the name of a file"))?;
+fn replace(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
+    let fail = |e: io::Error| output(path, e);
+    let name = path.file_name().ok_or_else(|| output(path, "not the name of a file"))?;
     let mut hidden = std::ffi::OsString::from(".");
     hidden.push(name);
     hidden.push(format!(".{}.tmp", std::process::id()));
     let temporary = Temporary(path.with_file_name(hidden));
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary.0)?;
+    let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary.0).map_err(fail)?;
     write(&mut file)?;
-    file.sync_all()?;
+    file.sync_all().map_err(fail)?;
     drop(file);
-    fs::rename(&temporary.0, path)?;
+    fs::rename(&temporary.0, path).map_err(fail)?;
     // The rename itself is safe on disk only once the folder is; not every system can open a folder.
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     if let Ok(folder) = File::open(folder) {
         let _ = folder.sync_all();
     }
     Ok(())
+}
+
+fn output(place: &Path, detail: impl ToString) -> Error {
+    Error::Output { place: place.display().to_string(), detail: detail.to_string() }
 }
 
 /// Removes the file it names, if that is still there, however the writing ended.

@@ -1,163 +1,388 @@
-//! The output folder: looked at before a run starts, written only when it has ended, complete or not at all.
+//! The output folder. While a run is under way, `parts/` holds what it has so far: `run.json` says which run it is, and
+//! each chunk of samples that has ended is one file. When all are there they are joined, everything else is made from
+//! them, and all of it is moved into the folder, `report.json` last: a folder with a report is complete, one with
+//! `parts/run.json` can be gone on with, and a kill at any moment leaves one of the two.
 
-use super::{Config, Run, json, sheet, tensors};
+use super::config::differences;
+use super::tensors::{TensorFile, join, slots, with_views};
+use super::{Device, Identity, Report, Statistics, Timing, pictures, samples, table};
+use crate::attack::Outcome;
+use crate::data::{write_file, write_safetensors};
 use crate::error::{Error, Result};
-use image::{GrayImage, RgbImage};
-use serde_json::Value;
-use std::fs;
+use crate::model::Dims;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-const REPORT: &str = "report.json";
-const TENSORS: &str = "adversarial.safetensors";
+pub(super) const REPORT: &str = "report.json";
+pub(super) const TENSORS: &str = "adversarial.safetensors";
+const MARKDOWN: &str = "report.md";
+const SAMPLES: &str = "samples.csv";
 const SHEET: &str = "sheet.png";
 const IMAGES: &str = "images";
+/// All that a complete folder may hold, the report last.
+const NAMES: [&str; 6] = [TENSORS, SAMPLES, SHEET, IMAGES, MARKDOWN, REPORT];
 
-/// A folder that may be written to.
-#[derive(Clone, Debug)]
+const PARTS: &str = "parts";
+const MANIFEST: &str = "run.json";
+const LOCK: &str = "lock";
+/// Where the files of a complete folder are made, so that an abandoned one is swept away like any other leftover.
+const STAGING: &str = "join";
+/// Key of a part's own facts in its metadata.
+const FACTS: &str = "part";
+
+/// Which run a folder's parts are of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct Manifest {
+    #[serde(flatten)]
+    identity: Identity,
+    device: Device,
+}
+
+/// What is known of a chunk of samples that has ended.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Part {
+    /// Which run it is of: the SHA-256 of what decides its bytes.
+    run: String,
+    /// Its first sample, by index in the whole data set.
+    pub first: usize,
+    /// The sample after its last.
+    pub end: usize,
+    /// What came of it.
+    pub statistics: Statistics,
+    attack_ms: f64,
+    sample_steps: u64,
+    /// SHA-256 of all of the above and the values of its tensors.
+    sha256: String,
+}
+
+impl Part {
+    /// The hash that the part must carry; `feed` hands over its tensors' bytes.
+    fn seal(&self, feed: impl FnOnce(&mut Sha256) -> Result<()>) -> Result<String> {
+        let mut hash = Sha256::new();
+        hash.update(super::json_text(&Part { sha256: String::new(), ..self.clone() }));
+        feed(&mut hash)?;
+        Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+    }
+
+    fn file(&self) -> String {
+        format!("{}-{}.safetensors", self.first, self.end)
+    }
+}
+
+/// A folder that has been looked at.
+#[derive(Debug)]
+pub enum Opened {
+    /// It holds all results of this very run already.
+    Complete(Box<Report>),
+    /// It is this run's to write, and no other process's.
+    Ready(Box<Folder>),
+}
+
+/// The folder of a run that is under way.
+#[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
+    manifest: Manifest,
+    run: String,
+    dims: Dims,
+    classes: usize,
+    parts: Vec<Part>,
+    /// Folders that were not there before, outermost first.
+    made: Vec<PathBuf>,
+    lock: Option<File>,
 }
 
 impl Folder {
-    /// Checks, before anything expensive happens, that results may go to `path`: that it can be written, and holds
-    /// nothing of another run. Leaves no trace.
+    /// Opens `path` for a run of networks that take `dims` and give `classes` logits, and sweeps away what an interrupted
+    /// process left in it. With `fresh`, results that are there are discarded, whatever run they are of.
     ///
     /// # Errors
-    /// [`Error::Output`] when it cannot be written, or when its report is of another configuration, model or data.
-    pub fn check(
+    /// [`Error::Output`] when it cannot be written, holds another run or files that are of no run, or is being written by
+    /// another process. Then it is as it was.
+    pub fn open(
         path: &Path,
-        config: &Config,
-        math: &str,
-        model_sha256: &str,
-        data_sha256: &str,
-        samples: usize,
-    ) -> Result<Self> {
-        let folder = Folder { path: path.to_path_buf() };
-        let report = path.join(REPORT);
-        match fs::read(&report) {
-            Ok(bytes) => {
-                let earlier: Value = serde_json::from_slice(&bytes).unwrap_or_default();
-                if !json::same_run(&earlier, config, math, model_sha256, data_sha256, samples) {
-                    return Err(output(path, "holds the results of another run; choose another folder with --out"));
-                }
+        identity: Identity,
+        device: Device,
+        dims: Dims,
+        classes: usize,
+        fresh: bool,
+    ) -> Result<Opened> {
+        let manifest = Manifest { identity, device };
+        let key = manifest.identity.key(Some(&manifest.device));
+        let run = crate::data::sha256([super::json_text(&key).as_bytes()]);
+        let refuse_other = |earlier: &Identity, device: &Device| match &differences(&earlier.key(Some(device)), &key)[..]
+        {
+            [] => Ok(()),
+            _ if fresh => Ok(()),
+            differ => Err(output(
+                path,
+                format!(
+                    "holds another run ({}); choose another folder with --out, or discard it with --fresh",
+                    differ.join(", ")
+                ),
+            )),
+        };
+        let there = |name: &str| path.join(name).symlink_metadata().is_ok();
+        let parts = path.join(PARTS);
+        let mut discard = fresh;
+        if there(REPORT) {
+            let report = Report::read(&path.join(REPORT)).map_err(|e| foreign(path, &e))?;
+            refuse_other(&report.identity, &report.device)?;
+            if !fresh && there(TENSORS) {
+                sweep(&parts);
+                return Ok(Opened::Complete(Box::new(report)));
             }
-            Err(e) if report.symlink_metadata().is_ok() => return Err(output(&report, e)),
-            Err(_) => {}
+            discard = true;
+        } else if let Ok(text) = fs::read(parts.join(MANIFEST)) {
+            let earlier: Manifest = serde_json::from_slice(&text).map_err(|e| foreign(&parts.join(MANIFEST), &e))?;
+            refuse_other(&earlier.identity, &earlier.device)?;
+        } else if let Some(name) = NAMES.iter().find(|name| there(name)) {
+            return Err(foreign(path, &format!("{name} is there without a report")));
+        } else if !is_barely_begun(&parts) {
+            return Err(foreign(path, &format!("{PARTS} is there without {MANIFEST}")));
         }
-        // Only trying tells whether a folder can be written: permissions, quotas and read-only mounts all count.
-        Staging::new(path)?;
-        Ok(folder)
-    }
 
-    /// Writes everything: under temporary names first, then renamed, `report.json` last. Returns the names written.
-    ///
-    /// # Errors
-    /// [`Error::Output`]; then nothing half-written stays.
-    pub fn write(&self, run: &Run<'_>) -> Result<Vec<&'static str>> {
-        let mut staging = Staging::new(&self.path)?;
-        let dims = run.model.input;
-        tensors::write(&staging.dir.join(TENSORS), run)?;
-        let page = sheet(run);
-        save(&staging.dir.join(SHEET), |p| page.save(p))?;
-        let mut names = vec![TENSORS, SHEET];
-        if run.delivers_bytes() && matches!(dims.c, 1 | 3) {
-            let folder = staging.dir.join(IMAGES);
-            fs::create_dir(&folder).map_err(|e| output(&folder, e))?;
-            for (i, image) in run.outcome.adversarial.chunks_exact(dims.len().max(1)).enumerate() {
-                let path = folder.join(format!("{i:06}.png"));
-                let byte = |c: usize, x: u32, y: u32| {
-                    let at = (c * dims.h + y as usize) * dims.w + x as usize;
-                    (image[at] * 255.0).round() as u8
-                };
-                let (w, h) = (dims.w as u32, dims.h as u32);
-                if dims.c == 1 {
-                    let picture = GrayImage::from_fn(w, h, |x, y| image::Luma([byte(0, x, y)]));
-                    save(&path, |p| picture.save(p))?;
-                } else {
-                    let pixel = |x, y| image::Rgb([byte(0, x, y), byte(1, x, y), byte(2, x, y)]);
-                    let picture = RgbImage::from_fn(w, h, pixel);
-                    save(&path, |p| picture.save(p))?;
-                }
-            }
-            names.push(IMAGES);
-        }
-        let text = serde_json::to_string_pretty(&json::report(run)).map_err(|e| Error::Internal(e.to_string()))?;
-        staging.file(REPORT, format!("{text}\n").as_bytes())?;
-        names.push(REPORT);
-        staging.publish(&names)?;
-        Ok(names)
-    }
-}
-
-/// A folder inside the output folder that holds what is being written. Dropped, it takes with it everything that was
-/// not published, and the folders that were made for it.
-struct Staging {
-    /// The output folder.
-    target: PathBuf,
-    /// The folder inside it.
-    dir: PathBuf,
-    /// Folders that were not there before, outermost first.
-    made: Vec<PathBuf>,
-}
-
-impl Staging {
-    fn new(target: &Path) -> Result<Self> {
-        let mut made: Vec<PathBuf> = target
+        let mut made: Vec<PathBuf> = parts
             .ancestors()
             .filter(|p| !p.as_os_str().is_empty() && p.symlink_metadata().is_err())
-            .map(Path::to_path_buf)
+            .map(Into::into)
             .collect();
         made.reverse();
-        let dir = target.join(format!(".signstep-{}", std::process::id()));
-        let staging = Staging { target: target.to_path_buf(), dir, made };
-        fs::create_dir_all(target).map_err(|e| output(target, e))?;
-        fs::create_dir(&staging.dir).map_err(|e| output(&staging.dir, e))?;
-        Ok(staging)
-    }
-
-    fn file(&self, name: &str, bytes: &[u8]) -> Result<()> {
-        let path = self.dir.join(name);
-        fs::write(&path, bytes).map_err(|e| output(&self.target.join(name), e))
-    }
-
-    /// Renames what is there into the output folder, `report.json` last: it is what tells that a run is complete, so an
-    /// earlier one goes first. When a rename fails, the folder is put back as it was.
-    fn publish(&mut self, names: &[&str]) -> Result<()> {
-        let retired = self.dir.join("retired");
-        fs::create_dir(&retired).map_err(|e| output(&retired, e))?;
-        let mut moves = Vec::new();
-        for name in [REPORT, TENSORS, SHEET, IMAGES] {
-            let old = self.target.join(name);
-            if old.symlink_metadata().is_ok() {
-                moves.push((old, retired.join(name)));
+        fs::create_dir_all(&parts).map_err(|e| output(&parts, e))?;
+        let mut folder =
+            Folder { path: path.into(), manifest, run, dims, classes, parts: Vec::new(), made, lock: None };
+        folder.lock = Some(lock(&parts.join(LOCK))?);
+        // The manifest first: from here on whatever the folder holds is this run's, or swept away.
+        let text = format!("{}\n", super::json_text(&folder.manifest));
+        write_file(&parts.join(MANIFEST), text.as_bytes())?;
+        if discard {
+            for name in NAMES.iter().rev().filter(|name| there(name)) {
+                remove(&path.join(name))?;
             }
         }
-        moves.extend(names.iter().map(|name| (self.dir.join(name), self.target.join(name))));
-        for (done, (from, to)) in moves.iter().enumerate() {
-            if let Err(e) = fs::rename(from, to) {
-                for (from, to) in moves[..done].iter().rev() {
-                    let _ = fs::rename(to, from);
+        folder.take_up(discard)?;
+        Ok(Opened::Ready(Box::new(folder)))
+    }
+
+    /// Finds the parts that are whole, from the first sample on without a gap, and removes everything else.
+    fn take_up(&mut self, discard: bool) -> Result<()> {
+        let parts = self.path.join(PARTS);
+        let mut found: BTreeMap<(usize, usize), PathBuf> = BTreeMap::new();
+        for entry in fs::read_dir(&parts).map_err(|e| output(&parts, e))? {
+            let entry = entry.map_err(|e| output(&parts, e))?;
+            let name = entry.file_name().to_string_lossy().into_owned();
+            match range(&name) {
+                _ if name == MANIFEST || name == LOCK => {}
+                Some(range) if !discard => {
+                    found.insert((range.start, range.end), entry.path());
                 }
-                return Err(output(to, e));
+                _ => remove(&entry.path())?,
             }
         }
-        self.made.clear();
+        while let Some(((first, end), path)) = found.pop_first() {
+            match self.part(&path, first..end) {
+                Some(part) if first == self.next() => self.parts.push(part),
+                _ => remove(&path)?,
+            }
+        }
         Ok(())
     }
+
+    /// Reads a part to its end; `None` unless it is whole, of this run, and of the samples that its name says.
+    fn part(&self, path: &Path, range: Range<usize>) -> Option<Part> {
+        let mut file = TensorFile::open(path).ok()?;
+        let part: Part = serde_json::from_str(file.metadata(FACTS)?).ok()?;
+        let mut found = file.slots();
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        let fits = part.run == self.run
+            && (part.first..part.end) == range
+            && range.start < range.end
+            && range.end <= self.manifest.identity.range().end
+            && part.statistics.samples == range.len()
+            && found == slots(range.len(), self.dims, self.classes);
+        let hash = |hash: &mut Sha256| {
+            found.iter().try_for_each(|slot| {
+                file.copy(&slot.name, &mut |bytes| {
+                    hash.update(bytes);
+                    Ok(())
+                })
+            })
+        };
+        (fits && part.seal(hash).ok()? == part.sha256).then_some(part)
+    }
+
+    /// The parts that are there, from the first sample on without a gap.
+    pub fn parts(&self) -> &[Part] {
+        &self.parts
+    }
+
+    /// The first sample that is still to be attacked, by index in the whole data set.
+    pub fn next(&self) -> usize {
+        self.parts.last().map_or(self.manifest.identity.range().start, |p| p.end)
+    }
+
+    /// Keeps the outcome of the samples that begin at [`Folder::next`].
+    ///
+    /// # Errors
+    /// [`Error::Output`] naming the file.
+    pub fn add(&mut self, outcome: &Outcome, attack: Duration) -> Result<()> {
+        let first = self.next();
+        let mut part = Part {
+            run: self.run.clone(),
+            first,
+            end: first + outcome.len(),
+            statistics: Statistics::new(outcome),
+            attack_ms: attack.as_secs_f64() * 1e3,
+            sample_steps: outcome.sample_steps(),
+            sha256: String::new(),
+        };
+        with_views(outcome, self.dims, |views| {
+            part.sha256 = part.seal(|hash| {
+                views.iter().for_each(|(_, view)| hash.update(view.bytes()));
+                Ok(())
+            })?;
+            let facts = BTreeMap::from([(FACTS.to_string(), super::json_text(&part))]);
+            write_safetensors(&self.path.join(PARTS).join(part.file()), views, &facts)
+        })?;
+        self.parts.push(part);
+        Ok(())
+    }
+
+    /// Joins the parts and completes the folder; gives the report, and the names of what was written.
+    ///
+    /// # Errors
+    /// [`Error::Output`], or [`Error::Data`] for a part that has changed meanwhile; the parts stay.
+    pub fn finish(
+        self,
+        load: Duration,
+        compile: Duration,
+        gpu_bytes: Option<u64>,
+    ) -> Result<(Report, Vec<&'static str>)> {
+        let statistics = self.parts.iter().fold(Statistics::default(), |sum, part| sum.plus(part.statistics));
+        let attack = Duration::from_secs_f64(self.parts.iter().map(|p| p.attack_ms).sum::<f64>() / 1e3);
+        let sample_steps = self.parts.iter().map(|p| p.sample_steps).sum();
+        let timing = Timing::new(statistics.samples, load, compile, attack, sample_steps);
+        let files: Vec<PathBuf> = self.parts.iter().map(|p| self.path.join(PARTS).join(p.file())).collect();
+        let devices = vec![self.manifest.device.clone()];
+        self.complete(&files, statistics, devices, timing, gpu_bytes)
+    }
+
+    /// Makes all files of the folder from `files`, which hold the samples of the run in order.
+    pub(super) fn complete(
+        mut self,
+        files: &[PathBuf],
+        statistics: Statistics,
+        devices: Vec<Device>,
+        timing: Timing,
+        gpu_bytes: Option<u64>,
+    ) -> Result<(Report, Vec<&'static str>)> {
+        let identity = self.manifest.identity.clone();
+        let range = identity.range();
+        if statistics.samples != range.len() {
+            return Err(Error::Internal(format!("{} of {} samples were attacked", statistics.samples, range.len())));
+        }
+        let staging = self.path.join(PARTS).join(STAGING);
+        fs::create_dir(&staging).map_err(|e| output(&staging, e))?;
+        let tensors = staging.join(TENSORS);
+        let sha256 = join(&tensors, files, range.len(), self.dims, self.classes)?;
+        let hashes = BTreeMap::from([(TENSORS.to_string(), sha256)]);
+        let report = Report::new(identity, statistics, hashes, devices, timing, gpu_bytes);
+
+        let mut tensors = TensorFile::open(&tensors)?;
+        samples::write(&staging.join(SAMPLES), &mut tensors, range.clone())?;
+        pictures::sheet(&staging.join(SHEET), &report, &mut tensors, range.clone(), self.dims)?;
+        let mut names = vec![TENSORS, SAMPLES, SHEET];
+        if report.identity.config.delivers_bytes() && matches!(self.dims.c, 1 | 3) {
+            pictures::images(&staging.join(IMAGES), &mut tensors, range, self.dims)?;
+            names.push(IMAGES);
+        }
+        write_file(&staging.join(MARKDOWN), format!("{}\n", table::markdown(&report)).as_bytes())?;
+        write_file(&staging.join(REPORT), format!("{}\n", report.json()).as_bytes())?;
+        names.extend([MARKDOWN, REPORT]);
+        for name in &names {
+            let (from, to) = (staging.join(name), self.path.join(name));
+            // What an interrupted process had moved already; the parts are still there to make it from.
+            remove(&to)?;
+            fs::rename(&from, &to).map_err(|e| output(&to, e))?;
+        }
+        self.lock = None;
+        self.made.clear();
+        sweep(&self.path.join(PARTS));
+        Ok((report, names))
+    }
 }
 
-impl Drop for Staging {
+impl Drop for Folder {
+    /// A run that ended without a single part leaves no trace. Nothing better can be done about a failure here, and the
+    /// error that led here matters more.
     fn drop(&mut self) {
-        // Nothing better can be done about a failure here, and the error that led here matters more.
-        let _ = fs::remove_dir_all(&self.dir);
-        for made in self.made.iter().rev() {
-            let _ = fs::remove_dir(made);
+        let begun = NAMES.iter().any(|name| self.path.join(name).symlink_metadata().is_ok());
+        if self.lock.take().is_some() && self.parts.is_empty() && !begun {
+            sweep(&self.path.join(PARTS));
+        }
+        if self.parts.is_empty() {
+            for made in self.made.iter().rev() {
+                let _ = fs::remove_dir(made);
+            }
         }
     }
 }
 
-fn save(path: &Path, write: impl FnOnce(&Path) -> image::ImageResult<()>) -> Result<()> {
-    write(path).map_err(|e| output(path, e))
+/// The lock is the system's: it goes with the process, however that ends.
+fn lock(path: &Path) -> Result<File> {
+    let file = File::options().write(true).create(true).truncate(false).open(path).map_err(|e| output(path, e))?;
+    match fs4::FileExt::try_lock(&file) {
+        Err(fs4::TryLockError::WouldBlock) => Err(output(path, "another process is writing to this folder")),
+        // Not every file system has locks; without one the user must see to it.
+        _ => Ok(file),
+    }
+}
+
+/// Removes the folder of parts, `run.json` last of its files: as long as anything is there, it says what.
+fn sweep(parts: &Path) {
+    if !parts.join(MANIFEST).exists() {
+        let _ = fs::remove_dir(parts);
+        return;
+    }
+    let entries = fs::read_dir(parts).into_iter().flatten().flatten().map(|e| e.path());
+    for path in entries.filter(|p| !p.ends_with(MANIFEST)) {
+        let _ = remove(&path);
+    }
+    let _ = fs::remove_file(parts.join(MANIFEST));
+    let _ = fs::remove_dir(parts);
+}
+
+/// True when the folder of parts is not there, or a process was killed before it had written the manifest.
+fn is_barely_begun(parts: &Path) -> bool {
+    let temporary = format!(".{MANIFEST}.");
+    match fs::read_dir(parts) {
+        Ok(entries) => entries.flatten().all(|e| {
+            let name = e.file_name().to_string_lossy().into_owned();
+            name == LOCK || name.starts_with(&temporary)
+        }),
+        Err(_) => parts.symlink_metadata().is_err(),
+    }
+}
+
+/// `FIRST-END.safetensors`
+fn range(name: &str) -> Option<Range<usize>> {
+    let (first, end) = name.strip_suffix(".safetensors")?.split_once('-')?;
+    Some(first.parse().ok()?..end.parse().ok()?)
+}
+
+/// Removes a file or a folder; one that is not there is no error.
+fn remove(path: &Path) -> Result<()> {
+    let Ok(facts) = path.symlink_metadata() else { return Ok(()) };
+    if facts.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }.map_err(|e| output(path, e))
+}
+
+fn foreign(path: &Path, why: &dyn std::fmt::Display) -> Error {
+    output(path, format!("holds files that are no run of this program ({why}); choose another folder with --out"))
 }
 
 fn output(place: &Path, detail: impl ToString) -> Error {
@@ -166,9 +391,12 @@ fn output(place: &Path, detail: impl ToString) -> Error {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{config, with_run};
+    use super::super::config::tests::{device, identity};
+    use super::super::statistics::tests::outcome;
+    use super::super::{Config, Shard};
     use super::*;
-    use crate::model::Dims;
+
+    const DIMS: Dims = Dims { c: 1, h: 2, w: 2 };
 
     fn names(path: &Path) -> Vec<String> {
         let mut names: Vec<String> =
@@ -177,42 +405,159 @@ mod tests {
         names
     }
 
+    fn open(path: &Path, fresh: bool) -> Result<Opened> {
+        Folder::open(path, identity(8), device(), DIMS, 2, fresh)
+    }
+
+    fn ready(path: &Path) -> Folder {
+        match open(path, false).unwrap() {
+            Opened::Ready(folder) => *folder,
+            Opened::Complete(_) => panic!("complete"),
+        }
+    }
+
+    fn add(folder: &mut Folder) {
+        folder.add(&outcome(DIMS), Duration::from_millis(250)).unwrap();
+    }
+
+    fn finish(folder: Folder) -> Report {
+        folder.finish(Duration::ZERO, Duration::ZERO, None).unwrap().0
+    }
+
     #[test]
-    fn a_folder_is_written_whole_again_for_the_same_run_and_refused_for_another() {
+    fn a_run_goes_on_where_it_was_left_and_is_complete_once() {
         let temp = tempfile::tempdir().unwrap();
         let path = temp.path().join("a/b");
-        let check = |c: &Config| Folder::check(&path, c, "f64", "aa", "bb", 4);
-        let folder = check(&config()).unwrap();
-        assert!(names(temp.path()).is_empty(), "a check leaves no trace");
-        for _ in 0..2 {
-            with_run(Dims::new(1, 2, 2), |run| folder.write(run)).unwrap();
-            assert_eq!(names(&path), [TENSORS, IMAGES, REPORT, SHEET]);
-            assert_eq!(names(&path.join(IMAGES)).len(), 4);
-            assert!(check(&config()).is_ok());
+        drop(ready(&path));
+        assert!(names(temp.path()).is_empty(), "a run without a part leaves no trace");
+        let mut folder = ready(&path);
+        assert_eq!(folder.next(), 0);
+        add(&mut folder);
+        drop(folder);
+        assert_eq!(names(&path.join(PARTS)), ["0-4.safetensors", LOCK, MANIFEST]);
+        let mut folder = ready(&path);
+        assert_eq!((folder.next(), folder.parts().len()), (4, 1));
+        add(&mut folder);
+        let report = finish(folder);
+        assert_eq!((report.statistics.samples, report.statistics.successes), (8, 2));
+        assert_eq!((report.timing.attack_ms, report.timing.sample_steps), (500.0, 60));
+        assert_eq!(names(&path), [TENSORS, IMAGES, REPORT, MARKDOWN, SAMPLES, SHEET]);
+        assert_eq!(names(&path.join(IMAGES)).len(), 8);
+        let Opened::Complete(again) = open(&path, false).unwrap() else { panic!("not complete") };
+        assert_eq!(*again, report);
+
+        // Discarded on request, and not before.
+        let Opened::Ready(folder) = open(&path, true).unwrap() else { panic!("not fresh") };
+        assert_eq!(names(&path), [PARTS]);
+        drop(folder);
+        assert!(names(&path).is_empty());
+    }
+
+    #[test]
+    fn another_run_and_foreign_files_are_refused_and_stay() {
+        let temp = tempfile::tempdir().unwrap();
+        let path = temp.path();
+        let mut folder = ready(path);
+        add(&mut folder);
+        let message = open(path, false).unwrap_err().to_string();
+        assert!(message.contains("another process"), "{message}");
+        drop(folder);
+        let other = |change: &dyn Fn(&mut Identity)| {
+            let mut other = identity(8);
+            change(&mut other);
+            let error = Folder::open(path, other, device(), DIMS, 2, false).unwrap_err();
+            assert_eq!(error.exit_code(), 8);
+            error.to_string()
+        };
+        let message = other(&|i| i.config = Config { steps: 11, ..i.config.clone() });
+        assert!(message.contains("config.steps is 10 there and 11 here"), "{message}");
+        assert!(message.contains("--out") && message.contains("--fresh"), "{message}");
+        assert!(other(&|i| i.shard = Shard::new(0, 2, 8).ok()).contains("shard"));
+        let mut folder = ready(path);
+        add(&mut folder);
+        finish(folder);
+        assert!(other(&|i| i.config.seed = 8).contains("config.seed is 7 there and 8 here"));
+
+        // Whatever bears one of our names without being ours is not touched, not even on request.
+        for name in [REPORT, IMAGES, TENSORS, "parts/x", "parts/run.json"] {
+            let temp = tempfile::tempdir().unwrap();
+            fs::create_dir_all(temp.path().join(name).parent().unwrap()).unwrap();
+            fs::write(temp.path().join(name), "not json").unwrap();
+            for fresh in [false, true] {
+                assert_eq!(open(temp.path(), fresh).unwrap_err().exit_code(), 8, "{name}");
+            }
+            assert_eq!(fs::read(temp.path().join(name)).unwrap(), b"not json");
         }
-        let other = Config { steps: 11, ..config() };
-        assert_eq!(check(&other).unwrap_err().exit_code(), 8);
-        fs::write(path.join(REPORT), "not json").unwrap();
-        assert_eq!(check(&config()).unwrap_err().exit_code(), 8);
     }
 
     #[test]
     fn a_path_below_a_file_is_an_error_and_leaves_nothing() {
         let temp = tempfile::tempdir().unwrap();
         fs::write(temp.path().join("file"), "x").unwrap();
-        let error = Folder::check(&temp.path().join("file/out"), &config(), "f64", "aa", "bb", 4).unwrap_err();
-        assert_eq!(error.exit_code(), 8);
+        assert_eq!(open(&temp.path().join("file/out"), false).unwrap_err().exit_code(), 8);
         assert_eq!(names(temp.path()), ["file"]);
     }
 
     #[test]
-    fn an_abandoned_run_leaves_an_earlier_one_as_it_was() {
+    fn only_whole_parts_without_a_gap_are_taken_up() {
         let temp = tempfile::tempdir().unwrap();
-        fs::write(temp.path().join(REPORT), "earlier").unwrap();
-        let staging = Staging::new(temp.path()).unwrap();
-        staging.file(REPORT, b"later").unwrap();
-        drop(staging);
-        assert_eq!(names(temp.path()), [REPORT]);
-        assert_eq!(fs::read(temp.path().join(REPORT)).unwrap(), b"earlier");
+        let path = temp.path();
+        let mut folder = ready(path);
+        add(&mut folder);
+        add(&mut folder);
+        drop(folder);
+        let part = |name: &str| path.join(PARTS).join(name);
+        let whole = fs::read(part("0-4.safetensors")).unwrap();
+        fs::write(part(".0-4.safetensors.77.tmp"), "x").unwrap();
+        fs::create_dir(part(STAGING)).unwrap();
+        fs::write(part("notes.txt"), "x").unwrap();
+        assert_eq!(ready(path).next(), 8);
+        assert_eq!(names(&path.join(PARTS)), ["0-4.safetensors", "4-8.safetensors", LOCK, MANIFEST]);
+
+        // Every bit of a part counts: a sample of them is turned, in the header and in the values.
+        let bits = whole.len() * 8;
+        for bit in (0..bits).step_by(bits / 150) {
+            let mut broken = whole.clone();
+            broken[bit / 8] ^= 1 << (bit % 8);
+            fs::write(part("0-4.safetensors"), broken).unwrap();
+            let folder = ready(path);
+            // A blank of the header may become another blank.
+            let blank = whole[bit / 8] == b' ';
+            assert!(folder.next() == 0 || blank, "bit {bit} of {bits}");
+            drop(folder);
+            let mut folder = ready(path);
+            if folder.next() == 0 {
+                add(&mut folder);
+                add(&mut folder);
+            }
+        }
+        for end in [0, 7, 100, whole.len() - 1] {
+            fs::write(part("0-4.safetensors"), &whole[..end]).unwrap();
+            assert_eq!(ready(path).next(), 0, "cut at {end}");
+            let mut folder = ready(path);
+            add(&mut folder);
+            add(&mut folder);
+        }
+        // The right bytes under another name, and with a gap before them.
+        fs::rename(part("4-8.safetensors"), part("4-7.safetensors")).unwrap();
+        assert_eq!(ready(path).next(), 4);
+        fs::rename(part("0-4.safetensors"), part("4-8.safetensors")).unwrap();
+        assert_eq!(ready(path).next(), 0);
+    }
+
+    #[test]
+    fn a_part_of_another_run_is_not_taken_up() {
+        let temp = tempfile::tempdir().unwrap();
+        let (one, two) = (temp.path().join("one"), temp.path().join("two"));
+        let mut other = identity(8);
+        other.config.seed = 8;
+        let Opened::Ready(mut folder) = Folder::open(&one, other, device(), DIMS, 2, false).unwrap() else { panic!() };
+        add(&mut folder);
+        let mut mine = ready(&two);
+        add(&mut mine);
+        drop(mine);
+        let name = "parts/0-4.safetensors";
+        fs::copy(one.join(name), two.join(name)).unwrap();
+        assert_eq!(ready(&two).next(), 0);
     }
 }

@@ -1,148 +1,199 @@
-//! `report.json`: the figures of a run for other programs. Fields keep their order; a change that could break a reader
-//! raises `SCHEMA_VERSION`.
+//! `report.json`: the figures of a run for other programs, and for this one when it is asked again. Fields keep their
+//! order; a change that could break a reader raises the schema version.
 
-use super::{Config, Distance, Run, Statistics, decimal};
-use serde_json::{Map, Value, json};
+use super::{Device, Identity, Statistics};
+use crate::error::{Error, Result};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
 use std::time::Duration;
 
-const SCHEMA_VERSION: u32 = 1;
-
-/// The report of a run.
-pub fn report(run: &Run<'_>) -> Value {
-    let s = Statistics::new(run.outcome);
-    let mut map = identity(run);
-    let mut put = |key: &str, value: Value| map.insert(key.into(), value);
-    put("clean_correct", json!(s.clean_correct));
-    put("clean_accuracy", json!(s.clean_accuracy()));
-    put("attacked", json!(s.attacked));
-    put("successes", json!(s.successes));
-    put("success_rate", json!(s.success_rate()));
-    put("success_rate_float", json!(s.success_rate_float()));
-    put("robust_accuracy", json!(s.robust_accuracy));
-    put("robust_accuracy_float", json!(s.robust_accuracy_float));
-    put("max_perturbation", json!(decimal(s.max_perturbation)));
-    put("effective_eps", finite(decimal(run.outcome.effective_eps)));
-    put("zero_gradient_pixels", json!(s.zero_gradient_pixels));
-    put("samples_without_gradient", json!(s.samples_without_gradient));
-    put("nonfinite_samples", json!(s.nonfinite_samples));
-    let d = run.device;
-    put("device", json!({ "name": d.name, "backend": d.backend, "kind": d.kind, "driver": d.driver }));
-    let t = run.timing;
-    let per_second = |n: f64| if t.attack.is_zero() { Value::Null } else { json!(round(n / t.attack.as_secs_f64())) };
-    put(
-        "timing",
-        json!({
-            "load_ms": ms(t.load),
-            "compile_ms": ms(t.compile),
-            "attack_ms": ms(t.attack),
-            "images_per_s": per_second(s.samples as f64),
-            "sample_steps_per_s": per_second(t.sample_steps as f64),
-        }),
-    );
-    put("gpu_bytes", json!(run.gpu_bytes));
-    Value::Object(map)
+/// How long the parts of a run took, and how much work the attack was. Times of shards add up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Timing {
+    /// Reading weights and data.
+    pub load_ms: f64,
+    /// Opening the device and compiling its kernels.
+    pub compile_ms: f64,
+    /// Clean logits, all steps, and the check of what is delivered.
+    pub attack_ms: f64,
+    /// Steps taken, added up over all samples.
+    pub sample_steps: u64,
+    /// Samples for each second of the attack.
+    pub images_per_s: Option<f64>,
+    /// Steps for each second of the attack.
+    pub sample_steps_per_s: Option<f64>,
 }
 
-/// The part of a report that says what was run. A folder holds the results of one identity only.
-fn identity(run: &Run<'_>) -> Map<String, Value> {
-    let samples = run.outcome.len();
-    let Value::Object(map) = json!({
-        "schema_version": SCHEMA_VERSION,
-        "version": env!("CARGO_PKG_VERSION"),
-        "math": run.device.math,
-        "config": config(run.config),
-        "model": { "arch": run.model.arch, "sha256": run.model_sha256, "parameters": run.model.parameters() },
-        "data": { "source": run.data_source, "sha256": run.data_sha256, "samples": samples },
-        "samples": samples,
-    }) else {
-        return Map::new();
-    };
-    map
-}
+impl Timing {
+    /// Rates of `samples` images follow from the times.
+    pub fn new(samples: usize, load: Duration, compile: Duration, attack: Duration, sample_steps: u64) -> Self {
+        let [load_ms, compile_ms, attack_ms] = [load, compile, attack].map(|t| round(t.as_secs_f64() * 1e3));
+        Timing { load_ms, compile_ms, attack_ms, sample_steps, ..Timing::default() }.rated(samples)
+    }
 
-/// What an earlier report must have in common with a run for its folder to be written again.
-pub(super) fn same_run(
-    earlier: &Value,
-    config: &Config,
-    math: &str,
-    model_sha256: &str,
-    data_sha256: &str,
-    samples: usize,
-) -> bool {
-    earlier["schema_version"] == json!(SCHEMA_VERSION)
-        && earlier["math"] == json!(math)
-        && earlier["config"] == self::config(config)
-        && earlier["model"]["sha256"] == json!(model_sha256)
-        && earlier["data"]["sha256"] == json!(data_sha256)
-        && earlier["samples"] == json!(samples)
-}
+    fn rated(mut self, samples: usize) -> Self {
+        let per_second = |n: f64| (self.attack_ms > 0.0).then(|| round(1e3 * n / self.attack_ms));
+        (self.images_per_s, self.sample_steps_per_s) =
+            (per_second(samples as f64), per_second(self.sample_steps as f64));
+        self
+    }
 
-fn config(c: &Config) -> Value {
-    json!({
-        "method": c.method.name(),
-        "norm": "linf",
-        "loss": "ce",
-        "targets": c.targets,
-        "targets_sha256": c.targets_sha256,
-        "eps": distance(&c.eps),
-        "step_size": distance(&c.step_size),
-        "steps": c.steps,
-        "bounds": c.bounds.map(|(lo, hi)| [decimal(lo), decimal(hi)]),
-        "quantize": c.quantise,
-        "attack_all": c.attack_all,
-        "seed": c.seed,
-        "limit": c.limit,
-    })
-}
-
-fn distance(d: &Distance) -> Value {
-    json!({ "text": d.text, "value": finite(d.value) })
-}
-
-/// JSON has no infinity: null stands for it, the text beside says `inf`.
-fn finite(x: f64) -> Value {
-    if x.is_finite() { json!(x) } else { Value::Null }
-}
-
-fn ms(d: Duration) -> f64 {
-    round(d.as_secs_f64() * 1e3)
+    /// Times of two runs together, which attacked `samples` images.
+    #[must_use]
+    pub fn plus(self, other: Self, samples: usize) -> Self {
+        Timing {
+            load_ms: round(self.load_ms + other.load_ms),
+            compile_ms: round(self.compile_ms + other.compile_ms),
+            attack_ms: round(self.attack_ms + other.attack_ms),
+            sample_steps: self.sample_steps + other.sample_steps,
+            ..self
+        }
+        .rated(samples)
+    }
 }
 
 fn round(x: f64) -> f64 {
     (x * 1e3).round() / 1e3
 }
 
+/// Shares that follow from the statistics; fractions.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+struct Rates {
+    clean_accuracy: Option<f64>,
+    success_rate: Option<f64>,
+    success_rate_float: Option<f64>,
+    robust_accuracy: Option<f64>,
+    robust_accuracy_float: Option<f64>,
+    effective_eps: Option<f32>,
+}
+
+/// Everything that is known of a run that has ended, but for its tensors.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Report {
+    /// What was run on what.
+    #[serde(flatten)]
+    pub identity: Identity,
+    /// What came of it.
+    #[serde(flatten)]
+    pub statistics: Statistics,
+    #[serde(flatten)]
+    rates: Rates,
+    /// SHA-256 of the files beside the report that the others can be made from.
+    pub files: BTreeMap<String, String>,
+    /// What it ran on.
+    pub device: Device,
+    /// Where shards ran on several: all of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<Device>,
+    /// How long it took.
+    pub timing: Timing,
+    /// Device memory at its peak; `None` when no device was used.
+    pub gpu_bytes: Option<u64>,
+}
+
+impl Report {
+    /// A report on `devices`, at least one; rates follow from the statistics.
+    pub(super) fn new(
+        identity: Identity,
+        statistics: Statistics,
+        files: BTreeMap<String, String>,
+        devices: Vec<Device>,
+        timing: Timing,
+        gpu_bytes: Option<u64>,
+    ) -> Self {
+        let rates = Rates {
+            clean_accuracy: statistics.clean_accuracy(),
+            success_rate: statistics.success_rate(),
+            success_rate_float: statistics.success_rate_float(),
+            robust_accuracy: statistics.robust_accuracy(),
+            robust_accuracy_float: statistics.robust_accuracy_float(),
+            effective_eps: Some(identity.config.effective_eps()).filter(|e| e.is_finite()),
+        };
+        let device = devices[0].clone();
+        let devices = if devices.len() > 1 { devices } else { Vec::new() };
+        Report { identity, statistics, rates, files, device, devices, timing, gpu_bytes }
+    }
+
+    /// Reads `report.json`.
+    ///
+    /// # Errors
+    /// [`Error::Data`] naming the file.
+    pub fn read(path: &Path) -> Result<Self> {
+        let fail = |detail: String| Error::data(path.display().to_string(), detail);
+        let bytes = fs::read(path).map_err(|e| fail(e.to_string()))?;
+        serde_json::from_slice(&bytes).map_err(|e| fail(format!("no report of this program: {e}")))
+    }
+
+    /// All devices that the run was made on.
+    pub fn all_devices(&self) -> &[Device] {
+        if self.devices.is_empty() { std::slice::from_ref(&self.device) } else { &self.devices }
+    }
+
+    /// The file's text, without a newline at its end.
+    pub fn json(&self) -> String {
+        text(self)
+    }
+}
+
+/// JSON for people: numbers as their own type writes them (an f32 of 0.3 is 0.3), infinity as null.
+pub(crate) fn text(value: &impl Serialize) -> String {
+    serde_json::to_string_pretty(value).expect("maps with text for keys, and nothing that fails")
+}
+
 #[cfg(test)]
-mod tests {
-    use super::super::tests::with_run;
+pub(crate) mod tests {
+    use super::super::config::tests::{device, identity};
+    use super::super::statistics::tests::outcome;
     use super::*;
     use crate::model::Dims;
 
-    #[test]
-    fn a_report_keeps_its_fields_and_their_order() {
-        let report = with_run(Dims::new(1, 2, 2), report);
-        let keys: Vec<&str> = report.as_object().unwrap().keys().map(String::as_str).collect();
-        let expected = "schema_version version math config model data samples clean_correct clean_accuracy attacked \
-                        successes success_rate success_rate_float robust_accuracy robust_accuracy_float \
-                        max_perturbation effective_eps zero_gradient_pixels samples_without_gradient \
-                        nonfinite_samples device timing gpu_bytes";
-        assert_eq!(keys.join(" "), expected);
-        assert_eq!(report["config"]["eps"]["text"], "2/255");
-        assert_eq!(report["timing"]["images_per_s"], 8.0);
-        assert_eq!(report["timing"]["sample_steps_per_s"], 80.0);
-        assert!(report["gpu_bytes"].is_null());
+    pub(crate) fn report() -> Report {
+        let statistics = Statistics::new(&outcome(Dims::new(1, 2, 2)));
+        let times = [0, 0, 500].map(Duration::from_millis);
+        let timing = Timing::new(4, times[0], times[1], times[2], 40);
+        let files = BTreeMap::from([("adversarial.safetensors".to_string(), "cc".to_string())]);
+        Report::new(identity(4), statistics, files, vec![device()], timing, None)
     }
 
     #[test]
-    fn another_configuration_is_told_apart() {
-        with_run(Dims::new(1, 2, 2), |run| {
-            let earlier = report(run);
-            assert!(same_run(&earlier, run.config, "f64", "aa", "bb", 4));
-            assert!(!same_run(&earlier, run.config, "f32", "aa", "bb", 4));
-            assert!(!same_run(&earlier, run.config, "f64", "aa", "bb", 5));
-            assert!(!same_run(&earlier, run.config, "f64", "ab", "bb", 4));
-            assert!(!same_run(&earlier, &Config { seed: 8, ..run.config.clone() }, "f64", "aa", "bb", 4));
-            assert!(!same_run(&Value::Null, run.config, "f64", "aa", "bb", 4));
-        });
+    fn a_report_keeps_its_fields_and_their_order() {
+        let text = report().json();
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let keys: Vec<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
+        let expected = "schema_version version math config model data shard samples clean_correct attacked successes \
+                        successes_float robust robust_float max_perturbation snapped zero_gradient_pixels \
+                        samples_without_gradient nonfinite_samples clean_accuracy success_rate success_rate_float \
+                        robust_accuracy robust_accuracy_float effective_eps files device timing gpu_bytes";
+        assert_eq!(keys.join(" "), expected);
+        let config: Vec<&str> = json["config"].as_object().unwrap().keys().map(String::as_str).collect();
+        let expected = "method norm loss targets targets_sha256 eps step_size steps restarts bounds quantize attack_all seed limit";
+        assert_eq!(config.join(" "), expected);
+        assert_eq!(json["config"]["eps"]["text"], "2/255");
+        assert_eq!(json["timing"]["images_per_s"], 8.0);
+        assert_eq!(json["timing"]["sample_steps_per_s"], 80.0);
+        assert!(json["gpu_bytes"].is_null());
+        assert!(text.contains("\"max_perturbation\": 0.007843138,"), "an f32 as it is written: {text}");
+    }
+
+    #[test]
+    fn a_report_reads_as_it_was_written() {
+        let report = report();
+        let read: Report = serde_json::from_str(&report.json()).unwrap();
+        assert_eq!(read, report);
+        assert_eq!(read.json(), report.json());
+        for foreign in ["", "{}", "[1]", "{\"schema_version\": 1}"] {
+            assert!(serde_json::from_str::<Report>(foreign).is_err());
+        }
+    }
+
+    #[test]
+    fn times_add_up_and_rates_follow() {
+        let one = report().timing;
+        let both = one.plus(one, 8);
+        assert_eq!((both.attack_ms, both.sample_steps), (1000.0, 80));
+        assert_eq!((both.images_per_s, both.sample_steps_per_s), (Some(8.0), Some(80.0)));
+        assert_eq!(Timing::default().rated(3).images_per_s, None);
     }
 }

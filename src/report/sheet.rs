@@ -1,7 +1,8 @@
 //! The contact sheet: a handful of samples, each clean | perturbation | adversarial, with what the network says of them.
 
+use super::Report;
 use super::table::{headline, percent};
-use super::{Run, Statistics};
+use super::tensors::Rows;
 use crate::attack::argmax;
 use crate::model::Dims;
 use image::{Rgb, RgbImage};
@@ -26,27 +27,27 @@ const GREEN: Rgb<u8> = Rgb([26, 127, 55]);
 const RED: Rgb<u8> = Rgb([190, 48, 40]);
 const GREY: Rgb<u8> = Rgb([200, 200, 196]);
 
-/// A contact sheet of up to twelve samples, successes and failures mixed as they are in the whole run, in order.
-pub fn sheet(run: &Run<'_>) -> RgbImage {
-    let dims = run.model.input;
-    let samples = choose(run);
-    let panels = Panels::new(run, &samples);
+/// A contact sheet of the samples that [`choose`] chose. `first` is the index of the run's first sample in the whole data
+/// set.
+pub(super) fn sheet(report: &Report, rows: &Rows, first: usize, dims: Dims) -> RgbImage {
+    let samples = rows.index.len();
+    let panels = Panels::new(report, rows);
     let (side_w, side_h) = panels.size(dims);
-    let columns = COLUMNS.min(samples.len()).max(1);
+    let columns = COLUMNS.min(samples).max(1);
     let card_w = 3 * side_w + 2 * GAP;
     let card_h = side_h + GAP / 2 + LINE;
     let top = MARGIN + TITLE + 2 * (LINE + GAP) + 2 * GAP + LINE + GAP;
-    let rows = samples.len().div_ceil(columns);
+    let lines_of_cards = samples.div_ceil(columns);
     let gutter = MARGIN;
     let lines = [
-        format!("{}: {}", run.model.arch, headline(run)),
-        summary(run),
+        format!("{}: {}", report.identity.model.arch, headline(report)),
+        summary(report),
         "clean | perturbation | adversarial".to_string(),
     ];
     let text_w = (lines[0].chars().count() * advance(TITLE, FontWeight::Bold))
         .max((lines[1].chars().count() + 24) * advance(LINE, FontWeight::Regular));
     let width = (columns * card_w + (columns - 1) * gutter).max(text_w) + 2 * MARGIN;
-    let height = top + rows * card_h + rows.saturating_sub(1) * (gutter / 2) + MARGIN;
+    let height = top + lines_of_cards * card_h + lines_of_cards.saturating_sub(1) * (gutter / 2) + MARGIN;
     let mut page = Page(RgbImage::from_pixel(width as u32, height as u32, PAPER));
 
     let mut y = MARGIN;
@@ -79,17 +80,29 @@ pub fn sheet(run: &Run<'_>) -> RgbImage {
             );
         }
     }
-    for (n, &sample) in samples.iter().enumerate() {
-        let x = MARGIN + n % columns * (card_w + gutter);
-        let y = top + n / columns * (card_h + gutter / 2);
-        card(&mut page, run, &panels, sample, (x, y));
+    for sample in 0..samples {
+        let x = MARGIN + sample % columns * (card_w + gutter);
+        let y = top + sample / columns * (card_h + gutter / 2);
+        card(&mut page, &Card { report, rows, first, dims, panels: &panels, sample }, (x, y));
     }
     page.0
 }
 
+/// What a card is drawn from.
+struct Card<'a> {
+    report: &'a Report,
+    rows: &'a Rows,
+    first: usize,
+    dims: Dims,
+    panels: &'a Panels,
+    /// Which of the rows.
+    sample: usize,
+}
+
 /// One sample: three pictures, three captions, a frame around the third.
-fn card(page: &mut Page, run: &Run<'_>, panels: &Panels, sample: usize, (x, y): (usize, usize)) {
-    let (o, dims) = (run.outcome, run.model.input);
+fn card(page: &mut Page, card: &Card<'_>, (x, y): (usize, usize)) {
+    let Card { report, rows: o, first, dims, panels, sample } = *card;
+    let run = &report.identity;
     let len = dims.len();
     let clean = &o.clean[sample * len..][..len];
     let adversarial = &o.adversarial[sample * len..][..len];
@@ -105,7 +118,7 @@ fn card(page: &mut Page, run: &Run<'_>, panels: &Panels, sample: usize, (x, y): 
     };
     page.frame(at(2), y, w, h, colour);
 
-    let k = o.clean_logits.len() / o.len().max(1);
+    let k = o.clean_logits.len() / o.index.len().max(1);
     let says = |logits: &[f32]| {
         let z = &logits[sample * k..][..k];
         let best = argmax(z);
@@ -121,7 +134,7 @@ fn card(page: &mut Page, run: &Run<'_>, panels: &Panels, sample: usize, (x, y): 
     let clean_says = says(&o.clean_logits);
     let right = clean_says.0 == o.labels[sample];
     page.text(at(0), y, LINE, FontWeight::Regular, if right { INK } else { FAINT }, &caption(&clean_says));
-    let id = format!("#{sample}");
+    let id = format!("#{}", first + o.index[sample]);
     let drawn = caption(&clean_says).chars().count() + id.len() + 1;
     if drawn <= fits {
         page.text(at(0) + w - id.len() * advance(LINE, FontWeight::Regular), y, LINE, FontWeight::Regular, GREY, &id);
@@ -136,30 +149,29 @@ fn card(page: &mut Page, run: &Run<'_>, panels: &Panels, sample: usize, (x, y): 
     page.text(at(2), y, LINE, FontWeight::Bold, colour, &caption(&says(&o.adversarial_logits)));
 }
 
-fn summary(run: &Run<'_>) -> String {
-    let s = Statistics::new(run.outcome);
-    let verb = if run.config.targets == "none" { "turned" } else { "turned to their targets" };
+fn summary(report: &Report) -> String {
+    let s = &report.statistics;
+    let verb = if report.identity.config.is_untargeted() { "turned" } else { "turned to their targets" };
     format!("{} of {} attacked images {verb} ({})", s.successes, s.attacked, percent(s.success_rate()))
 }
 
-/// Which samples to show: successes and failures in proportion, but some of each when there are any, of as many classes
-/// as possible; the first samples when none was attacked.
-fn choose(run: &Run<'_>) -> Vec<usize> {
-    let o = run.outcome;
-    let of =
-        |success: bool| -> Vec<usize> { (0..o.len()).filter(|&i| o.attacked[i] && o.success[i] == success).collect() };
+/// Which samples to show, up to twelve: successes and failures mixed as they are in the whole run, but some of each when
+/// there are any, of as many classes as possible, in order; the first samples when none was attacked.
+pub(super) fn choose(attacked: &[bool], success: &[bool], labels: &[i64]) -> Vec<usize> {
+    let n = labels.len();
+    let of = |turned: bool| -> Vec<usize> { (0..n).filter(|&i| attacked[i] && success[i] == turned).collect() };
     let (turned, held) = (of(true), of(false));
     let all = turned.len() + held.len();
     if all == 0 {
-        return (0..o.len().min(SAMPLES)).collect();
+        return (0..n.min(SAMPLES)).collect();
     }
     let n = SAMPLES.min(all);
     let share = (n as f64 * held.len() as f64 / all as f64).round() as usize;
     let least = usize::from(!held.is_empty());
     let most = n - usize::from(!turned.is_empty() && n > 1);
     let fails = share.clamp(least, most.max(least)).max(n.saturating_sub(turned.len())).min(held.len());
-    let mut chosen = spread(&turned, &o.labels, n - fails);
-    chosen.extend(spread(&held, &o.labels, fails));
+    let mut chosen = spread(&turned, labels, n - fails);
+    chosen.extend(spread(&held, labels, fails));
     chosen.sort_unstable();
     chosen
 }
@@ -193,17 +205,17 @@ struct Panels {
 }
 
 impl Panels {
-    fn new(run: &Run<'_>, samples: &[usize]) -> Self {
-        let (o, len) = (run.outcome, run.model.input.len());
-        let shown = || samples.iter().flat_map(|&i| &o.clean[i * len..][..len]).copied();
-        let (lo, hi) = run
-            .config
+    fn new(report: &Report, rows: &Rows) -> Self {
+        let config = &report.identity.config;
+        let shown = || rows.clean.iter().copied();
+        let (lo, hi) = config
             .bounds
             .unwrap_or_else(|| shown().fold((f32::INFINITY, f32::NEG_INFINITY), |(lo, hi), x| (lo.min(x), hi.max(x))));
         let unit = if hi > lo { 1.0 / (hi - lo) } else { 1.0 };
         // The largest perturbation shown becomes black or white; a little less than eps would say nothing of its size.
-        let largest = samples.iter().map(|&i| o.linf[i]).fold(0.0, f32::max) * unit;
-        let reach = if o.effective_eps.is_finite() && o.effective_eps > 0.0 { o.effective_eps * unit } else { largest };
+        let largest = rows.linf.iter().copied().fold(0.0, f32::max) * unit;
+        let eps = config.effective_eps();
+        let reach = if eps.is_finite() && eps > 0.0 { eps * unit } else { largest };
         let gain = if reach > 0.0 && reach.is_finite() { (0.5 / reach).max(1.0) } else { 1.0 };
         Panels { lo, unit, gain }
     }
@@ -327,13 +339,32 @@ fn short(x: f32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::with_run;
+    use super::super::json::tests::report;
+    use super::super::statistics::tests::outcome;
     use super::*;
+
+    /// All four samples of the outcome that statistics are tested on.
+    fn rows(dims: Dims) -> Rows {
+        let o = outcome(dims);
+        Rows {
+            index: vec![0, 1, 2, 3],
+            clean: o.clean,
+            adversarial: o.adversarial,
+            labels: o.labels,
+            targets: o.targets,
+            clean_logits: o.clean_logits,
+            adversarial_logits: o.adversarial_logits,
+            attacked: o.attacked,
+            success: o.success,
+            linf: o.linf,
+        }
+    }
 
     #[test]
     fn any_size_and_number_of_channels_can_be_drawn() {
         for dims in [(1, 8, 8), (3, 32, 32), (3, 5, 7), (1, 1, 1), (3, 300, 200), (3, 600, 64), (2, 4, 4)] {
-            let page = with_run(Dims::new(dims.0, dims.1, dims.2), sheet);
+            let size = Dims::new(dims.0, dims.1, dims.2);
+            let page = sheet(&report(), &rows(size), 0, size);
             assert!(page.width() > 300 && page.height() > 100, "{dims:?}");
             assert!(page.width() < 4000 && page.height() < 3000, "{dims:?}");
             let seen = |c: Rgb<u8>| page.pixels().any(|p| *p == c);
@@ -343,8 +374,9 @@ mod tests {
 
     #[test]
     fn a_sheet_mixes_successes_and_failures_and_keeps_their_order() {
-        let chosen = with_run(Dims::new(1, 2, 2), choose);
-        assert_eq!(chosen, [0, 1, 3]);
+        let o = outcome(Dims::new(1, 2, 2));
+        assert_eq!(choose(&o.attacked, &o.success, &o.labels), [0, 1, 3]);
+        assert_eq!(choose(&[false; 20], &[false; 20], &[0; 20]).len(), SAMPLES);
         assert_eq!(spread(&[0, 1, 2, 3, 4], &[5, 5, 6, 5, 7], 4), [0, 2, 4, 1]);
     }
 

@@ -1,7 +1,8 @@
 //! The table at the end of a run: what a person wants to know first, delivered bytes beside floats.
 
-use super::{Run, Statistics, levels};
+use super::{Device, Report, levels};
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Row, Table, TableStyle};
+use serde_json::Value;
 
 /// An empty table as this program draws them: three rules, the first column to the left, the others to the right.
 pub fn blank<const N: usize>(header: [&str; N]) -> Table {
@@ -16,69 +17,179 @@ pub fn blank<const N: usize>(header: [&str; N]) -> Table {
 }
 
 /// A short summary for people, ending without a newline.
-pub fn table(run: &Run<'_>) -> String {
-    let s = Statistics::new(run.outcome);
-    let c = run.config;
-    let delivered = if run.delivers_bytes() { "delivered (8 bit)" } else { "delivered" };
-    let mut table = blank(["", delivered, "", "float", ""]);
-    let clean = percent(s.clean_accuracy());
-    let of = |n: usize, whole: usize| format!("{n} of {whole}");
-    table.add_row(["right when clean", &clean, &of(s.clean_correct, s.samples), "", ""]);
-    let success = if c.targets == "none" { "turned to another class" } else { "turned to their target" };
-    table.add_row([
-        success,
-        &percent(s.success_rate()),
-        &of(s.successes, s.attacked),
-        &percent(s.success_rate_float()),
-        &of(s.successes_float, s.attacked),
-    ]);
-    let robust = |rate: f64| of((rate * s.samples as f64).round() as usize, s.samples);
-    table.add_row([
-        "still right (robust)",
-        &percent(Some(s.robust_accuracy)),
-        &robust(s.robust_accuracy),
-        &percent(Some(s.robust_accuracy_float)),
-        &robust(s.robust_accuracy_float),
-    ]);
-    let t = run.timing;
-    let per_second = |n: f64| if t.attack.is_zero() { "-".into() } else { grouped(n / t.attack.as_secs_f64()) };
-    let mut lines = vec![
-        headline(run),
-        format!("{} on {}, {} images of {}", run.model.arch, device(run), s.samples, run.data_source),
-        table.to_string(),
-        format!(
-            "largest change {} of eps {}; {:.2} s, {} images/s, {} sample-steps/s",
-            levels(s.max_perturbation),
-            c.eps.text,
-            t.attack.as_secs_f64(),
-            per_second(s.samples as f64),
-            per_second(t.sample_steps as f64),
-        ),
-    ];
-    if s.samples_without_gradient > 0 {
-        lines.push(format!(
-            "images that never had a gradient: {}; for them this attack proves nothing",
-            s.samples_without_gradient
-        ));
+pub fn table(report: &Report) -> String {
+    let mut table = blank(header(report));
+    for row in rows(report) {
+        table.add_row(row);
     }
+    let lines = [headline(report), place(report), table.to_string(), format!("{}; {}", reach(report), pace(report))];
+    lines.into_iter().chain(caution(report)).collect::<Vec<_>>().join("\n")
+}
+
+/// The same in Markdown, with everything that says what was run: fit for pasting.
+pub fn markdown(report: &Report) -> String {
+    let i = &report.identity;
+    let line = |cells: [&str; 5]| format!("| {} |", cells.map(escaped).join(" | "));
+    let mut lines = vec![
+        format!("# {}", escaped(&headline(report))),
+        String::new(),
+        line(header(report)),
+        "|---|---:|---:|---:|---:|".into(),
+    ];
+    lines.extend(rows(report).iter().map(|row| line(row.each_ref().map(String::as_str))));
+    lines.push(String::new());
+    lines.push(format!("{}.", reach(report)));
+    lines.extend(caution(report).map(|c| format!("{c}.")));
+    lines.push(String::new());
+    let c = &i.config;
+    let bounds = c.bounds.map_or("none".into(), |(lo, hi)| format!("{lo},{hi}"));
+    let scope = if c.attack_all { "all images" } else { "images that are right when clean" };
+    lines.push(format!(
+        "- attack: norm {}, loss {}, bounds {bounds}, seed {}, on {scope}",
+        c.norm.name(),
+        c.loss,
+        c.seed
+    ));
+    let facts = |what: &str, name: &str, amount: String, sha256: &str| {
+        format!("- {what}: {}, {amount}, SHA-256 `{sha256}`", escaped(name))
+    };
+    let parameters = format!("{} parameters", grouped(i.model.parameters as f64));
+    lines.push(facts("model", &i.model.arch, parameters, &i.model.sha256));
+    lines.push(facts("data", &i.data.source, format!("{} images", i.data.samples), &i.data.sha256));
+    if let Some(shard) = i.shard {
+        let range = shard.range();
+        lines.push(format!("- shard: {} of {}, images {} to {}", shard.index, shard.count, range.start, range.end - 1));
+    }
+    lines.push(format!("- program: signstep {}, {}", i.version, i.math));
+    for device in report.all_devices() {
+        lines
+            .push(format!("- device: {}", escaped(&format!("{} ({}) {}", device.name, device.backend, device.driver))));
+    }
+    lines.push(format!("- time: {}", pace(report)));
     lines.join("\n")
 }
 
-/// The attack in one line: `ifgsm, targets random, eps 0.3, 10 steps of 0.075`.
-pub(super) fn headline(run: &Run<'_>) -> String {
-    let c = run.config;
-    let aim = if c.targets == "none" { "untargeted".to_string() } else { format!("targets {}", c.targets) };
-    let steps = if c.steps == 1 { "1 step".to_string() } else { format!("{} steps", c.steps) };
-    format!("{}, {aim}, eps {}, {steps} of {}", c.method.name(), c.eps.text, c.step_size.text)
+/// Columns of [`csv`], and where they are found in `report.json`.
+const COLUMNS: [(&str, &str); 27] = [
+    ("arch", "/model/arch"),
+    ("data", "/data/source"),
+    ("method", "/config/method"),
+    ("norm", "/config/norm"),
+    ("targets", "/config/targets"),
+    ("eps", "/config/eps/value"),
+    ("step_size", "/config/step_size/value"),
+    ("steps", "/config/steps"),
+    ("restarts", "/config/restarts"),
+    ("seed", "/config/seed"),
+    ("samples", "/samples"),
+    ("clean_correct", "/clean_correct"),
+    ("attacked", "/attacked"),
+    ("successes", "/successes"),
+    ("successes_float", "/successes_float"),
+    ("robust", "/robust"),
+    ("robust_float", "/robust_float"),
+    ("clean_accuracy", "/clean_accuracy"),
+    ("success_rate", "/success_rate"),
+    ("success_rate_float", "/success_rate_float"),
+    ("robust_accuracy", "/robust_accuracy"),
+    ("robust_accuracy_float", "/robust_accuracy_float"),
+    ("max_perturbation", "/max_perturbation"),
+    ("device", "/device/name"),
+    ("attack_ms", "/timing/attack_ms"),
+    ("images_per_s", "/timing/images_per_s"),
+    ("sample_steps_per_s", "/timing/sample_steps_per_s"),
+];
+
+/// The figures as a line of names and a line of values, so that the last lines of several runs make one table.
+pub fn csv(report: &Report) -> String {
+    let json: Value = serde_json::from_str(&report.json()).unwrap_or_default();
+    let cell = |pointer: &str| match json.pointer(pointer) {
+        None | Some(Value::Null) => String::new(),
+        Some(Value::String(s)) if s.contains([',', '"', '\n', '\r']) => format!("\"{}\"", s.replace('"', "\"\"")),
+        Some(Value::String(s)) => s.clone(),
+        Some(other) => other.to_string(),
+    };
+    let names: Vec<&str> = COLUMNS.iter().map(|(name, _)| *name).collect();
+    let values: Vec<String> = COLUMNS.iter().map(|(_, pointer)| cell(pointer)).collect();
+    format!("{}\n{}", names.join(","), values.join(","))
 }
 
-fn device(run: &Run<'_>) -> String {
-    let d = run.device;
-    if d.math == "f64" { format!("{} (CPU, f64)", d.name) } else { format!("{} ({})", d.name, d.backend) }
+fn header(report: &Report) -> [&'static str; 5] {
+    let delivered = if report.identity.config.delivers_bytes() { "delivered (8 bit)" } else { "delivered" };
+    ["", delivered, "", "float", ""]
+}
+
+fn rows(report: &Report) -> [[String; 5]; 3] {
+    let s = &report.statistics;
+    let of = |n: usize, whole: usize| format!("{n} of {whole}");
+    let none = String::new;
+    let untargeted = report.identity.config.is_untargeted();
+    [
+        ["right when clean".into(), percent(s.clean_accuracy()), of(s.clean_correct, s.samples), none(), none()],
+        [
+            if untargeted { "turned to another class" } else { "turned to their target" }.into(),
+            percent(s.success_rate()),
+            of(s.successes, s.attacked),
+            percent(s.success_rate_float()),
+            of(s.successes_float, s.attacked),
+        ],
+        [
+            "still right (robust)".into(),
+            percent(s.robust_accuracy()),
+            of(s.robust, s.samples),
+            percent(s.robust_accuracy_float()),
+            of(s.robust_float, s.samples),
+        ],
+    ]
+}
+
+/// The attack in one line: `ifgsm, targets random, eps 0.3, 10 steps of 0.075`.
+pub(super) fn headline(report: &Report) -> String {
+    let c = &report.identity.config;
+    let aim = if c.is_untargeted() { "untargeted".to_string() } else { format!("targets {}", c.targets) };
+    let steps = if c.steps == 1 { "1 step".to_string() } else { format!("{} steps", c.steps) };
+    let restarts = if c.restarts == 1 { String::new() } else { format!(", {} restarts", c.restarts) };
+    format!("{}, {aim}, eps {}, {steps} of {}{restarts}", c.method.name(), c.eps.text, c.step_size.text)
+}
+
+fn place(report: &Report) -> String {
+    let i = &report.identity;
+    let device = |d: &Device| {
+        if i.math == "f64" { format!("{} (CPU, f64)", d.name) } else { format!("{} ({})", d.name, d.backend) }
+    };
+    let devices: Vec<String> = report.all_devices().iter().map(device).collect();
+    let images = report.statistics.samples;
+    let shard = i.shard.map(|s| format!(" (shard {} of {})", s.index, s.count)).unwrap_or_default();
+    format!("{} on {}, {images} images of {}{shard}", i.model.arch, devices.join(", "), i.data.source)
+}
+
+fn reach(report: &Report) -> String {
+    format!("largest change {} of eps {}", levels(report.statistics.max_perturbation), report.identity.config.eps.text)
+}
+
+fn pace(report: &Report) -> String {
+    let t = &report.timing;
+    let per_second = |n: Option<f64>| n.map_or("-".into(), grouped);
+    format!(
+        "{:.2} s, {} images/s, {} sample-steps/s",
+        t.attack_ms / 1e3,
+        per_second(t.images_per_s),
+        per_second(t.sample_steps_per_s)
+    )
+}
+
+fn caution(report: &Report) -> Option<String> {
+    let n = report.statistics.samples_without_gradient;
+    (n > 0).then(|| format!("images that never had a gradient: {n}; for them this attack proves nothing"))
+}
+
+/// Text for a cell of a Markdown table.
+fn escaped(text: &str) -> String {
+    text.replace('|', "\\|")
 }
 
 /// A fraction as percent with one decimal. Never 100 % or 0 % by rounding: a single exception must show.
-pub(super) fn percent(rate: Option<f64>) -> String {
+pub(crate) fn percent(rate: Option<f64>) -> String {
     match rate {
         None => "-".into(),
         Some(r) if r < 1.0 && r > 0.9995 => "99.9 %".into(),
@@ -88,7 +199,7 @@ pub(super) fn percent(rate: Option<f64>) -> String {
 }
 
 /// A whole number with thousands apart.
-fn grouped(x: f64) -> String {
+pub(crate) fn grouped(x: f64) -> String {
     let digits = format!("{x:.0}");
     let mut text = String::new();
     for (i, c) in digits.chars().enumerate() {
@@ -102,15 +213,38 @@ fn grouped(x: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::with_run;
+    use super::super::json::tests::report;
     use super::*;
-    use crate::model::Dims;
 
     #[test]
     fn a_table_shows_both_rates() {
-        let text = with_run(Dims::new(1, 2, 2), table);
+        let text = table(&report());
         assert!(text.contains("33.3 %") && text.contains("66.7 %") && text.contains("1 of 3"), "{text}");
         assert!(text.contains("never had a gradient: 1;"), "{text}");
+    }
+
+    #[test]
+    fn markdown_holds_the_same_rates_and_what_was_run() {
+        let mut report = report();
+        report.identity.data.source = "a|b".into();
+        let text = markdown(&report);
+        assert!(text.contains("| turned to their target | 33.3 % | 1 of 3 | 66.7 % | 2 of 3 |"), "{text}");
+        assert!(text.contains("- data: a\\|b, 4 images, SHA-256 `bb`"), "{text}");
+        for line in text.lines().filter(|l| l.starts_with('|')) {
+            assert_eq!(line.matches('|').count(), 6, "{line}");
+        }
+    }
+
+    #[test]
+    fn csv_has_a_value_for_each_name() {
+        let mut report = report();
+        report.identity.data.source = "a \"b\", c".into();
+        let text = csv(&report);
+        let (names, values) = text.split_once('\n').unwrap();
+        assert!(values.contains("\"a \"\"b\"\", c\""), "{values}");
+        let values = values.replace("\"a \"\"b\"\", c\"", "source");
+        assert_eq!(names.split(',').count(), values.split(',').count());
+        assert!(values.split(',').all(|v| !v.is_empty()), "a column that is not in the report: {values}");
     }
 
     #[test]

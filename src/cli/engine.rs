@@ -1,0 +1,102 @@
+//! What a command runs on: a device, or the f64 reference on the CPU.
+
+use super::warn;
+use crate::attack::Engine;
+use crate::error::Result;
+use crate::model::Model;
+use crate::report::Device;
+use crate::{Adapter, Gpu, Network, Options, Reference};
+use std::time::Duration;
+
+/// Where to run, opened but without a network.
+pub(super) enum Place {
+    Gpu(Gpu),
+    Reference,
+}
+
+/// A network that can run.
+pub(super) enum Runner {
+    Gpu(Box<Network>),
+    Reference(Box<Reference>),
+}
+
+impl Place {
+    /// Opens the device asked for.
+    pub(super) fn open(device: Option<&str>) -> Result<Self> {
+        let adapter = match device {
+            Some("reference") => {
+                warn("running the f64 reference on the CPU: right, but slow");
+                return Ok(Place::Reference);
+            }
+            None => Adapter::Auto,
+            Some(d) => d.parse().map_or_else(|_| Adapter::Name(d.to_string()), Adapter::Index),
+        };
+        Gpu::new(&adapter).map(Place::Gpu)
+    }
+
+    /// Arithmetic of networks there.
+    pub(super) fn math(&self) -> &'static str {
+        match self {
+            Place::Gpu(_) => "f32",
+            Place::Reference => "f64",
+        }
+    }
+
+    pub(super) fn device(&self) -> Device {
+        match self {
+            Place::Gpu(gpu) => {
+                let a = gpu.summary();
+                let [name, backend, kind, driver] = [&a.name, &a.backend, &a.kind, &a.driver].map(String::clone);
+                Device { name, backend, kind, driver }
+            }
+            Place::Reference => {
+                let [name, backend, kind, driver] = ["reference", "cpu", "software", ""].map(String::from);
+                Device { name, backend, kind, driver }
+            }
+        }
+    }
+
+    /// Puts a network there; batches and their memory are bounded.
+    pub(super) fn load(&self, model: Model, batch: Option<usize>, memory: u64) -> Result<Runner> {
+        Ok(match self {
+            Place::Gpu(gpu) => {
+                let options = Options { batch, memory, ..Options::default() };
+                Runner::Gpu(Box::new(Network::with_options(gpu, model, &options)?))
+            }
+            Place::Reference => Runner::Reference(Box::new(Reference::new(model)?)),
+        })
+    }
+}
+
+impl Runner {
+    pub(super) fn engine(&self) -> &dyn Engine {
+        match self {
+            Runner::Gpu(network) => network.as_ref(),
+            Runner::Reference(reference) => reference.as_ref(),
+        }
+    }
+
+    /// The largest batch that runs at once.
+    pub(super) fn batch(&self) -> usize {
+        match self {
+            Runner::Gpu(network) => network.chunk(),
+            Runner::Reference(_) => 1,
+        }
+    }
+
+    /// Device memory that is taken, if there is a device.
+    pub(super) fn gpu_bytes(&self) -> Option<u64> {
+        match self {
+            Runner::Gpu(network) => Some(network.gpu_bytes()),
+            Runner::Reference(_) => None,
+        }
+    }
+
+    /// Time that kernels have taken to compile so far: they are compiled when they are first needed.
+    pub(super) fn compile_time(&self) -> Duration {
+        match self {
+            Runner::Gpu(network) => network.gpu().compile_time(),
+            Runner::Reference(_) => Duration::ZERO,
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! Pictures of a run: every delivered image, and the contact sheet.
+
+use super::tensors::{Rows, TensorFile};
+use super::{Report, sheet};
+use crate::error::{Error, Result};
+use crate::model::Dims;
+use image::{GrayImage, RgbImage};
+use std::fs;
+use std::ops::Range;
+use std::path::Path;
+
+/// Pixels that are read at once.
+const BLOCK: usize = 1 << 22;
+
+/// Writes the delivered images of `ids`, each named by its index in the whole data set.
+pub(super) fn images(folder: &Path, tensors: &mut TensorFile, ids: Range<usize>, dims: Dims) -> Result<()> {
+    fs::create_dir(folder).map_err(|e| fail(folder, &e))?;
+    let one = dims.len().max(1);
+    let block = (BLOCK / one).max(1);
+    for start in (0..ids.len()).step_by(block) {
+        let pixels = tensors.f32("adversarial", start..(start + block).min(ids.len()))?;
+        for (i, image) in pixels.chunks_exact(one).enumerate() {
+            let path = folder.join(format!("{:06}.png", ids.start + start + i));
+            let byte = |c: usize, x: u32, y: u32| {
+                let at = (c * dims.h + y as usize) * dims.w + x as usize;
+                (image[at] * 255.0).round() as u8
+            };
+            let (w, h) = (dims.w as u32, dims.h as u32);
+            let saved = if dims.c == 1 {
+                GrayImage::from_fn(w, h, |x, y| image::Luma([byte(0, x, y)])).save(&path)
+            } else {
+                RgbImage::from_fn(w, h, |x, y| image::Rgb([byte(0, x, y), byte(1, x, y), byte(2, x, y)])).save(&path)
+            };
+            saved.map_err(|e| fail(&path, &e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Writes the contact sheet.
+pub(super) fn sheet(
+    path: &Path,
+    report: &Report,
+    tensors: &mut TensorFile,
+    ids: Range<usize>,
+    dims: Dims,
+) -> Result<()> {
+    let all = 0..ids.len();
+    let attacked = tensors.flags("attacked", all.clone())?;
+    let success = tensors.flags("success", all.clone())?;
+    let labels = tensors.i64("labels", all)?;
+    let rows = Rows::read(tensors, &sheet::choose(&attacked, &success, &labels))?;
+    sheet::sheet(report, &rows, ids.start, dims).save(path).map_err(|e| fail(path, &e))
+}
+
+fn fail(path: &Path, detail: &dyn std::fmt::Display) -> Error {
+    Error::Output { place: path.display().to_string(), detail: detail.to_string() }
+}

@@ -1,0 +1,542 @@
+//! Runs in parts: cut anywhere, killed at any moment, sharded and merged, the files are those of the run that was never
+//! divided.
+
+use serde_json::Value;
+use signstep::attack::philox;
+use signstep::data::{View, write_safetensors};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Random starts, restarts and random targets: whatever could follow a sample's place instead of its index would show.
+const ATTACK: &str = "attack --method pgd --norm LInf --eps 0.15 --steps 3 --restarts 2 --seed 5";
+
+/// What two folders of the same run share byte for byte, beside the pictures.
+const FILES: [&str; 3] = ["adversarial.safetensors", "samples.csv", "sheet.png"];
+
+struct Bench {
+    folder: tempfile::TempDir,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Bench { folder: tempfile::tempdir().unwrap() }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn command(&self, line: &str) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_signstep"));
+        command.args(line.split_whitespace()).current_dir(self.folder.path()).stdin(Stdio::null());
+        // The program starts itself again without this; then a kill would hit the right process all the same, but later.
+        command.env("NODEVICE_SELECT", "1");
+        command
+    }
+
+    fn run(&self, line: &str) -> Output {
+        self.command(line).output().unwrap()
+    }
+
+    fn start(&self, line: &str) -> Child {
+        self.command(line).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    }
+
+    fn ok(&self, line: &str) -> String {
+        let output = self.run(line);
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "signstep {line}: {}\n{errors}", output.status);
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Runs what must fail with `code` and an error that holds each of `words`.
+    fn refused(&self, line: &str, code: i32, words: &[&str]) {
+        let output = self.run(line);
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "signstep {line}: {errors}");
+        let told = errors.lines().find(|l| l.starts_with("error: ")).unwrap_or_default();
+        for word in words {
+            assert!(told.contains(word), "signstep {line}: `{word}` is missing from\n{errors}");
+        }
+    }
+
+    fn report(&self, out: &str) -> Value {
+        json(&fs::read_to_string(self.path(out).join("report.json")).unwrap())
+    }
+
+    /// Both folders are complete, and the same but for times and devices.
+    fn same(&self, what: &str, a: &str, b: &str) {
+        let (x, y) = (self.path(a), self.path(b));
+        assert_eq!(names(&x), names(&y), "{what}");
+        assert!(!x.join("parts").exists(), "{what}: parts are left");
+        for name in FILES {
+            assert!(fs::read(x.join(name)).unwrap() == fs::read(y.join(name)).unwrap(), "{what}: {name} differs");
+        }
+        assert_eq!(names(&x.join("images")), names(&y.join("images")), "{what}");
+        for name in names(&x.join("images")) {
+            let read = |folder: &Path| fs::read(folder.join("images").join(&name)).unwrap();
+            assert!(read(&x) == read(&y), "{what}: images/{name} differs");
+        }
+        let lasting = |folder: &Path| -> Vec<String> {
+            let text = fs::read_to_string(folder.join("report.md")).unwrap();
+            let passing = |l: &&str| !l.starts_with("- time:") && !l.starts_with("- device:");
+            text.lines().filter(passing).map(String::from).collect()
+        };
+        assert_eq!(lasting(&x), lasting(&y), "{what}");
+        // As text: the order of fields and every digit count.
+        let report = |name: &str| {
+            let mut report = self.report(name);
+            for key in ["timing", "device", "gpu_bytes"] {
+                report.as_object_mut().unwrap().shift_remove(key).unwrap_or_else(|| panic!("{what}: no {key}"));
+            }
+            report["data"]["source"] = Value::Null;
+            serde_json::to_string_pretty(&report).unwrap()
+        };
+        assert_eq!(report(a), report(b), "{what}");
+        let taken = |name: &str| self.report(name)["timing"]["sample_steps"].as_u64();
+        assert_eq!(taken(a), taken(b), "{what}: steps");
+    }
+}
+
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}:\n{text}"))
+}
+
+/// A number in [0, 1), the same on every machine.
+fn unit(run: u32, draw: u32) -> f64 {
+    f64::from(philox(2026, [run, draw, 0, 9])[0]) / f64::from(u32::MAX)
+}
+
+#[test]
+fn files_do_not_depend_on_the_chunk() {
+    let bench = Bench::new();
+    bench.ok(&format!("{ATTACK} --out whole --chunk 450"));
+    assert!(bench.report("whole")["successes"].as_u64().unwrap() > 0);
+    for chunk in ["1", "7", "64"] {
+        bench.ok(&format!("{ATTACK} --out chunk-{chunk} --chunk {chunk} --batch 50"));
+        bench.same(&format!("chunks of {chunk}"), "whole", &format!("chunk-{chunk}"));
+    }
+    bench.ok(&format!("{ATTACK} --out memory --memory 300K"));
+    bench.same("300 KiB", "whole", "memory");
+}
+
+#[test]
+fn shards_make_the_run_that_was_never_divided() {
+    let bench = Bench::new();
+    bench.ok(&format!("{ATTACK} --limit 60 --out whole"));
+    for count in 1..=7 {
+        let mut folders = Vec::new();
+        // The last one first: order is no matter.
+        for index in (0..count).rev() {
+            let out = format!("{index}-of-{count}");
+            bench.ok(&format!("{ATTACK} --limit 60 --out {out} --shard {index}/{count} --chunk 13"));
+            let shard = &bench.report(&out)["shard"];
+            assert_eq!((&shard["index"], &shard["count"]), (&index.into(), &count.into()));
+            folders.push(out);
+        }
+        let merged = format!("merged-{count}");
+        bench.ok(&format!("merge {} --out {merged}", folders.join(" ")));
+        bench.same(&format!("{count} shards"), "whole", &merged);
+    }
+    // Once is enough, and a shard of a run is not the run.
+    let again = bench.run("merge 0-of-2 1-of-2 --out merged-2 --format csv");
+    assert!(again.status.success() && String::from_utf8_lossy(&again.stderr).contains("holds this run already"));
+    bench.refused("merge 0-of-2 1-of-2 --out 0-of-2", 8, &["0-of-2", "shard"]);
+    bench.refused(&format!("{ATTACK} --limit 60 --out merged-2 --shard 0/2"), 8, &["shard"]);
+    // A merged folder answers for the run.
+    let answer = bench.run(&format!("{ATTACK} --limit 60 --out merged-2"));
+    assert!(answer.status.success() && String::from_utf8_lossy(&answer.stderr).contains("holds this run already"));
+}
+
+#[test]
+fn shards_that_do_not_make_a_run_are_refused_by_name() {
+    let bench = Bench::new();
+    let attack = "attack --limit 6 --steps 1";
+    for index in 0..3 {
+        bench.ok(&format!("{attack} --shard {index}/3 --out s{index}"));
+    }
+    bench.ok(&format!("{attack} --shard 1/3 --seed 1 --out other-seed"));
+    bench.ok(&format!("{attack} --shard 1/2 --out other-count"));
+    bench.ok(&format!("{attack} --out whole"));
+    fs::create_dir(bench.path("empty")).unwrap();
+    bench.refused("merge s0 s2 --out m", 3, &["shard 1 of 3", "missing"]);
+    bench.refused("merge s0 s1 s2 s1 --out m", 3, &["shard 1 of 3", "twice", "s1"]);
+    bench.refused("merge s0 other-seed s2 --out m", 3, &["other-seed", "config.seed is 0 there and 1 here"]);
+    bench.refused("merge s0 other-count s2 --out m", 3, &["another run"]);
+    bench.refused("merge s0 whole s2 --out m", 3, &["whole", "not a shard"]);
+    bench.refused("merge s0 empty s2 --out m", 3, &["empty", "report.json"]);
+    bench.refused("merge s0 nowhere s2 --out m", 3, &["nowhere"]);
+    bench.refused("merge s0 s1 s2 --out s1/report.json/x", 8, &["s1/report.json"]);
+    // A damaged shard is named: one bit of a pixel, then the report.
+    let path = bench.path("s1/adversarial.safetensors");
+    let good = fs::read(&path).unwrap();
+    let mut bad = good.clone();
+    *bad.last_mut().unwrap() ^= 1;
+    fs::write(&path, &bad).unwrap();
+    bench.refused("merge s0 s1 s2 --out m", 3, &["s1/adversarial.safetensors"]);
+    fs::write(&path, &good[..good.len() - 1]).unwrap();
+    bench.refused("merge s0 s1 s2 --out m", 3, &["s1/adversarial.safetensors"]);
+    fs::write(&path, &good).unwrap();
+    fs::write(bench.path("s2/report.json"), "{}").unwrap();
+    bench.refused("merge s0 s1 s2 --out m", 3, &["s2/report.json"]);
+    assert!(!bench.path("m").exists());
+}
+
+/// Twenty runs killed at random moments, from the first to the last, most of them several times.
+#[test]
+fn a_run_that_is_killed_goes_on_and_ends_as_if_it_had_not_been() {
+    let bench = Bench::new();
+    let attack = format!("{ATTACK} --chunk 30");
+    let start = Instant::now();
+    bench.ok(&format!("{attack} --out whole"));
+    let whole = start.elapsed();
+    let (mut kills, mut resumed, mut joined) = (0, 0, 0);
+    for run in 0..20 {
+        let line = format!("{attack} --out run-{run}");
+        let out = bench.path(&format!("run-{run}"));
+        // The first kills are spread over the whole run; later ones come sooner, when less is left to do.
+        let mut moment = whole.mul_f64(1.1 * (f64::from(run) + unit(run, 0)) / 20.0);
+        for kill in 1..=3 {
+            let mut child = bench.start(&line);
+            std::thread::sleep(moment);
+            let ended = child.try_wait().unwrap().is_some();
+            // Killing what has ended is no error; waiting takes its place in the system's table away.
+            let _ = child.kill();
+            child.wait().unwrap();
+            let report = out.join("report.json").exists();
+            assert!(!ended || report, "run {run} ended by itself without a report");
+            if report {
+                break;
+            }
+            kills += 1;
+            let parts = fs::read_dir(out.join("parts")).into_iter().flatten().flatten();
+            let parts: Vec<_> = parts.map(|e| e.file_name().into_string().unwrap()).collect();
+            resumed += usize::from(parts.iter().any(|p| p.ends_with(".safetensors")));
+            joined += usize::from(parts.iter().any(|p| p == "join"));
+            moment = whole.mul_f64(unit(run, kill) * 0.6);
+        }
+        bench.ok(&line);
+        bench.same(&format!("run {run}"), "whole", &format!("run-{run}"));
+        fs::remove_dir_all(out).unwrap();
+    }
+    println!("{kills} kills: {resumed} left parts, {joined} came while joining; {:.1} s a run", whole.as_secs_f64());
+    assert!(kills >= 20 && resumed >= 5, "{kills} kills, {resumed} left parts: they missed what they aim at");
+}
+
+/// The moments that random kills seldom meet: while files are joined, moved and swept away. The run is killed as soon as a
+/// name appears or is gone.
+#[test]
+fn a_run_that_is_killed_while_its_files_are_joined_goes_on() {
+    let bench = Bench::new();
+    let attack = "attack --method fgsm --eps 0.2 --chunk 200";
+    bench.ok(&format!("{attack} --out whole"));
+    let appears: [(&str, fn(&Path) -> bool); 8] = [
+        ("parts", |out| out.join("parts").exists()),
+        ("run.json", |out| out.join("parts/run.json").exists()),
+        ("the first part", |out| out.join("parts/0-200.safetensors").exists()),
+        ("join", |out| out.join("parts/join").exists()),
+        ("joined tensors", |out| out.join("parts/join/adversarial.safetensors").exists()),
+        ("half of the images", |out| out.join("parts/join/images/000225.png").exists()),
+        ("the first file moved", |out| out.join("adversarial.safetensors").exists()),
+        ("the report", |out| out.join("report.json").exists()),
+    ];
+    for (n, (what, appeared)) in appears.iter().enumerate() {
+        let out = format!("out-{n}");
+        let mut child = bench.start(&format!("{attack} --out {out}"));
+        let start = Instant::now();
+        while !appeared(&bench.path(&out)) {
+            assert!(start.elapsed() < Duration::from_secs(120), "{what} never appeared");
+            std::hint::spin_loop();
+        }
+        let _ = child.kill();
+        child.wait().unwrap();
+        bench.ok(&format!("{attack} --out {out}"));
+        bench.same(what, "whole", &out);
+    }
+}
+
+#[test]
+fn a_folder_holds_one_run() {
+    let bench = Bench::new();
+    let first = "attack --limit 4 --eps 0.1";
+    bench.ok(first);
+    let out = bench.path("signstep-out");
+    let tensors = || fs::read(out.join("adversarial.safetensors")).unwrap();
+    let (before, listed) = (tensors(), names(&out));
+    for (other, differs) in [
+        ("--limit 4 --eps 0.2", "config.eps.text"),
+        ("--limit 5 --eps 0.1", "config.limit"),
+        ("--limit 4 --eps 0.1 --seed 1", "config.seed is 0 there and 1 here"),
+        ("--limit 4 --eps 0.1 --device reference", "math"),
+        ("--limit 4 --eps 0.1 --shard 0/2", "shard"),
+    ] {
+        bench.refused(&format!("attack {other}"), 8, &["signstep-out", "--out", "--fresh", differs]);
+    }
+    assert!(tensors() == before && names(&out) == listed);
+
+    // The same run is answered from what is there, in any form, and nothing is written.
+    let time = || fs::metadata(out.join("report.json")).unwrap().modified().unwrap();
+    let written = time();
+    for format in ["table", "json", "csv", "markdown"] {
+        let output = bench.run(&format!("{first} --batch 3 --chunk 1 --format {format}"));
+        assert!(output.status.success() && !output.stdout.is_empty());
+        assert!(String::from_utf8(output.stderr).unwrap().contains("note: signstep-out holds this run already"));
+    }
+    let printed = bench.ok(&format!("{first} --json"));
+    assert_eq!(printed, fs::read_to_string(out.join("report.json")).unwrap());
+    let printed = bench.ok(&format!("{first} --format markdown"));
+    assert_eq!(printed, fs::read_to_string(out.join("report.md")).unwrap());
+    assert!(tensors() == before && names(&out) == listed && time() == written);
+
+    // Anew on request: the same run, and another one in its place.
+    bench.ok(&format!("{first} --fresh"));
+    assert!(tensors() == before && time() != written);
+    bench.ok("attack --limit 4 --eps 0.2 --fresh");
+    assert!(tensors() != before && names(&out) == listed);
+    // Without its tensors a folder is not complete.
+    bench.ok(&format!("{first} --fresh"));
+    fs::remove_file(out.join("adversarial.safetensors")).unwrap();
+    bench.ok(first);
+    assert!(tensors() == before);
+}
+
+/// A run that was interrupted is another one's only with `--fresh`; what is damaged meanwhile is made again.
+#[test]
+fn parts_of_an_interrupted_run_are_joined_only_when_they_are_sound() {
+    let bench = Bench::new();
+    let attack = "attack --method pgd --eps 0.2 --steps 2 --chunk 100";
+    bench.ok(&format!("{attack} --out whole"));
+    let interrupted = |out: &str| {
+        let mut child = bench.start(&format!("{attack} --out {out}"));
+        let parts = bench.path(out).join("parts");
+        while !parts.join("200-300.safetensors").exists() {
+            assert!(child.try_wait().unwrap().is_none(), "ended before its third part");
+            std::hint::spin_loop();
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        parts
+    };
+    let parts = interrupted("other");
+    let before = names(&parts);
+    bench.refused(
+        &format!("{attack} --seed 9 --out other"),
+        8,
+        &["other", "config.seed is 0 there and 9 here", "--fresh"],
+    );
+    assert_eq!(names(&parts), before);
+    bench.ok(&format!("{attack} --seed 9 --out other --fresh"));
+    bench.ok(&format!("{attack} --seed 9 --out other-alone"));
+    bench.same("a fresh run over an interrupted one", "other", "other-alone");
+
+    type Damage = fn(&Path);
+    let damages: [(&str, Damage); 6] = [
+        ("a bit of a value", |parts| flip(&parts.join("0-100.safetensors"), 1.0)),
+        ("a bit of the header", |parts| flip(&parts.join("0-100.safetensors"), 0.004)),
+        ("cut short", |parts| {
+            let path = parts.join("100-200.safetensors");
+            let bytes = fs::read(&path).unwrap();
+            fs::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+        }),
+        ("another range", |parts| {
+            fs::rename(parts.join("100-200.safetensors"), parts.join("0-100.safetensors")).unwrap();
+        }),
+        ("a foreign file", |parts| {
+            let tensors = [("images", View::u8(&[1], &[0]))];
+            write_safetensors(&parts.join("0-100.safetensors"), &tensors, &BTreeMap::new()).unwrap();
+            fs::write(parts.join("300-400.safetensors"), "not safetensors").unwrap();
+        }),
+        ("a gap", |parts| fs::remove_file(parts.join("0-100.safetensors")).unwrap()),
+    ];
+    for (n, (what, damage)) in damages.iter().enumerate() {
+        let out = format!("damaged-{n}");
+        damage(&interrupted(&out));
+        bench.ok(&format!("{attack} --out {out}"));
+        bench.same(what, "whole", &out);
+    }
+    // A part of another run, whole in itself.
+    let theirs = interrupted("one");
+    let mine = bench.path("two/parts");
+    let mut child = bench.start(&format!("{attack} --seed 9 --out two"));
+    while !mine.join("0-100.safetensors").exists() {
+        std::hint::spin_loop();
+    }
+    child.kill().unwrap();
+    child.wait().unwrap();
+    fs::copy(theirs.join("0-100.safetensors"), mine.join("0-100.safetensors")).unwrap();
+    bench.ok(&format!("{attack} --seed 9 --out two"));
+    bench.same("a part of another run", "two", "other");
+    // The manifest itself.
+    let parts = interrupted("manifest");
+    flip(&parts.join("run.json"), 0.0);
+    bench.refused(&format!("{attack} --out manifest"), 8, &["manifest"]);
+}
+
+/// Turns the lowest bit of the byte at a fraction of the file.
+fn flip(path: &Path, fraction: f64) {
+    let mut bytes = fs::read(path).unwrap();
+    let at = ((bytes.len() - 1) as f64 * fraction) as usize;
+    bytes[at] ^= 1;
+    fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn two_processes_do_not_write_to_one_folder() {
+    let bench = Bench::new();
+    let attack = format!("{ATTACK} --chunk 10");
+    let mut child = bench.start(&attack);
+    while !bench.path("signstep-out/parts/run.json").exists() {
+        std::hint::spin_loop();
+    }
+    bench.refused(&attack, 8, &["signstep-out", "another process"]);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    bench.ok(&attack);
+}
+
+/// The folder is somebody else's, or a file lies in the way: nothing is written and nothing is removed.
+#[test]
+fn what_is_no_run_is_left_alone() {
+    let bench = Bench::new();
+    fs::create_dir_all(bench.path("mine/images")).unwrap();
+    fs::write(bench.path("mine/images/cat.png"), "a picture").unwrap();
+    for line in ["attack --limit 2 --out mine", "attack --limit 2 --out mine --fresh"] {
+        bench.refused(line, 8, &["mine", "images"]);
+        assert_eq!(fs::read(bench.path("mine/images/cat.png")).unwrap(), b"a picture");
+        assert_eq!(names(&bench.path("mine")), ["images"]);
+    }
+    fs::write(bench.path("file"), "x").unwrap();
+    bench.refused("attack --limit 2 --out file", 8, &["file"]);
+    // Files that bear none of our names may stay beside a run.
+    fs::create_dir(bench.path("notes")).unwrap();
+    fs::write(bench.path("notes/notes.txt"), "x").unwrap();
+    bench.ok("attack --limit 2 --out notes");
+    bench.ok("attack --limit 2 --out notes --fresh");
+    assert!(bench.path("notes/notes.txt").exists());
+}
+
+/// A pixel that cannot be, in a later chunk: the sample is named by its index in the whole set, and nothing is delivered.
+#[test]
+fn a_sample_is_named_by_its_index_in_the_whole_set() {
+    let bench = Bench::new();
+    let mut images = vec![0.25_f32; 280 * 64];
+    images[270 * 64] = 0.75;
+    let tensors = [("images", View::f32(&[280, 1, 8, 8], &images)), ("labels", View::i64(&[280], &[1; 280]))];
+    write_safetensors(&bench.path("x.safetensors"), &tensors, &BTreeMap::new()).unwrap();
+    let attack = "attack --data x.safetensors --bounds 0,0.5 --steps 1 --chunk 100";
+    bench.refused(attack, 3, &["x.safetensors", "sample 270", "0.75", "0 to 0.5"]);
+    assert_eq!(names(&bench.path("signstep-out")), ["parts"], "nothing that looks whole");
+}
+
+#[test]
+fn targets_from_a_file_follow_their_samples() {
+    let bench = Bench::new();
+    let lines: Vec<String> = (0..30).map(|i| (i % 11 - 1).to_string()).collect();
+    fs::write(bench.path("targets.txt"), lines.join("\n")).unwrap();
+    let attack = "attack --limit 30 --steps 2 --targets targets.txt";
+    bench.ok(&format!("{attack} --out whole --chunk 30"));
+    bench.ok(&format!("{attack} --out seven --chunk 7"));
+    bench.same("targets from a file", "whole", "seven");
+    for index in 0..2 {
+        bench.ok(&format!("{attack} --out s{index} --shard {index}/2"));
+    }
+    bench.ok("merge s0 s1 --out merged");
+    bench.same("targets from a file, sharded", "whole", "merged");
+    let csv = fs::read_to_string(bench.path("merged/samples.csv")).unwrap();
+    for (i, line) in csv.lines().skip(1).enumerate() {
+        let cells: Vec<&str> = line.split(',').collect();
+        assert_eq!((cells[0], cells[2]), (i.to_string().as_str(), lines[i].as_str()));
+    }
+}
+
+#[test]
+fn samples_are_listed_as_their_tensors_say() {
+    let bench = Bench::new();
+    bench.ok("attack --limit 40");
+    let bytes = fs::read(bench.path("signstep-out/adversarial.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let csv = fs::read_to_string(bench.path("signstep-out/samples.csv")).unwrap();
+    let mut lines = csv.lines();
+    let head = "id,label,target,clean_prediction,adversarial_prediction,attacked,success,loss,linf,l2";
+    assert_eq!(lines.next(), Some(head));
+    let floats = |name: &str| -> Vec<f32> { bytemuck::pod_collect_to_vec(file.tensor(name).unwrap().data()) };
+    let integers = |name: &str| -> Vec<i64> { bytemuck::pod_collect_to_vec(file.tensor(name).unwrap().data()) };
+    let best = |name: &str, i: usize| signstep::attack::argmax(&floats(name)[i * 10..(i + 1) * 10]).to_string();
+    let mut turned = 0;
+    for (i, line) in lines.enumerate() {
+        let cells: Vec<&str> = line.split(',').collect();
+        assert_eq!(cells[0], i.to_string());
+        assert_eq!(cells[1], integers("labels")[i].to_string());
+        assert_eq!(cells[2], integers("targets")[i].to_string());
+        assert_eq!((cells[3], cells[4]), (&*best("clean_logits", i), &*best("adversarial_logits", i)));
+        assert_eq!(cells[5], file.tensor("attacked").unwrap().data()[i].to_string());
+        assert_eq!(cells[6], file.tensor("success").unwrap().data()[i].to_string());
+        for (cell, name) in [(7, "loss"), (8, "linf"), (9, "l2")] {
+            assert_eq!(cells[cell].parse::<f32>().unwrap().to_bits(), floats(name)[i].to_bits(), "{name}");
+        }
+        turned += u64::from(cells[6] == "1");
+    }
+    assert_eq!(bench.report("signstep-out")["successes"], turned);
+    assert_eq!(csv.lines().count(), 41);
+}
+
+#[test]
+fn a_network_is_verified_against_another_programs_logits() {
+    let bench = Bench::new();
+    // Our own clean logits, in f32, as the other program's.
+    bench.ok("attack --method fgsm");
+    let bytes = fs::read(bench.path("signstep-out/adversarial.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let logits: Vec<f32> = bytemuck::pod_collect_to_vec(file.tensor("clean_logits").unwrap().data());
+    let correct = bench.report("signstep-out")["clean_correct"].clone();
+    let write = |name: &str, tensor: &str, rows: usize, values: &[f32]| {
+        let tensors = [(tensor, View::f32(&[rows, values.len() / rows], values))];
+        write_safetensors(&bench.path(name), &tensors, &BTreeMap::new()).unwrap();
+    };
+    write("same.safetensors", "logits", 450, &logits);
+    let verified = json(&bench.ok("verify --json --logits same.safetensors --memory 300K"));
+    assert_eq!(verified["clean_correct"], correct);
+    assert_eq!((&verified["logits"]["passed"], &verified["logits"]["argmax_agree"]), (&true.into(), &450.into()));
+    assert_eq!(verified["logits"]["max_absolute"]["value"], 0.0);
+    assert!(verified["clean_accuracy_95"][0].as_f64().unwrap() > 0.98);
+    // The f64 reference agrees with the device, in any tensor's name, for the first images too.
+    write("named.safetensors", "z", 450, &logits);
+    bench.ok("verify --logits named.safetensors --limit 40 --device reference");
+    let text = bench.ok("verify --logits named.safetensors");
+    assert!(text.contains("says the same class") && text.contains("95 %"), "{text}");
+
+    // One logit of one sample, a little more than is allowed.
+    let top = logits[4170..4180].iter().fold(0.0_f32, |m, z| m.max(z.abs()));
+    let mut off = logits.clone();
+    off[4173] += 2e-4 * top + 2e-5;
+    write("off.safetensors", "logits", 450, &off);
+    bench.refused("verify --logits off.safetensors", 1, &["1 of 450"]);
+    let output = bench.run("verify --logits off.safetensors --json");
+    let told = json(&String::from_utf8(output.stdout).unwrap());
+    assert_eq!(output.status.code(), Some(1));
+    let worst = &told["logits"]["max_absolute"];
+    assert_eq!((&worst["sample"], &worst["class"]), (&417.into(), &3.into()));
+    bench.ok("verify --logits off.safetensors --tolerance 0,1e-2");
+    bench.refused("verify --logits same.safetensors --device reference --limit 5 --tolerance 0,0", 1, &["of 5"]);
+    off[4173] = f32::NAN;
+    write("nan.safetensors", "logits", 450, &off);
+    bench.refused("verify --logits nan.safetensors --tolerance 1e30,1e30", 1, &["1 of 450"]);
+
+    write("short.safetensors", "logits", 449, &logits[..4490]);
+    bench.refused("verify --logits short.safetensors", 3, &["short.safetensors", "[449, 10]"]);
+    write("narrow.safetensors", "logits", 900, &logits);
+    bench.refused("verify --logits narrow.safetensors", 3, &["narrow.safetensors", "[900, 5]"]);
+    bench.refused("verify --logits same.safetensors --limit 9 --model nowhere", 3, &["nowhere"]);
+    bench.refused("verify --logits signstep-out/report.json", 3, &["report.json"]);
+    bench.refused("verify --logits signstep-out/adversarial.safetensors", 3, &["several", "clean_logits"]);
+}
