@@ -479,6 +479,12 @@ fn a_task_tells_its_progress_and_ends_within_a_submission() {
     }
     task.cancel();
     let told = task.done();
+    // Far longer than a submission; a cancel that nobody hears would last for days.
+    let patience = std::time::Instant::now();
+    while !task.is_finished() {
+        assert!(patience.elapsed().as_secs() < 60, "it was cancelled, and goes on");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
     let mut task = task;
     assert_eq!(pollster::block_on(&mut task), Err(Error::Cancelled));
     assert!(task.done() <= told + most, "{} sample-steps after it was cancelled", task.done() - told);
