@@ -1,15 +1,6 @@
 // Cross-entropy of each sample on its own class, and the seed of its backward pass.
 
-struct Sample {
-    class_index: u32,
-    id: u32,         // index in the whole data set: random numbers follow it
-    restart: u32,
-    start: u32,      // 1: begins at a random place of its ball
-    eps: f32,        // L∞ radius, pixel units
-    step_size: f32,  // pixel units
-    direction: f32,  // +1 ascends, -1 descends
-    levels: u32,     // grey levels that the delivered image may move
-}
+//# include sample
 
 //# kernel cross_entropy_forward
 // One invocation a sample, three passes over its logits in order. The loss is summed over the batch, never averaged: the

@@ -224,8 +224,10 @@ impl Gpu {
         Ok(Self::wrap(summarise(index, adapter), device, queue, lost))
     }
 
-    /// Uses a device that the host program has opened already. Its callbacks stay the host's: that the device is lost is
-    /// then noticed when a wait or a copy fails.
+    /// Uses a device that the host program has opened already, within the limits it was opened with. Its callbacks stay the
+    /// host's: that the device is lost is then noticed when a wait or a copy fails. What goes wrong in calls made here is
+    /// caught in error scopes and comes out as [`Error`]; the host's own scopes and handlers see nothing of it. Waiting for
+    /// the device may run callbacks of the host's own (of buffers that it maps) on the thread that waits.
     pub fn from_device(adapter: &wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Self {
         Self::wrap(summarise(0, adapter), device, queue, Arc::default())
     }
@@ -266,11 +268,13 @@ impl Gpu {
         self.0.compile_time.lock().map(|t| *t).unwrap_or_default()
     }
 
-    pub(crate) fn device(&self) -> &wgpu::Device {
+    /// The device, for buffers to attack from and to.
+    pub fn device(&self) -> &wgpu::Device {
         &self.0.device
     }
 
-    pub(crate) fn queue(&self) -> &wgpu::Queue {
+    /// The device's one queue.
+    pub fn queue(&self) -> &wgpu::Queue {
         &self.0.queue
     }
 

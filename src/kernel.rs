@@ -30,6 +30,8 @@ const FILES: &[(&str, &str)] = &[
     ("pad", include_str!("../shaders/pad.wgsl")),
     ("pointwise", include_str!("../shaders/pointwise.wgsl")),
     ("pool", include_str!("../shaders/pool.wgsl")),
+    ("quantise", include_str!("../shaders/quantise.wgsl")),
+    ("sample", include_str!("../shaders/sample.wgsl")),
     ("step", include_str!("../shaders/step.wgsl")),
 ];
 

@@ -17,6 +17,35 @@
 //! # }
 //! ```
 //!
+//! # The front door
+//! [`Gpu::new`] opens an adapter, [`Gpu::from_device`] takes the device that a host program has already. A [`Network`] is
+//! loaded from safetensors or built from layers ([`Network::from_layers`]); it answers [`logits`](attack::Engine::logits) and
+//! [`input_gradient`](attack::Engine::input_gradient), and [`Attack`] runs on it. All three block; every one has a second form:
+//!
+//! | | from slices | from and to buffers of the device |
+//! |---|---|---|
+//! | blocking | [`Attack::run`], [`Attack::run_with`] | [`Attack::run_buffers`], [`Network::logits_buffer`], [`Network::input_gradient_buffer`] |
+//! | async | [`Attack::spawn`], [`Task::spawn`] | [`Task::spawn`] |
+//!
+//! ```no_run
+//! # use signstep::{Attack, Network, Norm, Task};
+//! # use std::sync::Arc;
+//! # async fn f(net: Arc<Network>, images: wgpu::Buffer, labels: Vec<i64>, out: wgpu::Buffer) -> signstep::Result<()> {
+//! # use signstep::wgpu;
+//! // images: [N, C, H, W] f32 on the network's device, COPY_SRC; out: as large, COPY_DST
+//! let attack = Attack::pgd(Norm::Linf, 8.0 / 255.0).restarts(5);
+//! let task = Task::spawn(move |control| {
+//!     attack.run_buffers_with(&net, &images, &labels, &out, &mut |n| control.advance(n))
+//! });
+//! println!("{} sample-steps so far", task.done()); // task.cancel() stops it, and so does dropping it
+//! let outcome = task.await?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! [`Gpu`], [`Network`], [`Reference`], [`Attack`] and [`Task`] are `Send` and `Sync`. A progress callback cancels by answering
+//! `false`. `examples/robustness_gate.rs` is a threshold on robust accuracy as a test, to be copied.
+//!
 //! # How data flows
 //!
 //! ```text
@@ -39,7 +68,8 @@
 //! | `gpu`, `tensor`, `kernel` | the device, its memory, its kernels; the only files that name `wgpu` besides `network` |
 //! | `ops` | each layer's forward and input gradient as [`kernel::Dispatch`]es |
 //! | [`plan`] | the order of dispatches and the memory they share, as data |
-//! | `network` | [`Network`]: a plan on a device |
+//! | `network` | [`Network`]: a plan on a device; images from slices or from the host program's buffers |
+//! | [`task`] | [`Task`]: work on a thread of its own, as a future |
 //! | `data`, `report`, `cli` | feature `cli`: files, tables and pictures, the program |
 //!
 //! # Letters
@@ -89,6 +119,7 @@ pub mod plan;
 pub mod reference;
 #[cfg(feature = "cli")]
 pub mod report;
+pub mod task;
 mod tensor;
 pub mod weights;
 
@@ -99,6 +130,7 @@ pub use model::Model;
 pub use network::{Network, Options};
 pub use plan::{Plan, Target, Variant};
 pub use reference::Reference;
+pub use task::Task;
 pub use tensor::{Kind, Resource};
 pub use wgpu;
 

@@ -1,15 +1,22 @@
 //! A network on the device: weights uploaded once, memory for one batch, and the loop that replays the plan.
 
+mod buffers;
+
 use crate::attack::{Engine, Gradient, Health, Iterated, Job, Logits, Sample};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Storage};
 use crate::kernel::{Bound, Dispatch};
-use crate::model::Model;
+use crate::model::{Dims, Layer, Model};
 use crate::plan::{Plan, Target, Variant};
 use crate::tensor::{Allocated, Kind};
-use std::sync::Mutex;
+use crate::weights::Tensors;
+use std::cell::OnceCell;
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::ThreadId;
 
-/// Activations and everything else that grows with the batch may take this much unless told otherwise.
+/// What a network may take on the device unless told otherwise.
 const DEFAULT_MEMORY: u64 = 1 << 30;
 
 /// Work in one submission, in floating-point operations: well under a second on the slowest adapters, so that watchdogs
@@ -26,7 +33,7 @@ pub struct Options {
     pub storage: Option<Storage>,
     /// Which kernels.
     pub variant: Variant,
-    /// Bytes on the device for everything that grows with the batch.
+    /// Bytes that the network may take on the device, weights and everything that grows with the batch together.
     pub memory: u64,
     /// The largest batch that runs at once; `None` leaves it to memory and limits. Results do not depend on it.
     pub batch: Option<usize>,
@@ -38,7 +45,11 @@ impl Default for Options {
     }
 }
 
-/// A network on a GPU. `Send` and `Sync`; runs take turns.
+/// A network on a GPU. `Send` and `Sync`: any thread may run it, and runs take turns.
+///
+/// A progress callback is called in the middle of a run. Where it asks the same network for anything that runs, it gets
+/// [`Error::Usage`], for the run it would wait for is its own; another network, and the plain questions ([`Network::plan`],
+/// [`Network::gpu_bytes`], …) are free to it. A callback that panics leaves the network usable.
 #[derive(Debug)]
 pub struct Network {
     gpu: Gpu,
@@ -46,6 +57,10 @@ pub struct Network {
     plan: Plan,
     chunk: usize,
     state: Mutex<State>,
+    /// The thread whose run it is.
+    running: Mutex<Option<ThreadId>>,
+    /// The largest batch that there is memory for.
+    capacity: AtomicUsize,
 }
 
 /// Memory, grown to the largest batch so far, and bindings for the batch that ran last.
@@ -53,7 +68,6 @@ pub struct Network {
 struct State {
     constants: Vec<Option<Allocated>>,
     batch: Vec<Option<Allocated>>,
-    capacity: usize,
     bound: Option<(usize, BoundPlan)>,
 }
 
@@ -61,9 +75,26 @@ struct State {
 struct BoundPlan {
     forward: Vec<Bound>,
     backward: Vec<Bound>,
-    start: Bound,
     step: Bound,
     logits: Bound,
+    // What not every run needs is compiled and bound when it is first needed.
+    start: OnceCell<Bound>,
+    inspect: OnceCell<Bound>,
+    inspect_gradient: OnceCell<Bound>,
+    snap: OnceCell<Bound>,
+    quantise: OnceCell<Bound>,
+}
+
+/// A run under way: the state is this thread's alone.
+struct Running<'a> {
+    state: MutexGuard<'a, State>,
+    running: &'a Mutex<Option<ThreadId>>,
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
 }
 
 impl Network {
@@ -73,6 +104,15 @@ impl Network {
     /// [`Error::Model`] for weights that cannot be used, [`Error::OutOfMemory`] where they do not fit.
     pub fn load(gpu: &Gpu, safetensors: &[u8]) -> Result<Self> {
         Self::new(gpu, crate::weights::load(safetensors)?)
+    }
+
+    /// Puts a network of one's own on the device: layers, the shape of one image, and tensors by name
+    /// ([`crate::weights::from_layers`]).
+    ///
+    /// # Errors
+    /// As [`Network::load`].
+    pub fn from_layers(gpu: &Gpu, layers: Vec<Layer>, input: Dims, tensors: Tensors) -> Result<Self> {
+        Self::new(gpu, crate::weights::from_layers(layers, input, tensors)?)
     }
 
     /// Puts a model on the device.
@@ -102,7 +142,15 @@ impl Network {
                 .map(|r| is_constant(r).then(|| Allocated::new(gpu, r, 1, target.storage)).transpose())
                 .collect::<Result<Vec<_>>>()
         })?;
-        Ok(Network { gpu: gpu.clone(), model, plan, chunk, state: Mutex::new(State { constants, ..State::default() }) })
+        Ok(Network {
+            gpu: gpu.clone(),
+            model,
+            plan,
+            chunk,
+            state: Mutex::new(State { constants, ..State::default() }),
+            running: Mutex::new(None),
+            capacity: AtomicUsize::new(0),
+        })
     }
 
     /// The dispatches that run.
@@ -122,27 +170,36 @@ impl Network {
 
     /// Bytes that the network takes on the device now, weights included.
     pub fn gpu_bytes(&self) -> u64 {
-        let capacity = self.state.lock().map(|s| s.capacity).unwrap_or(0);
-        self.plan.bytes(capacity as u64)
+        self.plan.bytes(self.capacity.load(Ordering::Relaxed) as u64)
+    }
+
+    /// Waits for its turn to run.
+    fn lock(&self) -> Result<Running<'_>> {
+        let running = || self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let me = std::thread::current().id();
+        if *running() == Some(me) {
+            return Err(Error::Usage("a network cannot be run from the progress callback of its own run".into()));
+        }
+        // Nobody panics between two changes that belong together, so what a panic leaves behind is sound.
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        *running() = Some(me);
+        Ok(Running { state, running: &self.running })
     }
 
     /// Runs `work` on one chunk after the other, with memory and bindings for its size.
-    fn each_chunk(
-        &self,
-        samples: usize,
-        mut work: impl FnMut(&Chunk<'_>, std::ops::Range<usize>) -> Result<()>,
-    ) -> Result<()> {
+    fn each_chunk(&self, samples: usize, mut work: impl FnMut(&Chunk<'_>, Range<usize>) -> Result<()>) -> Result<()> {
         // Balanced chunks: 10 samples by 8 are 5 and 5, so that the device is never almost idle.
         let chunks = samples.div_ceil(self.chunk).max(1);
         let size = samples.div_ceil(chunks);
-        let mut state = self.state.lock().map_err(|_| Error::Internal("an earlier run panicked".into()))?;
+        let mut running = self.lock()?;
+        let state = &mut *running.state;
         let mut at = 0;
         while at < samples {
             let n = size.min(samples - at);
-            self.prepare(&mut state, n)?;
-            let State { constants, batch, bound, .. } = &*state;
+            self.prepare(state, n)?;
+            let State { constants, batch, bound } = &*state;
             let (_, bound) = bound.as_ref().expect("prepared");
-            work(&Chunk { net: self, n, constants, batch, bound }, at..at + n)?;
+            work(&Chunk { net: self, n, memory: Memory { constants, batch }, bound }, at..at + n)?;
             at += n;
         }
         Ok(())
@@ -154,34 +211,40 @@ impl Network {
         }
         state.bound = None;
         let storage = self.plan.target().storage;
-        if state.capacity < n {
+        if self.capacity.load(Ordering::Relaxed) < n {
             // The old memory goes first: the two must not stand beside each other.
             state.batch.clear();
-            state.capacity = 0;
+            self.capacity.store(0, Ordering::Relaxed);
             state.batch = self.gpu.scope("memory for the batch", || {
                 let grows = |r: &crate::tensor::Resource| r.per_sample > 0;
                 let all = self.plan.resources.iter();
                 all.map(|r| grows(r).then(|| Allocated::new(&self.gpu, r, n as u64, storage)).transpose()).collect()
             })?;
-            state.capacity = n;
+            self.capacity.store(n, Ordering::Relaxed);
         }
-        let resource = |id: usize| {
-            let memory = state.batch[id].as_ref().or(state.constants[id].as_ref()).expect("all are allocated");
-            (memory, self.plan.resources[id].bytes(n as u64, Storage::Buffer).unwrap_or(0))
-        };
-        let bind = |d: &Dispatch| d.bind(&self.gpu, n as u32, resource);
+        let memory = Memory { constants: &state.constants, batch: &state.batch };
+        let bind = |d: &Dispatch| self.bind(memory, d, n);
         let all = |list: &[Dispatch]| list.iter().map(bind).collect::<Result<Vec<_>>>();
         let bound = self.gpu.scope("binding the plan", || {
             Ok(BoundPlan {
                 forward: all(&self.plan.forward)?,
                 backward: all(&self.plan.backward)?,
-                start: bind(&self.plan.start)?,
                 step: bind(&self.plan.step)?,
                 logits: bind(&self.plan.logits)?,
+                start: OnceCell::new(),
+                inspect: OnceCell::new(),
+                inspect_gradient: OnceCell::new(),
+                snap: OnceCell::new(),
+                quantise: OnceCell::new(),
             })
         })?;
         state.bound = Some((n, bound));
         Ok(())
+    }
+
+    fn bind(&self, memory: Memory<'_>, dispatch: &Dispatch, n: usize) -> Result<Bound> {
+        let bytes = |id: usize| self.plan.resources[id].bytes(n as u64, Storage::Buffer).unwrap_or(0);
+        dispatch.bind(&self.gpu, n as u32, |id| (memory.get(id), bytes(id)))
     }
 
     /// Number of samples in `images`.
@@ -202,18 +265,30 @@ impl Network {
     }
 }
 
+/// What the plan's resources lie in.
+#[derive(Clone, Copy)]
+struct Memory<'a> {
+    constants: &'a [Option<Allocated>],
+    batch: &'a [Option<Allocated>],
+}
+
+impl<'a> Memory<'a> {
+    fn get(self, id: usize) -> &'a Allocated {
+        self.batch[id].as_ref().or(self.constants[id].as_ref()).expect("all are allocated")
+    }
+}
+
 /// One chunk of a batch, ready to run.
 struct Chunk<'a> {
     net: &'a Network,
     n: usize,
-    constants: &'a [Option<Allocated>],
-    batch: &'a [Option<Allocated>],
+    memory: Memory<'a>,
     bound: &'a BoundPlan,
 }
 
 impl Chunk<'_> {
     fn buffer(&self, id: usize) -> &wgpu::Buffer {
-        self.batch[id].as_ref().or(self.constants[id].as_ref()).expect("all are allocated").buffer()
+        self.memory.get(id).buffer()
     }
 
     fn write<T: bytemuck::NoUninit>(&self, id: usize, values: &[T]) -> Result<()> {
@@ -275,8 +350,37 @@ impl Chunk<'_> {
         self.bound.backward.iter().zip(&self.net.plan.backward)
     }
 
-    fn start(&self) -> (&Bound, &Dispatch) {
-        (&self.bound.start, &self.net.plan.start)
+    /// A dispatch that not every run needs, bound at its first use.
+    fn seldom<'b>(&'b self, cell: &'b OnceCell<Bound>, dispatch: &'b Dispatch) -> Result<(&'b Bound, &'b Dispatch)> {
+        if cell.get().is_none() {
+            let bound = self.net.gpu.scope("binding", || self.net.bind(self.memory, dispatch, self.n))?;
+            let _ = cell.set(bound);
+        }
+        Ok((cell.get().expect("set above"), dispatch))
+    }
+
+    /// Random starts, where any sample asks for one, and steps from x on; x0 and x are in place.
+    fn steps(
+        &self,
+        samples: &[Sample],
+        steps: u32,
+        bounds: (f32, f32),
+        seed: u64,
+        progress: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<()> {
+        self.write(self.net.plan.ids.samples, samples)?;
+        self.write_bounds(bounds, seed)?;
+        let starts = samples.iter().any(Sample::starts_at_random);
+        let start = starts.then(|| self.seldom(&self.bound.start, &self.net.plan.start)).transpose()?;
+        let steps = (0..steps).flat_map(|_| self.forward().chain(self.backward()).chain([self.step()]));
+        self.run(start.into_iter().chain(steps), &self.net.plan.step, |steps| {
+            if progress(steps * self.n as u64) { Ok(()) } else { Err(Error::Cancelled) }
+        })
+    }
+
+    /// WGSL's `Bounds` (`shaders/sample.wgsl`).
+    fn write_bounds(&self, (lo, hi): (f32, f32), seed: u64) -> Result<()> {
+        self.write(self.net.plan.ids.bounds, &[lo.to_bits(), hi.to_bits(), seed as u32, (seed >> 32) as u32])
     }
 
     fn step(&self) -> (&Bound, &Dispatch) {
@@ -296,13 +400,17 @@ impl Chunk<'_> {
     }
 }
 
-/// WGSL's `Bounds` (`shaders/step.wgsl`).
-fn bounds_words(job: &Job<'_>) -> [u32; 4] {
-    [job.bounds.0.to_bits(), job.bounds.1.to_bits(), job.seed as u32, (job.seed >> 32) as u32]
-}
-
 fn append<T: bytemuck::AnyBitPattern>(out: &mut Vec<T>, bytes: &[u8]) {
     out.extend(bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned::<T>));
+}
+
+/// The device marks activations; logits are looked at here.
+fn mark_logits(health: &mut [Health], logits: &[f32], classes: usize) {
+    for (health, z) in health.iter_mut().zip(logits.chunks(classes)) {
+        if !z.iter().all(|z| z.is_finite()) {
+            health.0 |= Health::LOGITS.0;
+        }
+    }
 }
 
 impl Engine for Network {
@@ -324,12 +432,7 @@ impl Engine for Network {
             append(&mut out.health, &health);
             Ok(())
         })?;
-        let classes = self.model.logits();
-        for (health, z) in out.health.iter_mut().zip(out.logits.chunks(classes)) {
-            if !z.iter().all(|z| z.is_finite()) {
-                health.0 |= Health::LOGITS.0;
-            }
-        }
+        mark_logits(&mut out.health, &out.logits, self.model.logits());
         Ok(out)
     }
 
@@ -370,13 +473,7 @@ impl Engine for Network {
             chunk.reset()?;
             chunk.write(ids.x0, pixels)?;
             chunk.write(ids.x, pixels)?;
-            chunk.write(ids.samples, &job.samples[range.clone()])?;
-            chunk.write(ids.bounds, &bounds_words(job))?;
-            let start = job.samples[range].iter().any(Sample::starts_at_random).then(|| chunk.start());
-            let steps = (0..job.steps).flat_map(|_| chunk.forward().chain(chunk.backward()).chain([chunk.step()]));
-            chunk.run(start.into_iter().chain(steps), &self.plan.step, |steps| {
-                if progress(steps * chunk.n as u64) { Ok(()) } else { Err(Error::Cancelled) }
-            })?;
+            chunk.steps(&job.samples[range], job.steps, job.bounds, job.seed, progress)?;
             let [x, zero_gradients, health] = chunk.read([ids.x, ids.zero_gradients, ids.health])?;
             append(&mut out.images, &x);
             append(&mut out.zero_gradients, &zero_gradients);

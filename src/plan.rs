@@ -4,7 +4,7 @@
 //! Forward keeps one bit for each ReLU and one byte for each max-pool output. Activations and gradients are needed only
 //! until their last reader, so they take turns in a few slots.
 
-use crate::attack::Sample;
+use crate::attack::{Health, Sample};
 use crate::error::{Error, Result};
 use crate::gpu::Storage;
 use crate::kernel::{Dispatch, Grid};
@@ -33,12 +33,34 @@ pub struct Plan {
     pub step: Dispatch,
     /// From logits to plain numbers, when they are wanted.
     pub logits: Dispatch,
+    /// What is done on the device where images come from a buffer of the host program.
+    pub pixels: PixelDispatches,
     /// What the dispatches' bindings refer to.
     pub resources: Vec<Resource>,
     pub(crate) ids: Ids,
     target: Target,
     arch: String,
     input: Dims,
+}
+
+/// What happens to pixels that never see the host, each in one dispatch for the whole batch.
+#[derive(Clone, Debug)]
+pub struct PixelDispatches {
+    /// Looks for values that are not finite or out of bounds among the clean images.
+    pub inspect: Dispatch,
+    /// The same among the input gradients.
+    pub inspect_gradient: Dispatch,
+    /// Snaps clean images to k/255.
+    pub snap: Dispatch,
+    /// Rounds iterates as they are delivered.
+    pub quantise: Dispatch,
+}
+
+impl PixelDispatches {
+    /// All of them.
+    pub fn all(&self) -> [&Dispatch; 4] {
+        [&self.inspect, &self.inspect_gradient, &self.snap, &self.quantise]
+    }
 }
 
 /// What the backward pass needs to know of a layer that has run forward. `x` is the value that entered it.
@@ -113,6 +135,12 @@ impl Plan {
 
         let start = ops::step::random_start(&build, model.input, &ids);
         let step = ops::step::sign_step(&build, model.input, &ids);
+        let pixels = PixelDispatches {
+            inspect: ops::quantise::inspect(&build, model.input, &ids, ids.x0, Health::ACTIVATION),
+            inspect_gradient: ops::quantise::inspect(&build, model.input, &ids, ids.dx, Health::GRADIENT),
+            snap: ops::quantise::snap(&build, model.input, &ids),
+            quantise: ops::quantise::quantise(&build, model.input, &ids),
+        };
         let Build { mut resources, activations, mut dispatches, .. } = build;
         assign_slots(&activations, &mut dispatches, &mut resources);
         let backward = dispatches.split_off(forward_end + 1);
@@ -123,6 +151,7 @@ impl Plan {
             start,
             step,
             logits,
+            pixels,
             resources,
             ids,
             target: target.clone(),
@@ -137,7 +166,13 @@ impl Plan {
     /// Checks what no batch size can mend: grids, workgroups, uniform bindings and loops.
     fn check_dispatches(&self) -> Result<()> {
         let limits = &self.target.limits;
-        for d in self.forward.iter().chain(&self.backward).chain([&self.logits, &self.start, &self.step]) {
+        for d in self
+            .forward
+            .iter()
+            .chain(&self.backward)
+            .chain([&self.logits, &self.start, &self.step])
+            .chain(self.pixels.all())
+        {
             let fail = |detail: String| Err(Error::model(&d.layer, format!("too large for this device: {detail}")));
             if let Grid::PerSample(x, y) = d.grid
                 && u64::from(x.max(y)) > limits.workgroups
@@ -473,10 +508,11 @@ impl fmt::Display for Plan {
             self.arch, self.input
         )?;
         let parts = [
-            ("start", std::slice::from_ref(&self.start)),
-            ("forward", &self.forward[..]),
-            ("backward", &self.backward),
-            ("step", std::slice::from_ref(&self.step)),
+            ("start", vec![&self.start]),
+            ("forward", self.forward.iter().collect()),
+            ("backward", self.backward.iter().collect()),
+            ("step", vec![&self.step]),
+            ("images in buffers", self.pixels.all().to_vec()),
         ];
         for (name, dispatches) in parts {
             let flops: u64 = dispatches.iter().map(|d| d.flops).sum();

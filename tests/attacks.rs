@@ -852,3 +852,27 @@ fn restarts_and_random_starts_that_make_no_sense_are_refused() {
     assert_eq!(("LInf".parse(), Norm::Linf.name()), (Ok(Norm::Linf), "linf"));
     assert!("apgd".parse::<Method>().is_err() && "l1".parse::<Norm>().is_err());
 }
+
+/// Where all restarts come to the same loss, the first one counts.
+#[test]
+fn equal_restarts_leave_the_first() {
+    let mut rng = Rng::new(1);
+    let mut model = random_model(&mut rng, Dims::new(1, 2, 2), vec![Layer::Flatten, linear("z", 4, 3)]);
+    let z = model.params.get_mut("z").unwrap();
+    z.weight.fill(0.0);
+    z.bias.fill(0.5);
+    let (images, labels) = (rng.images(8), [0, 0]);
+    for engine in [&Network::new(gpu(), model.clone()).unwrap() as &dyn Engine, &Reference::new(model).unwrap()] {
+        for targets in [Targets::None, Targets::Next] {
+            let pgd = Attack::pgd(Norm::Linf, 0.3).targets(targets);
+            let one = pgd.clone().run(engine, &images, &labels).unwrap();
+            let out = pgd.restarts(3).run(engine, &images, &labels).unwrap();
+            assert_bits("the first restart's image", &out.adversarial, &one.adversarial);
+            assert_eq!(
+                (&out.restart, &out.steps_taken, &out.zero_gradients),
+                (&vec![0; 2], &vec![30; 2], &vec![120; 2])
+            );
+            assert!(out.adversarial != out.clean && !out.success[0]);
+        }
+    }
+}

@@ -192,7 +192,13 @@ fn fits(plan: &Plan, n: u64, memory: u64) -> Result<(), String> {
 }
 
 fn all(plan: &Plan) -> Vec<&Dispatch> {
-    plan.forward.iter().chain([&plan.logits]).chain(&plan.backward).chain([&plan.start, &plan.step]).collect()
+    plan.forward
+        .iter()
+        .chain([&plan.logits])
+        .chain(&plan.backward)
+        .chain([&plan.start, &plan.step])
+        .chain(plan.pixels.all())
+        .collect()
 }
 
 fn check_dispatches(plan: &Plan) {
@@ -464,6 +470,9 @@ fn check_liveness(plan: &Plan, model: &Model) {
     walk.step("normalise", &[("dy", dimage)], None);
     walk.step("start", &[], None);
     walk.step("step", &[], None);
+    for layer in ["inspect", "inspect", "snap", "quantise"] {
+        walk.step(layer, &[], None);
+    }
     assert_eq!(walk.at, walk.list.len(), "dispatches are left over");
 }
 

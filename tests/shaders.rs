@@ -32,6 +32,7 @@ fn dispatches() -> Vec<Dispatch> {
             for variant in [Variant::Naive, Variant::Fast] {
                 let plan = Plan::new(&model, &Target { storage, variant, ..Target::default() }).unwrap();
                 all.extend([plan.start.clone(), plan.step.clone(), plan.logits.clone()]);
+                all.extend(plan.pixels.all().map(Clone::clone));
                 all.extend(plan.forward.into_iter().chain(plan.backward));
             }
         }
@@ -103,8 +104,9 @@ fn every_entry_point_is_used_by_a_plan() {
 fn sample_has_the_same_layout_on_both_sides() {
     use signstep::attack::Sample;
     use std::mem::offset_of;
-    for d in
-        dispatches().iter().filter(|d| ["sign_step", "random_start", "cross_entropy_forward"].contains(&d.kernel.entry))
+    for d in dispatches()
+        .iter()
+        .filter(|d| ["sign_step", "random_start", "cross_entropy_forward", "quantise"].contains(&d.kernel.entry))
     {
         let module = naga::front::wgsl::parse_str(&d.kernel.source().unwrap().text).unwrap();
         let (_, ty) = module.types.iter().find(|(_, t)| t.name.as_deref() == Some("Sample")).unwrap();

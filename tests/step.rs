@@ -3,7 +3,7 @@
 mod common;
 
 use common::*;
-use signstep::attack::Sample;
+use signstep::attack::{Sample, quantise, snap};
 use signstep::kernel::run_alone;
 use signstep::model::{Dims, Layer};
 use signstep::reference::{Sign, random_start, step};
@@ -241,4 +241,66 @@ fn eps_and_batch_do_not_enter_the_random_numbers() {
         assert_bits("at any place", &batch[place * len..(place + 1) * len], &alone(0.25));
     }
     assert_ne!(batch[..len], batch[len..2 * len]);
+}
+
+/// Every grey level, everything near the thresholds between them, and what is no pixel at all.
+fn pixels_of_all_kinds() -> Vec<f32> {
+    let mut all = Vec::new();
+    for k in 0..=255_u32 {
+        let around = [f64::from(k) / 255.0, (f64::from(k) - 0.5) / 255.0, (f64::from(k) + 0.5) / 255.0];
+        for x in around.into_iter().filter(|x| *x >= 0.0) {
+            let bits = (x as f32).to_bits();
+            all.extend((bits.saturating_sub(40)..bits + 40).map(f32::from_bits));
+        }
+    }
+    all.extend([0.0, -0.0, 1e-45, -1e-45, 1e-40, f32::MIN_POSITIVE, 1e-20, 1.0, 1.0 + f32::EPSILON, 1.001, 1.5, 2.0]);
+    all.extend([2.0_f32.next_down(), 300.0, 3e38, -0.3, -3e38, f32::INFINITY, f32::NEG_INFINITY, f32::NAN]);
+    let mut rng = Rng::new(2);
+    all.extend(rng.vec(20_000, |r| f32::from_bits(r.word())));
+    all.extend(rng.vec(20_000, Rng::unit));
+    all
+}
+
+fn alone<T: bytemuck::Pod>(len: usize, which: &str, n: usize, data: &[(&str, Vec<u8>)], read: &str) -> Vec<T> {
+    let model = random_model(&mut Rng::new(0), Dims::new(1, len, 1), vec![Layer::GlobalAvgPool, linear("z", 1, 2)]);
+    let plan = Plan::new(&model, &Target::default()).unwrap();
+    let dispatch = if which == "snap" { &plan.pixels.snap } else { &plan.pixels.quantise };
+    let id = |name: &str| dispatch.bindings.iter().find(|(n, _)| *n == name).unwrap().1;
+    let data: Vec<(usize, Vec<u8>)> = data.iter().map(|(name, bytes)| (id(name), bytes.clone())).collect();
+    bytemuck::pod_collect_to_vec(&run_alone(gpu(), dispatch, &plan.resources, n as u32, &data, id(read)).unwrap())
+}
+
+#[test]
+fn pixels_are_snapped_on_the_device_as_on_the_host() {
+    let mut x = pixels_of_all_kinds();
+    let len = 9973;
+    x.resize(x.len().next_multiple_of(len), 0.25);
+    let n = x.len() / len;
+    let data = vec![("x0", bytemuck::cast_slice(&x).to_vec())];
+    let (want, _) = snap(&x);
+    assert_bits("snapped", &alone::<f32>(len, "snap", n, &data, "x0"), &want);
+    let moved: Vec<f32> = alone(len, "snap", n, &data, "moved");
+    for (row, moved) in x.chunks(len).zip(moved) {
+        // On the host what is infinite or NaN stays, and its move, NaN, is never the largest.
+        assert_eq!(moved.to_bits(), snap(row).1.to_bits());
+    }
+}
+
+#[test]
+fn pixels_are_quantised_on_the_device_as_on_the_host() {
+    let mut x = pixels_of_all_kinds();
+    let len = 8191;
+    x.resize(x.len().next_multiple_of(len), 0.25);
+    let mut rng = Rng::new(9);
+    for levels in [0, 1, 2, 8, 76, 254, 255, 1000] {
+        let mut x0 = rng.images(x.len());
+        // Often the clean pixel is near, as it is after an attack; now and then it is no number.
+        x0.iter_mut().zip(&x).step_by(2).for_each(|(x0, x)| *x0 = snap(&[*x]).0[0].clamp(0.0, 1.0));
+        x0.iter_mut().step_by(977).for_each(|x0| *x0 = f32::NAN);
+        let samples = vec![Sample { levels, ..Sample::default() }; x.len() / len];
+        let mut data = vec![("x0", bytemuck::cast_slice(&x0).to_vec()), ("x", bytemuck::cast_slice(&x).to_vec())];
+        data.push(("samples", bytemuck::cast_slice(&samples).to_vec()));
+        let want: Vec<f32> = x.iter().zip(&x0).map(|(x, x0)| quantise(*x, *x0, levels as i32)).collect();
+        assert_bits(&format!("{levels} levels"), &alone::<f32>(len, "quantise", samples.len(), &data, "x"), &want);
+    }
 }

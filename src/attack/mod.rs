@@ -9,6 +9,7 @@ mod run;
 
 pub use quantise::{budget, quantise, snap};
 pub use random::{Stream, philox};
+pub(crate) use run::{Pixels, Tried, check_labels};
 
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -74,7 +75,7 @@ pub struct Job<'a> {
     pub seed: u64,
 }
 
-/// One sample's own parameters. The same 32 bytes lie in WGSL's `Sample` (`shaders/step.wgsl`). The default goes nowhere:
+/// One sample's own parameters. The same 32 bytes lie in WGSL's `Sample` (`shaders/sample.wgsl`). The default goes nowhere:
 /// name what matters and end with `..Sample::default()`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]

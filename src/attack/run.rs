@@ -186,6 +186,16 @@ impl Attack {
         self.bounds.unwrap_or((f32::MIN, f32::MAX))
     }
 
+    /// Whether pixels must lie within bounds.
+    pub(crate) fn is_bounded(&self) -> bool {
+        self.bounds.is_some()
+    }
+
+    /// Seed of random starts for an engine.
+    pub(crate) fn engine_seed(&self) -> u64 {
+        self.seed
+    }
+
     /// Pixels must lie within the bounds; NaN is the sample's own affair.
     fn check_pixels(&self, images: &[f32], one: usize) -> Result<()> {
         let Some((lo, hi)) = self.bounds else { return Ok(()) };

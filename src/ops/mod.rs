@@ -10,6 +10,7 @@ pub(crate) mod linear;
 pub(crate) mod loss;
 pub(crate) mod pointwise;
 pub(crate) mod pool;
+pub(crate) mod quantise;
 pub(crate) mod step;
 
 pub(crate) use build::{ACTIVATIONS, Build, Ids};
