@@ -37,9 +37,10 @@ fn main() {
         let model = weights::load(&bytes).unwrap_or_else(|e| panic!("{file}: {e}"));
         for batch in [1, 8, 64] {
             let images = Rng::new(1).images(batch * model.input.len());
-            let sample = Sample { class: 1, eps: 8.0 / 255.0, step_size: 1.0 / 255.0, direction: -1.0 };
+            let (eps, step_size) = (8.0 / 255.0, 1.0 / 255.0);
+            let sample = Sample { class: 1, eps, step_size, direction: -1.0, ..Sample::default() };
             let samples = vec![sample; batch];
-            let job = Job { x0: &images, samples: &samples, steps: STEPS, bounds: (0.0, 1.0) };
+            let job = Job { x0: &images, samples: &samples, steps: STEPS, bounds: (0.0, 1.0), seed: 0 };
             let start = Instant::now();
             let net = Network::new(common::gpu(), model.clone()).expect("a network");
             let run = || drop(net.iterate(&job, &mut |_| true).expect("runs"));

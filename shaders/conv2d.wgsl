@@ -193,10 +193,10 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
 //# end
     for (var c = 0u; c < IC4; c++) {
         let base = (id.y * QT * IC4 + c) * R * S * CB;
-        // The rows and columns of dy that the taps reach, counted from (h0, q0) / 2; -1 where the first tap looks back.
-//# for u in 0..3
-//# for v in 0..PX/2+2
-        let x_$u_$v = x_pad(n, c, i32(h0 / 2u) + $u - 1, i32(q0 / 2u) + $v - 1);
+        // The rows and columns of dy that the taps reach, from (h0, q0) / 2 − PAD / 2 on.
+//# for u in 0..(R-PAD)/2+PAD/2+1
+//# for v in 0..(PX+S-2-PAD)/2+PAD/2+1
+        let x_$u_$v = x_pad(n, c, i32(h0 / 2u) + $u - ($(PAD/2)), i32(q0 / 2u) + $v - ($(PAD/2)));
 //# end
 //# end
 //# for y in 0..2
@@ -208,7 +208,7 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
         let w_$y_$r_$s_$i_$q = w.weight[base + $(q)u * STRIP + $((r*S+s)*CB+i)u];
 //# for p in 0..PX
 //# if (p + s + PAD) % 2 == 0
-        acc_$q_$y_$p = fma(vec4<f32>(x_$((y+r-PAD)/2+1)_$((p+s-PAD)/2+1)[$i]), w_$y_$r_$s_$i_$q, acc_$q_$y_$p);
+        acc_$q_$y_$p = fma(vec4<f32>(x_$((y+r-PAD)/2+PAD/2)_$((p+s-PAD)/2+PAD/2)[$i]), w_$y_$r_$s_$i_$q, acc_$q_$y_$p);
 //# end
 //# end
 //# end

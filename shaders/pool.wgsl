@@ -18,15 +18,22 @@ fn max_pool_forward(@builtin(global_invocation_id) id: vec3<u32>) {
     let plane = (n * C4 + id.x / (P * Q)) * IH;
     var best = vec4<f32>();
     var at = vec4<u32>();
+    var first = true;
     var exponent = vec4<u32>();
     for (var r = 0u; r < SIZE; r++) {
         for (var s = 0u; s < SIZE; s++) {
-            let x = x_at((plane + p * STRIDE + r) * IW + q * STRIDE + s);
+            // A row or column before the first wraps to a large number, and is outside as one after the last is.
+            let h = p * STRIDE + r - PAD;
+            let w = q * STRIDE + s - PAD;
+            if (h >= IH || w >= IW) {
+                continue;
+            }
+            let x = x_at((plane + h) * IW + w);
             exponent = max(exponent, bitcast<vec4<u32>>(x) & vec4<u32>(0x7f800000u));
-            let here = vec4<u32>(r * SIZE + s);
-            let better = (x > best) | (here == vec4<u32>());
+            let better = (x > best) | vec4<bool>(first);
             best = select(best, x, better);
-            at = select(at, here, better);
+            at = select(at, vec4<u32>(r * SIZE + s), better);
+            first = false;
         }
     }
     // A comparison drops NaN: the sample is marked here, for nothing later would see it.
@@ -54,19 +61,71 @@ fn max_pool_input_grad(@builtin(global_invocation_id) id: vec3<u32>) {
     let h = (id.x / IW) % IH;
     let c4 = id.x / (IH * IW);
     var sum = vec4<f32>();
-    // The first window that reaches this row (column), up to the last one that starts at or before it.
-    let p0 = select(0u, (h + STRIDE - SIZE) / STRIDE, h + 1u > SIZE);
-    let q0 = select(0u, (w + STRIDE - SIZE) / STRIDE, w + 1u > SIZE);
-    for (var p = p0; p <= min(h / STRIDE, P - 1u); p++) {
-        for (var q = q0; q <= min(w / STRIDE, Q - 1u); q++) {
+    for (var p = first_window(h); p <= min((h + PAD) / STRIDE, P - 1u); p++) {
+        for (var q = first_window(w); q <= min((w + PAD) / STRIDE, Q - 1u); q++) {
             let i = ((n * C4 + c4) * P + p) * Q + q;
-            let here = vec4<u32>((h - p * STRIDE) * SIZE + w - q * STRIDE);
+            let here = vec4<u32>((h + PAD - p * STRIDE) * SIZE + w + PAD - q * STRIDE);
             let word = argmax[i];
             let at = vec4<u32>(word & 255u, (word >> 8u) & 255u, (word >> 16u) & 255u, word >> 24u);
             sum += select(vec4<f32>(), dy_at(i), at == here);
         }
     }
     y_put(out_index(n, c4, h, w), mask(sum, n, c4, h, w));
+}
+
+//# kernel avg_pool_forward
+// Row by row, the zeros of the padding counted in.
+//# x: activation read                         [N, C4, IH, IW] of 4 channels
+//# y: activation write                        [N, C4, P, Q] of 4 channels
+@compute @workgroup_size(WG)
+fn avg_pool_forward(@builtin(global_invocation_id) id: vec3<u32>) {
+    if (id.x >= C4 * P * Q) {
+        return;
+    }
+    let n = id.z;
+    let q = id.x % Q;
+    let p = (id.x / Q) % P;
+    let plane = (n * C4 + id.x / (P * Q)) * IH;
+    var sum = vec4<f32>();
+    for (var r = 0u; r < SIZE; r++) {
+        for (var s = 0u; s < SIZE; s++) {
+            let h = p * STRIDE + r - PAD;
+            let w = q * STRIDE + s - PAD;
+            if (h < IH && w < IW) {
+                sum += x_at((plane + h) * IW + w);
+            }
+        }
+    }
+    y_put(n * C4 * P * Q + id.x, sum * (1.0 / f32(SIZE * SIZE)));
+}
+
+//# kernel avg_pool_input_grad
+// Gathers: each input pixel takes its share from the windows that cover it, row by row.
+//# dy: activation read                        [N, C4, P, Q] of 4 channels
+//# y: activation write                        [N, C4, IH, IW] of 4 channels
+//# include epilogue
+@compute @workgroup_size(WG)
+fn avg_pool_input_grad(@builtin(global_invocation_id) id: vec3<u32>) {
+    if (id.x >= C4 * IH * IW) {
+        return;
+    }
+    let n = id.z;
+    let w = id.x % IW;
+    let h = (id.x / IW) % IH;
+    let c4 = id.x / (IH * IW);
+    var sum = vec4<f32>();
+    for (var p = first_window(h); p <= min((h + PAD) / STRIDE, P - 1u); p++) {
+        for (var q = first_window(w); q <= min((w + PAD) / STRIDE, Q - 1u); q++) {
+            sum += dy_at(((n * C4 + c4) * P + p) * Q + q);
+        }
+    }
+    y_put(out_index(n, c4, h, w), mask(sum * (1.0 / f32(SIZE * SIZE)), n, c4, h, w));
+}
+
+//# kernel max_pool_input_grad avg_pool_input_grad
+// The first window that reaches row (column) h; the last one starts at or before it.
+fn first_window(h: u32) -> u32 {
+    return select(0u, (h + PAD + STRIDE - SIZE) / STRIDE, h + PAD + 1u > SIZE);
 }
 
 //# kernel global_avg_pool_forward

@@ -3,16 +3,20 @@
 
 struct Sample {
     class_index: u32,
+    id: u32,         // index in the whole data set: random numbers follow it
+    restart: u32,
+    start: u32,      // 1: begins at a random place of its ball
     eps: f32,        // L∞ radius, pixel units
     step_size: f32,  // pixel units
     direction: f32,  // +1 ascends, -1 descends
+    levels: u32,     // grey levels that the delivered image may move
 }
 
 struct Bounds {
     lo: f32,  // smallest pixel value
     hi: f32,  // largest pixel value
-    pad_0: f32,
-    pad_1: f32,
+    seed_lo: u32,
+    seed_hi: u32,
 }
 
 //# kernel sign_step
@@ -53,4 +57,58 @@ fn sign_step(@builtin(global_invocation_id) id: vec3<u32>) {
     if (exponent == 255u) {
         atomicOr(&health[n], 4u);
     }
+}
+
+//# kernel random_start
+// One invocation for four pixel values, which share the four words of one counter; z is the sample. A sample that asks for
+// no random start stays where it is.
+//# bounds: uniform Bounds
+//# samples: storage read array<Sample>      [N]
+//# x0: storage read array<f32>              [N, LEN], clean images
+//# x: storage update array<f32>             [N, LEN], where the steps begin
+
+// The upper word of a·b, from halves of sixteen bits: WGSL has no wider integers.
+fn mul_high(a: u32, b: u32) -> u32 {
+    let low = (a & 0xffffu) * (b & 0xffffu);
+    let mid = (a >> 16u) * (b & 0xffffu) + (low >> 16u);
+    let other = (a & 0xffffu) * (b >> 16u) + (mid & 0xffffu);
+    return (a >> 16u) * (b >> 16u) + (mid >> 16u) + (other >> 16u);
+}
+
+// Philox4x32-10, as in `src/attack/random.rs`.
+fn philox(seed: vec2<u32>, counter: vec4<u32>) -> vec4<u32> {
+    var key = seed;
+    var c = counter;
+    for (var i = 0u; i < 10u; i++) {
+        let a = vec2<u32>(mul_high(c.x, 0xD2511F53u), c.x * 0xD2511F53u);
+        let b = vec2<u32>(mul_high(c.z, 0xCD9E8D57u), c.z * 0xCD9E8D57u);
+        c = vec4<u32>(b.x ^ c.y ^ key.x, b.y, a.x ^ c.w ^ key.y, a.y);
+        key += vec2<u32>(0x9E3779B9u, 0xBB67AE85u);
+    }
+    return c;
+}
+
+@compute @workgroup_size(WG)
+fn random_start(@builtin(global_invocation_id) id: vec3<u32>) {
+    let n = id.z;
+    let sample = samples[n];
+    if (4u * id.x >= LEN || sample.start == 0u) {
+        return;
+    }
+    // The last word is the stream: 0 is for starts.
+    let words = philox(vec2<u32>(bounds.seed_lo, bounds.seed_hi), vec4<u32>(sample.id, sample.restart, id.x, 0u));
+//# for j in 0..4
+    if (4u * id.x + $(j)u < LEN) {
+        let i = n * LEN + 4u * id.x + $(j)u;
+        // 2u − 1 for u in [0, 1) with 24 bits: exact.
+        let v = f32(i32(words[$j] >> 8u) - 8388608) * 1.1920928955078125e-7;
+        // Between the product and the sum stand a clamp and a choice by bits, so that nothing can be contracted and
+        // no adapter's subnormals decide.
+        let d = min(max(v * sample.eps, -sample.eps), sample.eps);
+        let moves = ((bitcast<u32>(d) >> 23u) & 255u) != 0u;
+        let lo = max(bounds.lo, x0[i] - sample.eps);
+        let hi = min(bounds.hi, x0[i] + sample.eps);
+        x[i] = min(max(x0[i] + select(0.0, d, moves), lo), hi);
+    }
+//# end
 }

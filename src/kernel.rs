@@ -38,7 +38,7 @@ const FILES: &[(&str, &str)] = &[
 pub struct Kernel {
     /// `<op>_<pass>[_<variant>]`
     pub entry: &'static str,
-    /// Become `const NAME: u32 = …;`
+    /// Become `const NAME: u32 = …;`. Negative numbers are two's complement; text that uses one takes `i32(NAME)`.
     pub consts: Vec<(&'static str, u32)>,
     /// Where activations lie.
     pub storage: Storage,
@@ -148,7 +148,9 @@ impl Kernel {
             "linear_forward" | "linear_input_grad" => c("L"),
             "cross_entropy_forward" => 2 * c("K") + c("K").div_ceil(4),
             "global_avg_pool_forward" => c("IH") * c("IW"),
-            "max_pool_forward" | "max_pool_input_grad" => c("SIZE") * (1 + c("SIZE")),
+            "max_pool_forward" | "max_pool_input_grad" | "avg_pool_forward" | "avg_pool_input_grad" => {
+                c("SIZE") * (1 + c("SIZE"))
+            }
             _ => 10,
         }
     }
@@ -406,7 +408,7 @@ impl Expander<'_> {
         {
             return Some(*value);
         }
-        self.kernel.consts.iter().find(|(name, _)| *name == word).map(|(_, v)| i64::from(*v))
+        self.kernel.consts.iter().find(|(name, _)| *name == word).map(|(_, v)| i64::from(v.cast_signed()))
     }
 }
 

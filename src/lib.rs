@@ -92,7 +92,7 @@ pub mod report;
 mod tensor;
 pub mod weights;
 
-pub use attack::{Attack, Outcome, Targets};
+pub use attack::{Attack, Method, Norm, Outcome, Targets};
 pub use error::{Error, Result};
 pub use gpu::{Adapter, AdapterSummary, Gpu, Limits, Storage};
 pub use model::Model;

@@ -61,6 +61,7 @@ struct State {
 struct BoundPlan {
     forward: Vec<Bound>,
     backward: Vec<Bound>,
+    start: Bound,
     step: Bound,
     logits: Bound,
 }
@@ -174,6 +175,7 @@ impl Network {
             Ok(BoundPlan {
                 forward: all(&self.plan.forward)?,
                 backward: all(&self.plan.backward)?,
+                start: bind(&self.plan.start)?,
                 step: bind(&self.plan.step)?,
                 logits: bind(&self.plan.logits)?,
             })
@@ -193,14 +195,10 @@ impl Network {
     }
 
     fn check(&self, samples: &[Sample], n: usize) -> Result<()> {
-        let classes = self.model.logits() as u32;
         if samples.len() != n {
             return Err(Error::data("samples", format!("{} for {n} images", samples.len())));
         }
-        match samples.iter().position(|s| s.class >= classes) {
-            Some(i) => Err(Error::data(format!("sample {i}"), format!("class {} of {classes}", samples[i].class))),
-            None => Ok(()),
-        }
+        samples.iter().enumerate().try_for_each(|(i, s)| s.check(i, self.model.logits()))
     }
 }
 
@@ -277,6 +275,10 @@ impl Chunk<'_> {
         self.bound.backward.iter().zip(&self.net.plan.backward)
     }
 
+    fn start(&self) -> (&Bound, &Dispatch) {
+        (&self.bound.start, &self.net.plan.start)
+    }
+
     fn step(&self) -> (&Bound, &Dispatch) {
         (&self.bound.step, &self.net.plan.step)
     }
@@ -292,6 +294,11 @@ impl Chunk<'_> {
         let read = self.net.gpu.read(&parts)?;
         Ok(read.try_into().expect("as many as asked for"))
     }
+}
+
+/// WGSL's `Bounds` (`shaders/step.wgsl`).
+fn bounds_words(job: &Job<'_>) -> [u32; 4] {
+    [job.bounds.0.to_bits(), job.bounds.1.to_bits(), job.seed as u32, (job.seed >> 32) as u32]
 }
 
 fn append<T: bytemuck::AnyBitPattern>(out: &mut Vec<T>, bytes: &[u8]) {
@@ -328,8 +335,7 @@ impl Engine for Network {
 
     fn input_gradient(&self, images: &[f32], classes: &[u32]) -> Result<Gradient> {
         let n = self.samples(images)?;
-        let samples: Vec<Sample> =
-            classes.iter().map(|&class| Sample { class, eps: 0.0, step_size: 0.0, direction: 1.0 }).collect();
+        let samples: Vec<Sample> = classes.iter().map(|&class| Sample { class, ..Sample::default() }).collect();
         self.check(&samples, n)?;
         let one = self.model.input.len();
         let ids = self.plan.ids;
@@ -364,10 +370,11 @@ impl Engine for Network {
             chunk.reset()?;
             chunk.write(ids.x0, pixels)?;
             chunk.write(ids.x, pixels)?;
-            chunk.write(ids.samples, &job.samples[range])?;
-            chunk.write(ids.bounds, &[job.bounds.0, job.bounds.1, 0.0, 0.0])?;
+            chunk.write(ids.samples, &job.samples[range.clone()])?;
+            chunk.write(ids.bounds, &bounds_words(job))?;
+            let start = job.samples[range].iter().any(Sample::starts_at_random).then(|| chunk.start());
             let steps = (0..job.steps).flat_map(|_| chunk.forward().chain(chunk.backward()).chain([chunk.step()]));
-            chunk.run(steps, &self.plan.step, |steps| {
+            chunk.run(start.into_iter().chain(steps), &self.plan.step, |steps| {
                 if progress(steps * chunk.n as u64) { Ok(()) } else { Err(Error::Cancelled) }
             })?;
             let [x, zero_gradients, health] = chunk.read([ids.x, ids.zero_gradients, ids.health])?;

@@ -9,6 +9,7 @@ use crate::error::{Error, Result};
 use crate::gpu::Storage;
 use crate::kernel::{Dispatch, Grid};
 use crate::model::{Conv2d, Dims, Layer, Linear, Model, Shortcut};
+use crate::ops::pool::Window;
 use crate::ops::{self, ACTIVATIONS, Build, Epilogue, Ids, Residual, ResidualKind, Value};
 use crate::tensor::{Kind, Resource, TEXTURE_WIDTH};
 use std::collections::BTreeMap;
@@ -26,6 +27,8 @@ pub struct Plan {
     pub forward: Vec<Dispatch>,
     /// From logits to the input gradient, the loss first.
     pub backward: Vec<Dispatch>,
+    /// A random place in each sample's ball, for the whole batch, before the first step.
+    pub start: Dispatch,
     /// One sign step for the whole batch.
     pub step: Dispatch,
     /// From logits to plain numbers, when they are wanted.
@@ -42,9 +45,16 @@ pub struct Plan {
 enum Node<'m> {
     Conv { conv: &'m Conv2d, x: Value },
     Linear { linear: &'m Linear, x: Value },
-    MaxPool { size: usize, stride: usize, x: Value, argmax: usize },
+    MaxPool { window: Window, x: Value, argmax: usize },
+    AvgPool { window: Window, x: Value },
     GlobalAvgPool { x: Value },
-    Residual { body: Vec<Node<'m>>, kind: ResidualKind },
+    Residual { body: Vec<Node<'m>>, shortcut: Back<'m> },
+}
+
+/// The way back of a shortcut.
+enum Back<'m> {
+    Carried(ResidualKind),
+    Projected { conv: &'m Conv2d, x: Value },
 }
 
 /// What the last layer of a residual body takes on from outside.
@@ -101,6 +111,7 @@ impl Plan {
         let dimage = backward(&mut build, model, &tape, dz, None)?;
         ops::pointwise::normalise_input_grad(&mut build, channels, dimage, ids.dx);
 
+        let start = ops::step::random_start(&build, model.input, &ids);
         let step = ops::step::sign_step(&build, model.input, &ids);
         let Build { mut resources, activations, mut dispatches, .. } = build;
         assign_slots(&activations, &mut dispatches, &mut resources);
@@ -109,6 +120,7 @@ impl Plan {
         let plan = Plan {
             forward: dispatches,
             backward,
+            start,
             step,
             logits,
             resources,
@@ -125,7 +137,7 @@ impl Plan {
     /// Checks what no batch size can mend: grids, workgroups, uniform bindings and loops.
     fn check_dispatches(&self) -> Result<()> {
         let limits = &self.target.limits;
-        for d in self.forward.iter().chain(&self.backward).chain([&self.logits, &self.step]) {
+        for d in self.forward.iter().chain(&self.backward).chain([&self.logits, &self.start, &self.step]) {
             let fail = |detail: String| Err(Error::model(&d.layer, format!("too large for this device: {detail}")));
             if let Grid::PerSample(x, y) = d.grid
                 && u64::from(x.max(y)) > limits.workgroups
@@ -294,11 +306,19 @@ fn forward<'m>(
                 ops::pointwise::relu_forward(build, x, y, signs);
                 x = y;
             }
-            Layer::MaxPool { size, stride } => {
+            Layer::MaxPool { size, stride, padding } => {
+                let window = Window { size: *size, stride: *stride, padding: *padding };
                 let y = build.activation(&label, dims, None);
                 let argmax = build.resource(format!("{label} argmax"), Kind::Words, ops::texels(dims));
-                ops::pool::max_forward(build, *size, *stride, x, y, argmax);
-                tape.push(Node::MaxPool { size: *size, stride: *stride, x, argmax });
+                ops::pool::max_forward(build, window, x, y, argmax);
+                tape.push(Node::MaxPool { window, x, argmax });
+                x = y;
+            }
+            Layer::AvgPool { size, stride, padding } => {
+                let window = Window { size: *size, stride: *stride, padding: *padding };
+                let y = build.activation(&label, dims, None);
+                ops::pool::avg_forward(build, window, x, y);
+                tape.push(Node::AvgPool { window, x });
                 x = y;
             }
             Layer::GlobalAvgPool => {
@@ -311,10 +331,6 @@ fn forward<'m>(
             Layer::Flatten if x.dims.h * x.dims.w == 1 || matches!(layers.get(i), Some(Layer::Linear(_))) => {}
             Layer::Flatten => return unsupported(layer, "only a linear layer can follow"),
             Layer::Residual { body, shortcut } => {
-                let kind = match shortcut {
-                    Shortcut::Identity => ResidualKind::Same,
-                    Shortcut::Subsample { added } => ResidualKind::Subsample { added: *added },
-                };
                 if !matches!(body.first(), Some(Layer::Conv2d(_))) {
                     return unsupported(layer, "the body of a residual block must begin with a convolution");
                 }
@@ -322,10 +338,24 @@ fn forward<'m>(
                 if !matches!(body.last(), Some(Layer::Conv2d(_))) {
                     return unsupported(layer, "the body of a residual block must end with a convolution");
                 }
-                let residual = Some(Residual { id: x.id, dims: x.dims, kind });
+                let carried = |kind| (Residual { id: x.id, dims: x.dims, kind }, Back::Carried(kind));
+                let (residual, back) = match shortcut {
+                    Shortcut::Identity => carried(ResidualKind::Same),
+                    Shortcut::Subsample { added } => carried(ResidualKind::Subsample { added: *added }),
+                    Shortcut::Projection(layers) => {
+                        // A dispatch of its own: the canonical order gives a projection an accumulator of its own.
+                        let [Layer::Conv2d(conv)] = &layers[..] else {
+                            return unsupported(layer, "a projection must be one convolution");
+                        };
+                        let r = build.activation(&conv.name, dims, None);
+                        ops::conv::forward(build, conv, params(&conv.name)?, x, r, Epilogue::default())?;
+                        (Residual { id: r.id, dims, kind: ResidualKind::Same }, Back::Projected { conv, x })
+                    }
+                };
                 let mut inner = Vec::new();
-                x = forward(build, model, body, x, Tail { residual, relu: followed }, &mut inner)?;
-                tape.push(Node::Residual { body: inner, kind });
+                let tail = Tail { residual: Some(residual), relu: followed };
+                x = forward(build, model, body, x, tail, &mut inner)?;
+                tape.push(Node::Residual { body: inner, shortcut: back });
             }
             Layer::Normalise { .. } => return unsupported(layer, "normalisation comes first or not at all"),
             Layer::BatchNorm { .. } => return unsupported(layer, "batch norm is folded when weights are loaded"),
@@ -354,9 +384,14 @@ fn backward(build: &mut Build, model: &Model, tape: &[Node], dy: Value, extra: O
                 ops::linear::input_grad(build, linear, &model.params[&linear.name], g, dx, epilogue);
                 dx
             }
-            Node::MaxPool { size, stride, x, argmax } => {
+            Node::MaxPool { window, x, argmax } => {
                 let (dx, epilogue) = grad("max_pool", x);
-                ops::pool::max_input_grad(build, *size, *stride, g, dx, *argmax, epilogue);
+                ops::pool::max_input_grad(build, *window, g, dx, *argmax, epilogue);
+                dx
+            }
+            Node::AvgPool { window, x } => {
+                let (dx, epilogue) = grad("avg_pool", x);
+                ops::pool::avg_input_grad(build, *window, g, dx, epilogue);
                 dx
             }
             Node::GlobalAvgPool { x } => {
@@ -364,12 +399,22 @@ fn backward(build: &mut Build, model: &Model, tape: &[Node], dy: Value, extra: O
                 ops::pool::mean_input_grad(build, g, dx, epilogue);
                 dx
             }
-            Node::Residual { body, kind } => {
-                let kind = match *kind {
-                    ResidualKind::Subsample { added } => ResidualKind::Spread { added },
-                    other => other,
+            Node::Residual { body, shortcut } => {
+                let extra = match shortcut {
+                    Back::Carried(kind) => {
+                        let kind = match *kind {
+                            ResidualKind::Subsample { added } => ResidualKind::Spread { added },
+                            other => other,
+                        };
+                        Residual { id: g.id, dims: g.dims, kind }
+                    }
+                    Back::Projected { conv, x } => {
+                        let dx = build.activation(&format!("d {}", conv.name), x.dims, None);
+                        ops::conv::input_grad(build, conv, &model.params[&conv.name], g, dx, Epilogue::default())?;
+                        Residual { id: dx.id, dims: dx.dims, kind: ResidualKind::Same }
+                    }
                 };
-                backward(build, model, body, g, Some(Residual { id: g.id, dims: g.dims, kind }))?
+                backward(build, model, body, g, Some(extra))?
             }
         };
     }
@@ -427,8 +472,12 @@ impl fmt::Display for Plan {
             "{} for {} images, activations in {storage}; grids in workgroups, N samples",
             self.arch, self.input
         )?;
-        let parts =
-            [("forward", &self.forward[..]), ("backward", &self.backward), ("step", std::slice::from_ref(&self.step))];
+        let parts = [
+            ("start", std::slice::from_ref(&self.start)),
+            ("forward", &self.forward[..]),
+            ("backward", &self.backward),
+            ("step", std::slice::from_ref(&self.step)),
+        ];
         for (name, dispatches) in parts {
             let flops: u64 = dispatches.iter().map(|d| d.flops).sum();
             writeln!(f, "\n{name}: {} dispatches, {:.3} MFLOP a sample", dispatches.len(), flops as f64 / 1e6)?;

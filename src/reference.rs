@@ -3,7 +3,7 @@
 //!
 //! Imports only `error`, `model` and the [`Engine`] types of `attack`. Each layer's backward stands beside its forward.
 
-use crate::attack::{Engine, Gradient, Health, Iterated, Job, Logits, Sample};
+use crate::attack::{Engine, Gradient, Health, Iterated, Job, Logits, Sample, Stream, philox};
 use crate::error::{Error, Result};
 use crate::model::{Conv2d, Dims, Layer, Linear, Model, Shortcut};
 use std::collections::BTreeMap;
@@ -119,13 +119,22 @@ impl Reference {
             Layer::Normalise { mean, std } => (normalise(x, dims, mean, std), Memory::Nothing),
             Layer::Conv2d(c) => (conv(c, &self.params[&c.name], &x, dims, out), Memory::Nothing),
             Layer::Relu => relu(x),
-            Layer::MaxPool { size, stride } => max_pool(*size, *stride, &x, dims, out),
+            Layer::MaxPool { size, stride, padding } => max_pool(*size, *stride, *padding, &x, dims, out),
+            Layer::AvgPool { size, stride, padding } => {
+                (avg_pool(*size, *stride, *padding, &x, dims, out), Memory::Nothing)
+            }
             Layer::GlobalAvgPool => (mean_pool(&x, dims), Memory::Nothing),
             Layer::Flatten => (x, Memory::Nothing),
             Layer::Linear(l) => (linear(l, &self.params[&l.name], &x), Memory::Nothing),
             Layer::Residual { body, shortcut } => {
                 let (mut y, _) = self.layers_forward(body, x.clone(), dims, pass);
-                add_shortcut(*shortcut, &mut y, &x, dims, out);
+                match shortcut {
+                    Shortcut::Projection(layers) => {
+                        let (through, _) = self.layers_forward(layers, x, dims, pass);
+                        y.iter_mut().zip(through).for_each(|(y, s)| *y += s);
+                    }
+                    carried => for_each_carried(carried, dims, out, |from, to| y[to] += x[from]),
+                }
                 (y, Memory::Nothing)
             }
             Layer::BatchNorm { .. } => unreachable!("refused when the network was made"),
@@ -142,10 +151,17 @@ impl Reference {
             (Layer::Conv2d(c), _) => conv_backward(c, &self.params[&c.name], &dy, dims, out),
             (Layer::Relu, Memory::Signs(signs)) => relu_backward(dy, &signs),
             (Layer::MaxPool { .. }, Memory::Sources(sources)) => max_pool_backward(&dy, &sources, dims),
+            (Layer::AvgPool { size, stride, padding }, _) => {
+                avg_pool_backward(*size, *stride, *padding, &dy, dims, out)
+            }
             (Layer::GlobalAvgPool, _) => mean_pool_backward(&dy, dims),
             (Layer::Linear(l), _) => linear_backward(l, &self.params[&l.name], &dy),
             (Layer::Residual { body, shortcut }, _) => {
-                let through = shortcut_backward(*shortcut, &dy, dims, out);
+                let mut through = vec![0.0; dims.len()];
+                match shortcut {
+                    Shortcut::Projection(layers) => through = self.layers_backward(layers, dy.clone(), tape),
+                    carried => for_each_carried(carried, dims, out, |to, from| through[to] += dy[from]),
+                }
                 dy = self.layers_backward(body, dy, tape);
                 dy.iter_mut().zip(through).for_each(|(d, s)| *d += s);
                 dy
@@ -186,8 +202,10 @@ impl Engine for Reference {
     fn iterate(&self, job: &Job<'_>, progress: &mut dyn FnMut(u64) -> bool) -> Result<Iterated> {
         let n = self.count(job.x0)?;
         self.check_classes(n, job.samples.iter().map(|s| s.class))?;
-        let mut all =
-            Iterated { images: job.x0.to_vec(), zero_gradients: vec![0; n], health: vec![Health::default(); n] };
+        job.samples.iter().enumerate().try_for_each(|(i, s)| s.check(i, self.model.logits()))?;
+        let start = |(i, s): (usize, &Sample)| random_start(self.image(job.x0, i), s, job.seed, job.bounds);
+        let images = job.samples.iter().enumerate().flat_map(start).collect();
+        let mut all = Iterated { images, zero_gradients: vec![0; n], health: vec![Health::default(); n] };
         for _ in 0..job.steps {
             let stepped = parallel(n, |i| {
                 let x = self.image(&all.images, i);
@@ -301,6 +319,9 @@ fn for_each_row(c: &Conv2d, weight: &[f64], x: Dims, y: Dims, mut f: impl FnMut(
                 for s in 0..c.kernel {
                     let w = *taps.next().expect("lengths were checked when the network was made");
                     let (first, count) = inside(s, x.w, y.w);
+                    if count == 0 {
+                        continue; // a tap that only ever meets padding
+                    }
                     for row in first_row..first_row + rows {
                         let x_row = channel * x.h + row * c.stride + r - c.padding;
                         let x_start = x_row * x.w + first * c.stride + s - c.padding;
@@ -318,7 +339,7 @@ fn conv(c: &Conv2d, p: &Params64, x: &[f64], dims: Dims, out: Dims) -> Vec<f64> 
         let row = &mut y[to..to + count];
         if c.stride == 1 {
             row.iter_mut().zip(&x[from..]).for_each(|(y, x)| *y += w * x);
-        } else if count > 0 {
+        } else {
             row.iter_mut().zip(x[from..].iter().step_by(c.stride)).for_each(|(y, x)| *y += w * x);
         }
     });
@@ -331,7 +352,7 @@ fn conv_backward(c: &Conv2d, p: &Params64, dy: &[f64], dims: Dims, out: Dims) ->
         let row = &dy[from..from + count];
         if c.stride == 1 {
             row.iter().zip(&mut dx[to..]).for_each(|(dy, dx)| *dx += w * dy);
-        } else if count > 0 {
+        } else {
             row.iter().zip(dx[to..].iter_mut().step_by(c.stride)).for_each(|(dy, dx)| *dx += w * dy);
         }
     });
@@ -350,25 +371,30 @@ fn relu_backward(mut dy: Vec<f64>, signs: &[bool]) -> Vec<f64> {
     dy
 }
 
-fn max_pool(size: usize, stride: usize, x: &[f64], dims: Dims, out: Dims) -> (Vec<f64>, Memory) {
-    let mut sources = Vec::with_capacity(out.len());
-    for c in 0..out.c {
-        for row in 0..out.h {
-            for column in 0..out.w {
-                let corner = (c * dims.h + row * stride) * dims.w + column * stride;
-                let mut best = corner;
-                for r in 0..size {
-                    for s in 0..size {
-                        let i = corner + r * dims.w + s;
-                        if x[i] > x[best] {
-                            best = i;
-                        }
+/// Calls `f(index in y, index in x)` for every pixel of every window, row by row; padding is passed by.
+fn for_each_window(size: usize, stride: usize, padding: usize, x: Dims, y: Dims, mut f: impl FnMut(usize, usize)) {
+    let inside =
+        |place: usize, tap: usize, side: usize| (place * stride + tap).checked_sub(padding).filter(|i| *i < side);
+    for c in 0..y.c {
+        for row in 0..y.h {
+            for column in 0..y.w {
+                for r in (0..size).filter_map(|r| inside(row, r, x.h)) {
+                    for s in (0..size).filter_map(|s| inside(column, s, x.w)) {
+                        f((c * y.h + row) * y.w + column, (c * x.h + r) * x.w + s);
                     }
                 }
-                sources.push(best);
             }
         }
     }
+}
+
+fn max_pool(size: usize, stride: usize, padding: usize, x: &[f64], dims: Dims, out: Dims) -> (Vec<f64>, Memory) {
+    let mut sources = vec![usize::MAX; out.len()];
+    for_each_window(size, stride, padding, dims, out, |to, i| {
+        if sources[to] == usize::MAX || x[i] > x[sources[to]] {
+            sources[to] = i;
+        }
+    });
     (sources.iter().map(|i| x[*i]).collect(), Memory::Sources(sources))
 }
 
@@ -376,6 +402,18 @@ fn max_pool_backward(dy: &[f64], sources: &[usize], dims: Dims) -> Vec<f64> {
     let mut dx = vec![0.0; dims.len()];
     // Windows may overlap: a pixel can win several.
     dy.iter().zip(sources).for_each(|(d, i)| dx[*i] += d);
+    dx
+}
+
+fn avg_pool(size: usize, stride: usize, padding: usize, x: &[f64], dims: Dims, out: Dims) -> Vec<f64> {
+    let mut y = vec![0.0; out.len()];
+    for_each_window(size, stride, padding, dims, out, |to, from| y[to] += x[from] / (size * size) as f64);
+    y
+}
+
+fn avg_pool_backward(size: usize, stride: usize, padding: usize, dy: &[f64], dims: Dims, out: Dims) -> Vec<f64> {
+    let mut dx = vec![0.0; dims.len()];
+    for_each_window(size, stride, padding, dims, out, |from, to| dx[to] += dy[from] / (size * size) as f64);
     dx
 }
 
@@ -401,10 +439,10 @@ fn linear_backward(l: &Linear, p: &Params64, dy: &[f64]) -> Vec<f64> {
 }
 
 /// Calls `f(index in x, index in y)` for every value that the shortcut carries over.
-fn for_each_carried(shortcut: Shortcut, x: Dims, y: Dims, mut f: impl FnMut(usize, usize)) {
+fn for_each_carried(shortcut: &Shortcut, x: Dims, y: Dims, mut f: impl FnMut(usize, usize)) {
     let (before, stride) = match shortcut {
-        Shortcut::Identity => (0, 1),
         Shortcut::Subsample { added } => (added / 2, 2),
+        _ => (0, 1),
     };
     for c in 0..x.c {
         for row in 0..y.h {
@@ -413,16 +451,6 @@ fn for_each_carried(shortcut: Shortcut, x: Dims, y: Dims, mut f: impl FnMut(usiz
             }
         }
     }
-}
-
-fn add_shortcut(shortcut: Shortcut, y: &mut [f64], x: &[f64], dims: Dims, out: Dims) {
-    for_each_carried(shortcut, dims, out, |from, to| y[to] += x[from]);
-}
-
-fn shortcut_backward(shortcut: Shortcut, dy: &[f64], dims: Dims, out: Dims) -> Vec<f64> {
-    let mut dx = vec![0.0; dims.len()];
-    for_each_carried(shortcut, dims, out, |to, from| dx[to] += dy[from]);
-    dx
 }
 
 /// Cross-entropy (natural logarithm) of one sample, and its gradient softmax(z) − onehot(class): summed over the batch,
@@ -436,7 +464,28 @@ fn cross_entropy(logits: &[f64], class: usize) -> (f64, Vec<f64>) {
     (sum.ln() + highest - logits[class], seed)
 }
 
-// The step, in f32 and bit for bit that of `shaders/step.wgsl`.
+// The random start and the step, in f32 and bit for bit those of `shaders/step.wgsl`.
+
+/// Where a sample begins: at x0 + (2u − 1)·eps, u uniform in [0, 1) by the sample's own random numbers, clamped as a step
+/// is; at the clean image `x0` itself where the sample asks for no random start.
+pub fn random_start(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32)) -> Vec<f32> {
+    if !sample.starts_at_random() {
+        return x0.to_vec();
+    }
+    let eps = sample.eps;
+    let place = |(i, four): (usize, &[f32])| -> Vec<f32> {
+        let words = philox(seed, [sample.id, sample.restart, i as u32, Stream::Start as u32]);
+        let one = |(x0, word): (&f32, u32)| {
+            let v = ((word >> 8) as i32 - (1 << 23)) as f32 / (1 << 23) as f32;
+            let d = (v * eps).max(-eps).min(eps);
+            // Devices may flush a subnormal, so it counts as zero.
+            let d = if Sign::of(d) == Sign::Zero { 0.0 } else { d };
+            (x0 + d).max(bounds.0.max(x0 - eps)).min(bounds.1.min(x0 + eps))
+        };
+        four.iter().zip(words).map(one).collect()
+    };
+    x0.chunks(4).enumerate().flat_map(place).collect()
+}
 
 /// What the sign of a gradient says, decided from its bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -555,13 +604,19 @@ mod tests {
                 shortcut: Shortcut::Identity,
             },
             Layer::Relu,
-            Layer::MaxPool { size: 3, stride: 2 },
+            Layer::MaxPool { size: 3, stride: 2, padding: 1 },
             Layer::Residual { body: vec![conv("c4", 8, 16, 3, 2)], shortcut: Shortcut::Subsample { added: 8 } },
             Layer::Relu,
-            Layer::MaxPool { size: 2, stride: 1 },
+            Layer::Residual {
+                body: vec![conv("c5", 16, 12, 4, 2)],
+                shortcut: Shortcut::Projection(vec![conv("p", 16, 12, 2, 2)]),
+            },
+            Layer::AvgPool { size: 3, stride: 1, padding: 1 },
+            Layer::Relu,
+            Layer::MaxPool { size: 2, stride: 1, padding: 0 },
             Layer::GlobalAvgPool,
             Layer::Flatten,
-            Layer::Linear(Linear { name: "l1".into(), inputs: 16, outputs: 12 }),
+            Layer::Linear(Linear { name: "l1".into(), inputs: 12, outputs: 12 }),
             Layer::Relu,
             Layer::Linear(Linear { name: "l2".into(), inputs: 12, outputs: 5 }),
         ];
@@ -595,9 +650,14 @@ mod tests {
 
     #[test]
     fn a_convolution_is_what_the_definition_says() {
-        for (kernel, stride, h, w) in [(3, 1, 4, 5), (3, 2, 5, 4), (1, 2, 5, 4), (1, 1, 3, 3), (3, 2, 1, 1)] {
+        let usual = [(3, 1, 4, 5), (3, 2, 5, 4), (1, 2, 5, 4), (1, 1, 3, 3), (3, 2, 1, 1), (4, 2, 6, 7), (7, 2, 5, 9)];
+        let usual = usual.map(|(kernel, stride, h, w)| (kernel, stride, kernel / 2, h, w));
+        for (kernel, stride, padding, h, w) in
+            usual.into_iter().chain([(5, 3, 0, 6, 5), (2, 4, 9, 3, 2), (1, 1, 2, 2, 1)])
+        {
             let input = Dims::new(2, h, w);
-            let Layer::Conv2d(c) = conv("c", 2, 3, kernel, stride) else { unreachable!() };
+            let Layer::Conv2d(mut c) = conv("c", 2, 3, kernel, stride) else { unreachable!() };
+            c.padding = padding;
             let out = Layer::Conv2d(c.clone()).output(input).unwrap();
             let wide = |values: Vec<f32>| -> Vec<f64> { values.into_iter().map(f64::from).collect() };
             let p = Params64 { weight: wide(noise(0, 6 * kernel * kernel)), bias: wide(noise(1, 3)) };
@@ -647,7 +707,7 @@ mod tests {
             (vec![0.0, 0.0, 0.0, 2.0, 0.0], vec![0.0, 0.0, 0.0, 1.0, 0.0])
         );
         let (input, out) = (Dims::new(1, 2, 2), Dims::new(1, 1, 1));
-        let (y, Memory::Sources(first)) = max_pool(2, 2, &[1.0, 5.0, 5.0, 5.0], input, out) else { unreachable!() };
+        let (y, Memory::Sources(first)) = max_pool(2, 2, 0, &[1.0, 5.0, 5.0, 5.0], input, out) else { unreachable!() };
         assert_eq!((y, max_pool_backward(&[3.0], &first, input)), (vec![5.0], vec![0.0, 3.0, 0.0, 0.0]));
         let (loss, seed) = cross_entropy(&[0.0, 0.0, 0.0, 0.0], 2);
         assert!((loss - 4.0_f64.ln()).abs() < 1e-15 && seed == [0.25, 0.25, -0.75, 0.25]);
@@ -656,7 +716,7 @@ mod tests {
 
     #[test]
     fn the_step_follows_its_truth_table() {
-        let sample = |direction: f32| Sample { class: 0, eps: 0.25, step_size: 0.125, direction };
+        let sample = |direction| Sample { eps: 0.25, step_size: 0.125, direction, ..Sample::default() };
         let subnormal = f32::from_bits(0x007f_ffff);
         let table = [
             (0.5, f32::MIN_POSITIVE, 1.0, 0.625, Sign::Plus),
@@ -680,7 +740,7 @@ mod tests {
             let got = step(x, 0.5, gradient, &sample(direction), (0.0, 1.0));
             assert_eq!((got.0.to_bits(), got.1), (f32::to_bits(want), sign), "{x} {gradient} {direction}");
         }
-        let free = Sample { class: 0, eps: f32::INFINITY, step_size: 0.125, direction: 1.0 };
+        let free = Sample { eps: f32::INFINITY, ..sample(1.0) };
         assert_eq!(step(0.9375, 0.5, 1.0, &free, (0.0, 1.0)).0, 1.0);
         assert_eq!(step(9.0, 0.5, 1.0, &free, (f32::NEG_INFINITY, f32::INFINITY)).0, 9.125);
         let still = Sample { step_size: 0.0, ..sample(1.0) };
@@ -693,8 +753,8 @@ mod tests {
         let net = with_noise(layers, input);
         let x0 = pixels(input.len());
         for direction in [1.0, -1.0] {
-            let sample = Sample { class: 2, eps: 1e-3, step_size: 1e-3, direction };
-            let job = Job { x0: &x0, samples: &[sample], steps: 1, bounds: (0.0, 1.0) };
+            let sample = Sample { class: 2, eps: 1e-3, step_size: 1e-3, direction, ..Sample::default() };
+            let job = Job { x0: &x0, samples: &[sample], steps: 1, bounds: (0.0, 1.0), seed: 0 };
             let out = net.iterate(&job, &mut |_| true).unwrap();
             let loss = |x: &[f32]| net.input_gradient(x, &[2]).unwrap().loss[0];
             assert!((loss(&out.images) - loss(&x0)) * direction > 0.0);
@@ -709,10 +769,10 @@ mod tests {
         let len = input.len();
         let mut x = [pixels(len), pixels(len), noise(7, len).iter().map(|v| v + 0.5).collect()].concat();
         x[len] = f32::NAN;
-        let sample = |class| Sample { class, eps: 0.1, step_size: 0.05, direction: -1.0 };
+        let sample = |class| Sample { class, eps: 0.1, step_size: 0.05, direction: -1.0, ..Sample::default() };
         let samples = [sample(0), sample(1), Sample { step_size: 0.0, ..sample(2) }];
         let mut reports = Vec::new();
-        let job = Job { x0: &x, samples: &samples, steps: 3, bounds: (0.0, 1.0) };
+        let job = Job { x0: &x, samples: &samples, steps: 3, bounds: (0.0, 1.0), seed: 0 };
         let all = net
             .iterate(&job, &mut |n| {
                 reports.push(n);
@@ -739,9 +799,10 @@ mod tests {
         assert!(net.input_gradient(&x, &[0, 1]).unwrap_err().to_string().contains("2 classes for 1 images"));
         let job = Job {
             x0: &x,
-            samples: &[Sample { class: 0, eps: 1.0, step_size: 1.0, direction: 1.0 }],
+            samples: &[Sample { eps: 1.0, step_size: 1.0, direction: 1.0, ..Sample::default() }],
             steps: 9,
             bounds: (0.0, 1.0),
+            seed: 0,
         };
         assert_eq!(net.iterate(&job, &mut |_| false), Err(Error::Cancelled));
         let mut model = net.model().clone();

@@ -18,7 +18,7 @@ pub enum Kind {
     Words,
     /// f32: images, gradients, logits, losses.
     Floats,
-    /// Sixteen bytes a sample (`attack::Sample`).
+    /// Blocks of sixteen bytes (`attack::Sample` is two of them).
     Samples,
     /// The same bytes for every batch: weights and the like.
     Constant(Vec<u8>),

@@ -275,7 +275,7 @@ fn expected(layers: &[Layer]) -> Result<Vec<(String, Vec<usize>)>> {
     }
 }
 
-fn collect(layers: &[Layer], list: &mut Vec<(String, Vec<usize>)>) {
+fn collect<'a>(layers: impl IntoIterator<Item = &'a Layer>, list: &mut Vec<(String, Vec<usize>)>) {
     for layer in layers {
         let mut push = |name: &str, part: &str, shape: Vec<usize>| list.push((format!("{name}.{part}"), shape));
         match layer {
@@ -294,8 +294,13 @@ fn collect(layers: &[Layer], list: &mut Vec<(String, Vec<usize>)>) {
                     push(name, part, vec![*channels]);
                 }
             }
-            Layer::Residual { body, .. } => collect(body, list),
-            Layer::Normalise { .. } | Layer::Relu | Layer::MaxPool { .. } | Layer::GlobalAvgPool | Layer::Flatten => {}
+            Layer::Residual { .. } => collect(layer.inner().collect::<Vec<_>>(), list),
+            Layer::Normalise { .. }
+            | Layer::Relu
+            | Layer::MaxPool { .. }
+            | Layer::AvgPool { .. }
+            | Layer::GlobalAvgPool
+            | Layer::Flatten => {}
         }
     }
 }
@@ -376,10 +381,21 @@ fn check_layers(layers: &[Layer], input: Dims, outermost: bool) -> Result<Dims> 
                     return Err(Error::model(layer.label(), "the body must end with a convolution"));
                 }
                 check_layers(body, x, false)?;
+                if let Shortcut::Projection(layers) = shortcut {
+                    let norms = layers.iter().skip(1).filter(|l| matches!(l, Layer::BatchNorm { .. })).count();
+                    if !matches!(layers.first(), Some(Layer::Conv2d(_)))
+                        || layers.len() > 2
+                        || norms + 1 != layers.len()
+                    {
+                        let detail = "a projection must be one convolution, with a batch norm behind it or none";
+                        return Err(Error::model(layer.label(), detail));
+                    }
+                    check_layers(layers, x, false)?;
+                }
             }
             // Guards the products in `Layer::output` and in the shapes of weights.
             Layer::Conv2d(Conv2d { inputs, outputs, .. })
-                if inputs.checked_mul(*outputs).is_none_or(|n| n > MAX_VALUES / 9) =>
+                if inputs.checked_mul(*outputs).is_none_or(|n| n > MAX_VALUES / 49) =>
             {
                 return Err(Error::model(layer.label(), "the weights are too large"));
             }
@@ -435,6 +451,10 @@ fn fold(layers: Vec<Layer>, tensors: &mut Tensors, params: &mut BTreeMap<String,
             }
             Layer::Residual { body, shortcut } => {
                 let body = fold(body, tensors, params)?;
+                let shortcut = match shortcut {
+                    Shortcut::Projection(layers) => Shortcut::Projection(fold(layers, tensors, params)?),
+                    other => other,
+                };
                 folded.push(Layer::Residual { body, shortcut });
             }
             other => folded.push(other),
@@ -475,6 +495,7 @@ fn not_finite(p: &Params) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::Shortcuts;
 
     /// A file from a header as text and the bytes behind it.
     fn raw(header: &str, data: &[u8]) -> Vec<u8> {
@@ -566,7 +587,7 @@ mod tests {
     }
 
     #[test]
-    fn both_networks_are_recognised_and_loaded() {
+    fn every_network_is_recognised_and_loaded() {
         for arch in model::known() {
             let plain = tensors(&arch.layers);
             let model = load(&file(&[], &plain)).unwrap();
@@ -611,7 +632,10 @@ mod tests {
         assert_eq!(model.step_size.as_deref(), Some("2/255"));
 
         let unknown = message(with(&[("arch", "vgg")]));
-        assert!(unknown.contains("`vgg`") && unknown.contains("digits-cnn, resnet20"), "{unknown}");
+        assert!(
+            unknown.contains("`vgg`") && unknown.contains("digits-cnn, lenet5, resnet18, resnet20, resnet32"),
+            "{unknown}"
+        );
         assert!(message(with(&[("arch", "resnet20")])).contains("conv1.weight: has shape [16, 1, 3, 3]"));
         assert!(message(with(&[("classes", r#"["a"]"#)])).contains("1 names for 10 logits"));
         assert!(message(with(&[("classes", "a")])).contains("not a JSON list"));
@@ -626,7 +650,7 @@ mod tests {
 
     #[test]
     fn tensors_that_do_not_fit_are_refused_by_name() {
-        let plain = tensors(&model::resnet20().layers);
+        let plain = tensors(&model::resnet(3, Shortcuts::Subsample).layers);
         let changed = |change: &dyn Fn(&mut Tensors)| {
             let mut tensors = plain.clone();
             change(&mut tensors);

@@ -5,9 +5,11 @@ mod common;
 
 use common::*;
 use safetensors::SafeTensors;
-use signstep::attack::{Engine, Job, Sample, argmax};
+use signstep::attack::{Engine, Job, Sample, argmax, budget, quantise};
 use signstep::model::{Dims, Layer};
-use signstep::{Attack, Error, Model, Network, Options, Outcome, Reference, Targets, weights};
+use signstep::{
+    Attack, Error, Method, Model, Network, Norm, Options, Outcome, Reference, Storage, Targets, Variant, weights,
+};
 
 fn digits_model() -> Model {
     weights::load(include_bytes!("../weights/digits-cnn.safetensors")).unwrap()
@@ -39,7 +41,7 @@ fn mixed(rng: &mut Rng) -> Model {
     let input = Dims::new(3, 9, 10);
     let body = vec![conv("b", 10, 12, 3, 2, 1), Layer::Relu, conv("c", 12, 18, 3, 1, 1)];
     let mut layers = vec![conv("a", 3, 10, 3, 1, 1), Layer::Relu, residual(body, 8), Layer::Relu];
-    layers.extend([Layer::MaxPool { size: 2, stride: 1 }, conv("d", 18, 9, 1, 1, 0), Layer::Relu]);
+    layers.extend([Layer::MaxPool { size: 2, stride: 1, padding: 0 }, conv("d", 18, 9, 1, 1, 0), Layer::Relu]);
     layers.extend([Layer::GlobalAvgPool, Layer::Flatten, linear("z", 9, 5)]);
     random_model(rng, input, layers)
 }
@@ -66,7 +68,7 @@ fn fate(out: &Outcome, i: usize) -> impl PartialEq + std::fmt::Debug + use<> {
     (
         [&out.clean, &out.adversarial, &out.clean_logits, &out.adversarial_logits, &out.float_logits].map(|v| bits(v)),
         [&out.loss, &out.linf, &out.l2].map(|v| v[i].to_bits()),
-        (out.labels[i], out.targets[i], out.zero_gradients[i], out.health[i].0),
+        (out.labels[i], out.targets[i], out.zero_gradients[i], out.health[i].0, out.restart[i], out.steps_taken[i]),
         [out.clean_correct[i], out.attacked[i], out.success[i], out.success_float[i]],
     )
 }
@@ -315,13 +317,17 @@ fn floats_are_delivered_where_bytes_are_not_wanted() {
     ] {
         let out = attack.run(&net, &images, &labels).unwrap();
         let step_size = (2.5 * f64::from(eps) / 10.0) as f32;
-        let sample = |y: &i64| Sample { class: *y as u32, eps, step_size, direction: 1.0 };
+        let sample = |y: &i64| Sample { class: *y as u32, eps, step_size, direction: 1.0, ..Sample::default() };
         let samples: Vec<Sample> = labels.iter().map(sample).collect();
-        let moved = net.iterate(&Job { x0: &images, samples: &samples, steps: 10, bounds }, &mut |_| true).unwrap();
+        let job = Job { x0: &images, samples: &samples, steps: 10, bounds, seed: 0 };
+        let moved = net.iterate(&job, &mut |_| true).unwrap();
         assert_bits("floats", &out.adversarial, &moved.images);
         assert_bits("nothing is snapped", &out.clean, &images);
         assert_bits("one set of logits", &out.adversarial_logits, &out.float_logits);
-        assert_eq!((out.snapped, out.effective_eps, out.zero_gradients), (0.0, eps, moved.zero_gradients));
+        assert_eq!(
+            (out.snapped, out.effective_eps, out.zero_gradients),
+            (0.0, eps, moved.zero_gradients.iter().map(|z| u64::from(*z)).collect())
+        );
         assert_eq!(out.success, out.success_float);
     }
     // Unbounded means unbounded: pixels at the edge go over it.
@@ -623,4 +629,226 @@ fn a_nan_that_no_layer_reads_is_marked_too() {
             assert!(!out.health[1].is_healthy() && !out.success[1]);
         }
     }
+}
+
+fn count(flags: &[bool]) -> usize {
+    flags.iter().filter(|f| **f).count()
+}
+
+/// Everything of two outcomes but the seed they were made with.
+fn assert_same(what: &str, a: &Outcome, b: &Outcome) {
+    assert_eq!(a.len(), b.len());
+    (0..a.len()).for_each(|i| assert_eq!(fate(a, i), fate(b, i), "{what}: sample {i}"));
+}
+
+#[test]
+fn pgd_without_a_random_start_is_ifgsm() {
+    let (images, labels) = data(20);
+    let net = digits();
+    for targets in [Targets::None, Targets::Next] {
+        let pgd = Attack::pgd(Norm::Linf, 0.2).random_start(false).targets(targets.clone());
+        assert_eq!((pgd.step_count(), pgd.effective_step_size()), (10, Attack::ifgsm(0.2).effective_step_size()));
+        let pgd = pgd.run(&net, &images, &labels).unwrap();
+        let ifgsm = Attack::ifgsm(0.2).targets(targets).run(&net, &images, &labels).unwrap();
+        assert_eq!(pgd, ifgsm);
+    }
+}
+
+/// What `pgd` does to every sample in one restart, by single steps of the engine: float logits, delivered image and logits.
+fn one_restart(
+    net: &Network,
+    images: &[f32],
+    classes: &[i64],
+    direction: f32,
+    restart: u32,
+    eps: f32,
+) -> [Vec<f32>; 3] {
+    let samples: Vec<Sample> = (0..)
+        .zip(classes)
+        .map(|(i, &class)| Sample {
+            class: class as u32,
+            id: 40 + i,
+            restart,
+            start: 1,
+            eps,
+            step_size: 0.25 * eps,
+            direction,
+            levels: 0,
+        })
+        .collect();
+    let job = Job { x0: images, samples: &samples, steps: 10, bounds: (0.0, 1.0), seed: 6 };
+    let moved = net.iterate(&job, &mut |_| true).unwrap().images;
+    let levels = budget(eps);
+    let delivered: Vec<f32> = moved.iter().zip(images).map(|(x, x0)| quantise(*x, *x0, levels)).collect();
+    let z = |images: &[f32]| net.logits(images).unwrap().logits;
+    [z(&moved), z(&delivered), delivered]
+}
+
+/// The rule that chooses among restarts, written down a second time and followed without skipping anything.
+#[test]
+fn restarts_are_chosen_as_promised() {
+    let (images, labels) = data(60);
+    let net = digits();
+    let (mut later, mut by_loss, mut float_only) = (0, 0, 0);
+    for (eps, targets) in [(0.1, Targets::None), (0.14, Targets::None), (0.12, Targets::Second)] {
+        let restarts = 6;
+        let attack = Attack::pgd(Norm::Linf, eps).restarts(restarts).targets(targets).seed(6).first_id(40);
+        let out = attack.run(&net, &images, &labels).unwrap();
+        let untargeted = out.targets[0] < 0;
+        let direction = if untargeted { 1.0 } else { -1.0 };
+        let classes: Vec<i64> = if untargeted { labels.clone() } else { out.targets.clone() };
+        let tries: Vec<[Vec<f32>; 3]> =
+            (0..restarts).map(|r| one_restart(&net, &images, &classes, direction, r, eps)).collect();
+        for i in 0..60 {
+            let z = |values: &'_ [f32]| values[i * 10..(i + 1) * 10].to_vec();
+            if !out.attacked[i] {
+                assert_eq!((out.restart[i], out.steps_taken[i], out.success[i]), (0, 0, false));
+                continue;
+            }
+            let hit = |z: &[f32]| {
+                let class = argmax(z) as i64;
+                if untargeted { class != labels[i] } else { class == out.targets[i] }
+            };
+            let first = (0..restarts as usize).find(|&r| hit(&z(&tries[r][1])));
+            let value = |r: usize| f64::from(direction) * loss(&z(&tries[r][1]), classes[i] as usize);
+            let chosen = first.unwrap_or_else(|| {
+                let best = (0..restarts as usize).fold(0, |best, r| if value(r) > value(best) { r } else { best });
+                by_loss += usize::from(best > 0);
+                best
+            });
+            let ran = first.map_or(restarts as usize, |r| r + 1);
+            assert_eq!((out.restart[i] as usize, out.success[i]), (chosen, first.is_some()), "sample {i}");
+            assert_eq!(out.steps_taken[i], 10 * ran as u64);
+            let pixels = i * 64..(i + 1) * 64;
+            assert_bits("image", &out.adversarial[pixels.clone()], &tries[chosen][2][pixels]);
+            assert_bits("logits", &out.adversarial_logits[i * 10..(i + 1) * 10], &z(&tries[chosen][1]));
+            let float = (0..ran).find(|&r| hit(&z(&tries[r][0])));
+            assert_eq!(out.success_float[i], float.is_some());
+            let float_logits = z(&tries[float.unwrap_or(chosen)][0]);
+            assert_bits("float logits", &out.float_logits[i * 10..(i + 1) * 10], &float_logits);
+            later += usize::from(first.is_some_and(|r| r > 0));
+            float_only += usize::from(float.is_some_and(|r| r != chosen));
+        }
+    }
+    println!("{later} by a later restart, {by_loss} by loss, {float_only} floats of another restart");
+    assert!(later > 2 && by_loss > 10, "{later} {by_loss}: the rule was hardly used");
+}
+
+#[test]
+fn more_restarts_never_lower_success() {
+    let (images, labels) = data(50);
+    let net = digits();
+    let mut totals = Vec::new();
+    for targets in [Targets::None, Targets::Random] {
+        let mut before: Option<Outcome> = None;
+        for restarts in [1, 2, 3, 5, 9] {
+            let attack = Attack::pgd(Norm::Linf, 0.12).restarts(restarts).targets(targets.clone()).seed(2);
+            assert_eq!(attack.restart_count(), restarts);
+            let mut told = 0;
+            let mut count_steps = |n| {
+                told += n;
+                true
+            };
+            let out = attack.run_with(&net, &images, &labels, &mut count_steps).unwrap();
+            assert_eq!(told, out.sample_steps());
+            assert!(told <= 50 * 10 * u64::from(restarts));
+            if let Some(before) = &before {
+                for i in 0..50 {
+                    assert!(out.success[i] >= before.success[i] && out.success_float[i] >= before.success_float[i]);
+                    if before.success[i] {
+                        assert_eq!(fate(&out, i), fate(before, i), "sample {i} had succeeded already");
+                    } else {
+                        let gain = out.loss[i] - before.loss[i];
+                        assert!(out.success[i] || if out.targets[i] < 0 { gain >= 0.0 } else { gain <= 0.0 });
+                    }
+                }
+            }
+            totals.push(count(&out.success));
+            before = Some(out);
+        }
+    }
+    assert!(totals[4] > totals[0] || totals[9] > totals[5], "restarts changed nothing: {totals:?}");
+}
+
+#[test]
+fn pgd_with_restarts_does_not_see_the_batch() {
+    let (images, labels) = data(23);
+    let attack = Attack::pgd(Norm::Linf, 0.12).restarts(4).targets(Targets::Random).seed(9).attack_all(true);
+    let whole = attack.run(&digits(), &images, &labels).unwrap();
+    assert!(whole.restart.iter().any(|r| *r > 0) && whole.success.contains(&true) && whole.success.contains(&false));
+    for i in [0, 7, 22] {
+        let (image, label) = (&images[i * 64..(i + 1) * 64], &labels[i..=i]);
+        let alone = attack.clone().first_id(i as u64).run(&digits(), image, label).unwrap();
+        assert_eq!(fate(&alone, 0), fate(&whole, i), "sample {i} alone");
+    }
+    for batch in [1, 5, 22] {
+        let options = Options { batch: Some(batch), ..Options::default() };
+        let net = Network::with_options(gpu(), digits_model(), &options).unwrap();
+        assert_same(&format!("by {batch}"), &attack.run(&net, &images, &labels).unwrap(), &whole);
+    }
+    for storage in [Storage::Buffer, Storage::Texture] {
+        let net = network(&digits_model(), storage, Variant::Fast);
+        let out = attack.run(&net, &images, &labels).unwrap();
+        assert_same(&format!("{storage:?}"), &out, &whole);
+    }
+    // Beside a neighbour full of NaN.
+    let mut poisoned = images.clone();
+    poisoned[11 * 64..12 * 64].fill(f32::NAN);
+    let out = attack.run(&digits(), &poisoned, &labels).unwrap();
+    assert!(!out.health[11].is_healthy() && !out.success[11]);
+    assert_eq!(out.steps_taken[11], 10, "a sample that is not sound is not tried again");
+    (0..23).filter(|i| *i != 11).for_each(|i| assert_eq!(fate(&out, i), fate(&whole, i), "sample {i} beside NaN"));
+}
+
+#[test]
+fn what_was_wrong_when_clean_runs_every_restart() {
+    let (images, mut labels) = data(12);
+    labels[4] = (labels[4] + 1) % 10;
+    let attack = Attack::pgd(Norm::Linf, 0.3).restarts(3).attack_all(true);
+    let out = attack.run(&digits(), &images, &labels).unwrap();
+    assert!(!out.success[4] && !out.clean_correct[4]);
+    assert_eq!(out.steps_taken[4], 30);
+    // Its delivered image has the highest loss of the three: those that follow from fewer restarts have less or the same.
+    let losses = [1, 2].map(|n| attack.clone().restarts(n).run(&digits(), &images, &labels).unwrap().loss[4]);
+    assert!(losses[0] <= losses[1] && losses[1] <= out.loss[4]);
+}
+
+#[test]
+fn pgd_runs_on_the_reference_from_the_same_starts() {
+    let (images, labels) = data(6);
+    let attack = Attack::pgd(Norm::Linf, 0.3).steps(1).step_size(0.0).quantise(false).seed(4);
+    let got = attack.run(&digits(), &images, &labels).unwrap();
+    let want = attack.run(&Reference::new(digits_model()).unwrap(), &images, &labels).unwrap();
+    assert_bits("starts", &got.adversarial, &want.adversarial);
+    assert!(got.linf.iter().zip(&got.attacked).all(|(d, a)| !a || (0.2..=0.3 + 1e-6).contains(d)), "{:?}", got.linf);
+}
+
+#[test]
+fn restarts_and_random_starts_that_make_no_sense_are_refused() {
+    let (images, labels) = data(2);
+    let usage = |attack: Attack, word: &str| match attack.run(&digits(), &images, &labels) {
+        Err(Error::Usage(message)) => assert!(message.contains(word), "{message}"),
+        other => panic!("{word}: {:?}", other.map(|_| ())),
+    };
+    let pgd = || Attack::pgd(Norm::Linf, 0.1);
+    usage(pgd().restarts(0), "restarts");
+    usage(Attack::ifgsm(0.1).restarts(2), "random start");
+    usage(Attack::fgsm(0.1).restarts(2), "random start");
+    usage(pgd().random_start(false).restarts(2), "random start");
+    usage(Attack::ifgsm(0.1).random_start(true), "ifgsm");
+    usage(Attack::fgsm(0.1).random_start(true), "fgsm");
+    usage(Attack::pgd(Norm::Linf, f32::INFINITY).step_size(0.1), "finite eps");
+    usage(Attack::pgd(Norm::Linf, f32::NAN), "eps");
+    usage(pgd().steps(u32::MAX), "steps");
+    assert!(Attack::pgd(Norm::Linf, f32::INFINITY).step_size(0.1).random_start(false).validate().is_ok());
+    let sample = Sample { start: 1, eps: f32::INFINITY, ..Sample::default() };
+    let job = Job { x0: &images[..64], samples: &[sample], steps: 1, bounds: (0.0, 1.0), seed: 0 };
+    for engine in [&digits() as &dyn Engine, &Reference::new(digits_model()).unwrap()] {
+        assert!(matches!(engine.iterate(&job, &mut |_| true), Err(Error::Data { .. })));
+    }
+    for (name, method) in [("fgsm", Method::Fgsm), ("ifgsm", Method::Ifgsm), ("pgd", Method::Pgd)] {
+        assert_eq!((name.parse(), method.name()), (Ok(method), name));
+    }
+    assert_eq!(("LInf".parse(), Norm::Linf.name()), (Ok(Norm::Linf), "linf"));
+    assert!("apgd".parse::<Method>().is_err() && "l1".parse::<Norm>().is_err());
 }

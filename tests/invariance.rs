@@ -31,13 +31,17 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
 }
 
-/// Every other sample is targeted; eps and step size differ from sample to sample.
+/// Every other sample is targeted; eps and step size differ from sample to sample; two of three start at random.
 fn sample(id: usize, classes: usize) -> Sample {
     Sample {
         class: (id % classes) as u32,
         eps: (4 + id % 9) as f32 / 255.0,
         step_size: (1 + id % 3) as f32 / 255.0,
         direction: if id.is_multiple_of(2) { -1.0 } else { 1.0 },
+        id: id as u32,
+        restart: (id / 7) as u32,
+        start: u32::from(!id.is_multiple_of(3)),
+        levels: 0,
     }
 }
 
@@ -48,7 +52,7 @@ fn run(net: &Network, images: &[f32], ids: &[usize], steps: u32) -> Vec<Fate> {
     let classes: Vec<u32> = samples.iter().map(|s| s.class).collect();
     let logits = net.logits(images).unwrap();
     let gradient = net.input_gradient(images, &classes).unwrap();
-    let job = Job { x0: images, samples: &samples, steps, bounds: (0.0, 1.0) };
+    let job = Job { x0: images, samples: &samples, steps, bounds: (0.0, 1.0), seed: 5 };
     let moved = net.iterate(&job, &mut |_| true).unwrap();
     (0..ids.len())
         .map(|i| Fate {

@@ -15,13 +15,34 @@ fn random_network(rng: &mut Rng) -> Model {
     if rng.range(0, 1) == 1 {
         layers.push(Layer::Normalise { mean: vec![0.4; c], std: (0..c).map(|i| 0.2 + 0.01 * i as f64).collect() });
     }
-    let (kernel, padding) = [(3, 0), (3, 1), (3, 2), (1, 0)][rng.range(0, 3)];
-    layers.push(conv("a", c, k, kernel, rng.range(1, 2), padding));
+    // A quarter of the usual kind; the rest of any kernel, stride and padding that fits.
+    let (kernel, stride, padding) = match rng.range(0, 3) {
+        0 => (3, rng.range(1, 2), 1),
+        _ => {
+            let kernel = rng.range(1, 7);
+            (kernel, rng.range(1, 4), rng.range(kernel.saturating_sub(h.min(w)).div_ceil(2), kernel + 1))
+        }
+    };
+    layers.push(conv("a", c, k, kernel, stride, padding));
     if rng.range(0, 3) > 0 {
         layers.push(Layer::Relu);
     }
     let mut d = signstep::model::output(&layers, Dims::new(c, h, w)).unwrap();
-    match rng.range(0, 5) {
+    match rng.range(0, 8) {
+        6 if d.h > 1 && d.w > 1 => {
+            let size = rng.range(1, 4);
+            let (stride, padding) = (rng.range(1, 3), rng.range(if size > d.h.min(d.w) { 1 } else { 0 }, size / 2));
+            if rng.range(0, 1) == 0 {
+                layers.push(Layer::AvgPool { size, stride, padding });
+            } else {
+                layers.push(Layer::MaxPool { size, stride, padding });
+            }
+        }
+        7 => {
+            let (more, stride) = (rng.range(1, 12), rng.range(1, 3));
+            let body = vec![conv("b", k, 5, 3, stride, 1), Layer::Relu, conv("c", 5, more, 3, 1, 1)];
+            layers.extend([projected(body, conv("p", k, more, 1, stride, 0)), Layer::Relu]);
+        }
         0 => layers.push(residual(vec![conv("b", k, 7, 3, 1, 1), Layer::Relu, conv("c", 7, k, 3, 1, 1)], 0)),
         1 => {
             let added = 8 * rng.range(1, 3);
@@ -31,7 +52,7 @@ fn random_network(rng: &mut Rng) -> Model {
         }
         2 if d.h > 1 && d.w > 1 => {
             let size = rng.range(2, d.h.min(d.w).min(3));
-            layers.push(Layer::MaxPool { size, stride: rng.range(1, 3) });
+            layers.push(Layer::MaxPool { size, stride: rng.range(1, 3), padding: 0 });
             layers.push(Layer::Relu);
         }
         3 => layers.extend([conv("b", k, rng.range(1, 10), 3, 1, 1), Layer::Relu]),
@@ -140,7 +161,8 @@ const EDGES: [(usize, usize, usize, usize); 24] = [
 fn fast_convolutions_equal_naive_ones_stride_1() {
     let mut rng = Rng::new(3);
     for (i, (c, k, h, w)) in EDGES.into_iter().enumerate() {
-        let (kernel, padding) = [(3, 1), (3, 0), (3, 1), (1, 0), (3, 2)][i % 5];
+        let kernel = [3, 3, 3, 1, 5, 4, 7, 2, 6][i % 9];
+        let padding = [1, 0, 1, 0, 2, 5, 3, 1, 7][i % 9].max(kernel / 2 * usize::from(kernel > h.min(w)));
         // The second one has a ReLU mask behind it and a ReLU in front; the first writes plain values.
         let layers = vec![conv("a", c, k, kernel, 1, padding), Layer::Relu, conv("b", k, 6, 3, 1, 1)];
         bit_equal(&mut rng, Dims::new(c, h, w), layers);
@@ -151,8 +173,36 @@ fn fast_convolutions_equal_naive_ones_stride_1() {
 fn fast_convolutions_equal_naive_ones_stride_2() {
     let mut rng = Rng::new(4);
     for (i, (c, k, h, w)) in EDGES.into_iter().enumerate() {
-        let (kernel, padding) = [(3, 1), (1, 0), (3, 0), (3, 1), (3, 2)][i % 5];
+        let kernel = [3, 1, 3, 3, 3, 4, 5, 7, 2][i % 9];
+        let padding = [1, 0, 0, 1, 2, 1, 2, 3, 3][i % 9].max(kernel / 2 * usize::from(kernel > h.min(w)));
         let layers = vec![conv("a", c, 5, 1, 1, 0), Layer::Relu, conv("b", 5, k, kernel, 2, padding), Layer::Relu];
+        bit_equal(&mut rng, Dims::new(c, h, w), layers);
+    }
+}
+
+/// Kernels that the edge shapes above have few of, padding from none to wider than the kernel.
+#[test]
+fn fast_convolutions_equal_naive_ones_whatever_the_kernel() {
+    let mut rng = Rng::new(7);
+    let kernels: [(usize, usize); 10] =
+        [(2, 1), (4, 1), (4, 2), (5, 1), (5, 2), (6, 2), (7, 1), (7, 2), (3, 3), (5, 4)];
+    for (kernel, stride) in kernels {
+        let padding = rng.range(kernel.saturating_sub(4).div_ceil(2), kernel + 1);
+        let (h, w) = (rng.range(4, 12), rng.range(4, 12));
+        let layers = vec![conv("b", 9, 10, kernel, stride, padding), Layer::Relu];
+        bit_equal(&mut rng, Dims::new(9, h, w), layers);
+    }
+}
+
+#[test]
+fn fast_projected_blocks_equal_naive_ones() {
+    let mut rng = Rng::new(8);
+    for (i, (c, k, h, w)) in EDGES.into_iter().enumerate().filter(|(i, _)| i % 3 == 1) {
+        let k = k.min(40);
+        let stride = 1 + i % 2;
+        let body = vec![conv("b", 7, 9, 3, stride, 1), Layer::Relu, conv("c", 9, k, 3, 1, 1)];
+        let layers =
+            vec![conv("a", c, 7, 3, 1, 1), Layer::Relu, projected(body, conv("p", 7, k, 1, stride, 0)), Layer::Relu];
         bit_equal(&mut rng, Dims::new(c, h, w), layers);
     }
 }
@@ -181,7 +231,7 @@ fn relu_lets_nothing_through_at_zero() {
     let fused = vec![conv("a", 3, 9, 3, 1, 1), Layer::Relu, Layer::GlobalAvgPool, linear("z", 9, 4)];
     let block = vec![conv("a", 3, 8, 3, 2, 1), residual(vec![conv("b", 8, 8, 3, 1, 1)], 0), Layer::Relu];
     let block = [block, vec![Layer::GlobalAvgPool, linear("z", 8, 4)]].concat();
-    let lone = vec![Layer::MaxPool { size: 2, stride: 2 }, Layer::Relu, linear("z", 27, 4)];
+    let lone = vec![Layer::MaxPool { size: 2, stride: 2, padding: 0 }, Layer::Relu, linear("z", 27, 4)];
     let dense = vec![Layer::Flatten, linear("y", 108, 10), Layer::Relu, linear("z", 10, 4)];
     for layers in [fused, block, lone, dense] {
         let mut model = random_model(&mut rng, input, layers);

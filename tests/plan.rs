@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Rng, conv, linear, residual};
+use common::{Rng, conv, linear, projected, residual};
 use proptest::prelude::*;
 use signstep::kernel::{Access, Dispatch, Grid};
 use signstep::model::{Conv2d, Dims, Layer, Linear, Model, Params, Shortcut, output};
@@ -21,8 +21,8 @@ fn model(input: Dims, layers: Vec<Layer>) -> Model {
                     (name, *outputs, inputs * kernel * kernel)
                 }
                 Layer::Linear(Linear { name, inputs, outputs }) => (name, *outputs, *inputs),
-                Layer::Residual { body, .. } => {
-                    fill(body, params);
+                Layer::Residual { .. } => {
+                    fill(&layer.inner().cloned().collect::<Vec<_>>(), params);
                     continue;
                 }
                 _ => continue,
@@ -53,7 +53,7 @@ impl Maker {
 
     fn conv(&mut self, x: Dims, outputs: usize, stride: usize) -> Layer {
         let name = self.name();
-        let (kernel, padding) = if self.one_in(4) { (1, 0) } else { (3, 1) };
+        let (kernel, padding) = [(1, 0), (5, 2), (3, 1), (3, 1), (3, 1)][self.rng.range(0, 4)];
         let inputs = if self.one_in(100) { x.c + 1 } else { x.c };
         conv(&name, inputs, outputs, kernel, stride, padding)
     }
@@ -92,13 +92,21 @@ impl Maker {
         }
         let mut x = input;
         for _ in 0..self.rng.range(0, 5) {
-            let more = match self.rng.range(0, 8) {
+            let more = match self.rng.range(0, 10) {
                 0..=2 => {
                     let (outputs, stride) = (self.rng.range(1, widest), self.rng.range(1, 2));
                     vec![self.conv(x, outputs, stride)]
                 }
                 3 | 4 => vec![Layer::Relu],
-                5 => vec![Layer::MaxPool { size: self.rng.range(1, 3), stride: self.rng.range(1, 3) }],
+                5 => vec![Layer::MaxPool { size: 3, stride: self.rng.range(1, 3), padding: self.rng.range(0, 1) }],
+                9 => vec![Layer::AvgPool { size: 2, stride: self.rng.range(1, 3), padding: self.rng.range(0, 1) }],
+                10 => {
+                    let added = self.rng.range(1, 9);
+                    let body = self.body(x, added, 1);
+                    let name = self.name();
+                    let kernel = [1, 1, 3][self.rng.range(0, 2)];
+                    vec![projected(body, conv(&name, x.c, x.c + added, kernel, 2, kernel / 2)), Layer::Relu]
+                }
                 6 => {
                     let added = 8 * self.rng.range(1, 2);
                     vec![residual(self.body(x, added, 1), added), Layer::Relu]
@@ -184,7 +192,7 @@ fn fits(plan: &Plan, n: u64, memory: u64) -> Result<(), String> {
 }
 
 fn all(plan: &Plan) -> Vec<&Dispatch> {
-    plan.forward.iter().chain([&plan.logits]).chain(&plan.backward).chain([&plan.step]).collect()
+    plan.forward.iter().chain([&plan.logits]).chain(&plan.backward).chain([&plan.start, &plan.step]).collect()
 }
 
 fn check_dispatches(plan: &Plan) {
@@ -355,8 +363,15 @@ impl Walk<'_> {
                 }
                 Layer::Relu => x = self.step("relu", &[("x", x)], Some(dims)),
                 Layer::MaxPool { .. } => x = self.step("max_pool", &[("x", x)], Some(dims)),
+                Layer::AvgPool { .. } => x = self.step("avg_pool", &[("x", x)], Some(dims)),
                 Layer::GlobalAvgPool => x = self.step("global_avg_pool", &[("x", x)], Some(dims)),
-                Layer::Residual { body, .. } => x = self.forward(body, x, Some(x), &mut Vec::new()),
+                Layer::Residual { body, .. } => {
+                    let through = match projection(layer) {
+                        Some(name) => self.step(name, &[("x", x)], Some(dims)),
+                        None => x,
+                    };
+                    x = self.forward(body, x, Some(through), &mut Vec::new());
+                }
                 Layer::Normalise { .. } | Layer::BatchNorm { .. } => unreachable!("refused"),
             }
             // The layer before it has done this ReLU already.
@@ -392,10 +407,19 @@ impl Walk<'_> {
                     self.step(name, &with("x", g), Some(x.dims))
                 }
                 Layer::MaxPool { .. } => self.step("max_pool", &with("dy", g), Some(x.dims)),
+                Layer::AvgPool { .. } => self.step("avg_pool", &with("dy", g), Some(x.dims)),
                 Layer::GlobalAvgPool => self.step("global_avg_pool", &with("dy", g), Some(x.dims)),
                 Layer::Residual { body, .. } => {
                     let entered = inner.pop().unwrap();
-                    self.backward(&Self::tape(body, &entered), inner, g, Some(g))
+                    let through = match projection(layer) {
+                        Some(name) => {
+                            let d = self.list[self.at];
+                            assert!(d.kernel.consts.contains(&("MASK", 0)), "{d}: half a gradient is masked");
+                            self.step(name, &[("x", g)], Some(x.dims))
+                        }
+                        None => g,
+                    };
+                    self.backward(&Self::tape(body, &entered), inner, g, Some(through))
                 }
                 Layer::Relu => continue,
                 _ => unreachable!(),
@@ -407,6 +431,17 @@ impl Walk<'_> {
             }
         }
         g
+    }
+}
+
+/// Name of the convolution on a block's shortcut.
+fn projection(layer: &Layer) -> Option<&str> {
+    match layer {
+        Layer::Residual { shortcut: Shortcut::Projection(layers), .. } => match &layers[..] {
+            [Layer::Conv2d(c)] => Some(&c.name),
+            _ => panic!("a projection is one convolution"),
+        },
+        _ => None,
     }
 }
 
@@ -427,6 +462,7 @@ fn check_liveness(plan: &Plan, model: &Model) {
     let dimage = walk.backward(&tape, &mut inner, dz, None);
     assert!(inner.is_empty());
     walk.step("normalise", &[("dy", dimage)], None);
+    walk.step("start", &[], None);
     walk.step("step", &[], None);
     assert_eq!(walk.at, walk.list.len(), "dispatches are left over");
 }
@@ -449,6 +485,9 @@ fn bodies(r: &mut Replay<'_>, layers: &[Layer], mut x: Value, found: &mut Vec<Ve
         }
         let dims = layer.output(x.dims).unwrap();
         if let Layer::Residual { body, .. } = layer {
+            if let Some(name) = projection(layer) {
+                r.at += r.plan.forward[r.at..].iter().take_while(|d| d.layer == name).count();
+            }
             let (y, inside) = bodies(r, body, x, found);
             found.push(inside);
             x = y;

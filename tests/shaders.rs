@@ -13,11 +13,13 @@ fn models() -> Vec<Model> {
     let resnet = weights::load(include_bytes!("golden/resnet20-random.weights.safetensors")).unwrap();
     // A lone ReLU, and a convolution too wide for a uniform slice.
     let odd = vec![
-        signstep::model::Layer::MaxPool { size: 2, stride: 1 },
+        signstep::model::Layer::MaxPool { size: 2, stride: 1, padding: 0 },
         signstep::model::Layer::Relu,
         common::conv("wide", 300, 300, 3, 2, 1),
+        signstep::model::Layer::AvgPool { size: 2, stride: 1, padding: 1 },
+        common::projected(vec![common::conv("b", 300, 9, 7, 2, 3)], common::conv("p", 300, 9, 1, 2, 0)),
         signstep::model::Layer::GlobalAvgPool,
-        common::linear("z", 300, 5),
+        common::linear("z", 9, 5),
     ];
     let odd = common::random_model(&mut common::Rng::new(1), signstep::model::Dims::new(300, 6, 5), odd);
     vec![digits, resnet, odd]
@@ -29,7 +31,7 @@ fn dispatches() -> Vec<Dispatch> {
         for storage in [Storage::Buffer, Storage::Texture] {
             for variant in [Variant::Naive, Variant::Fast] {
                 let plan = Plan::new(&model, &Target { storage, variant, ..Target::default() }).unwrap();
-                all.extend([plan.step.clone(), plan.logits.clone()]);
+                all.extend([plan.start.clone(), plan.step.clone(), plan.logits.clone()]);
                 all.extend(plan.forward.into_iter().chain(plan.backward));
             }
         }
@@ -101,7 +103,9 @@ fn every_entry_point_is_used_by_a_plan() {
 fn sample_has_the_same_layout_on_both_sides() {
     use signstep::attack::Sample;
     use std::mem::offset_of;
-    for d in dispatches().iter().filter(|d| ["sign_step", "cross_entropy_forward"].contains(&d.kernel.entry)) {
+    for d in
+        dispatches().iter().filter(|d| ["sign_step", "random_start", "cross_entropy_forward"].contains(&d.kernel.entry))
+    {
         let module = naga::front::wgsl::parse_str(&d.kernel.source().unwrap().text).unwrap();
         let (_, ty) = module.types.iter().find(|(_, t)| t.name.as_deref() == Some("Sample")).unwrap();
         let naga::TypeInner::Struct { members, span } = &ty.inner else { panic!("no struct") };
@@ -109,9 +113,13 @@ fn sample_has_the_same_layout_on_both_sides() {
         let offsets: Vec<usize> = members.iter().map(|m| m.offset as usize).collect();
         let rust = [
             offset_of!(Sample, class),
+            offset_of!(Sample, id),
+            offset_of!(Sample, restart),
+            offset_of!(Sample, start),
             offset_of!(Sample, eps),
             offset_of!(Sample, step_size),
             offset_of!(Sample, direction),
+            offset_of!(Sample, levels),
         ];
         assert_eq!(offsets, rust);
     }

@@ -12,6 +12,7 @@ pub use random::{Stream, philox};
 
 use crate::error::{Error, Result};
 use crate::model::Model;
+use std::str::FromStr;
 
 /// Something that can run a [`Model`]: a GPU ([`crate::Network`]) or the f64 reference ([`crate::Reference`]).
 pub trait Engine {
@@ -69,20 +70,50 @@ pub struct Job<'a> {
     pub steps: u32,
     /// Smallest and largest value of a pixel.
     pub bounds: (f32, f32),
+    /// Seed of random starts.
+    pub seed: u64,
 }
 
-/// One sample's own parameters. The same sixteen bytes lie in WGSL's `Sample` (`shaders/step.wgsl`).
+/// One sample's own parameters. The same 32 bytes lie in WGSL's `Sample` (`shaders/step.wgsl`). The default goes nowhere:
+/// name what matters and end with `..Sample::default()`.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Sample {
     /// Class whose cross-entropy is followed: the target, or the label.
     pub class: u32,
+    /// Index in the whole data set; random numbers follow it.
+    pub id: u32,
+    /// Which restart this is; random numbers follow it.
+    pub restart: u32,
+    /// 1 where the first step is taken from a random place of the ball (of finite radius), 0 where from the clean image.
+    pub start: u32,
     /// L∞ radius in pixel units of [0, 1]; may be infinite.
     pub eps: f32,
     /// Step length in pixel units; 0 leaves the sample where it is.
     pub step_size: f32,
     /// +1 ascends (untargeted), −1 descends (targeted).
     pub direction: f32,
+    /// Whole grey levels that what is delivered may differ from the clean image ([`budget`]). The steps do not look at it.
+    pub levels: u32,
+}
+
+impl Sample {
+    /// Whether its place in the ball is drawn at random before the first step.
+    pub(crate) fn starts_at_random(&self) -> bool {
+        self.start != 0
+    }
+
+    /// What an engine checks before it runs sample `i` in a network of `classes`.
+    pub(crate) fn check(&self, i: usize, classes: usize) -> Result<()> {
+        let fail = |detail: String| Err(Error::data(format!("sample {i}"), detail));
+        if self.class as usize >= classes {
+            return fail(format!("class {}, but there are {classes} classes", self.class));
+        }
+        if self.starts_at_random() && !self.eps.is_finite() {
+            return fail(format!("a random start in a ball of radius {}", self.eps));
+        }
+        Ok(())
+    }
 }
 
 /// What [`Engine::iterate`] gives.
@@ -132,6 +163,9 @@ pub enum Method {
     Fgsm,
     /// Iterative FGSM, also called BIM (Kurakin et al. 2017, arXiv:1607.02533): no random start.
     Ifgsm,
+    /// Projected gradient descent (Madry et al. 2018, arXiv:1706.06083): as `ifgsm`, from a random place of the ball, as
+    /// often as there are restarts.
+    Pgd,
 }
 
 impl Method {
@@ -140,6 +174,47 @@ impl Method {
         match self {
             Method::Fgsm => "fgsm",
             Method::Ifgsm => "ifgsm",
+            Method::Pgd => "pgd",
+        }
+    }
+}
+
+impl FromStr for Method {
+    type Err = Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        let known = [Method::Fgsm, Method::Ifgsm, Method::Pgd];
+        let wrong = || Error::Usage(format!("no method {name:?}; there are fgsm, ifgsm and pgd"));
+        known.into_iter().find(|m| m.name() == name).ok_or_else(wrong)
+    }
+}
+
+/// What the size of a perturbation is measured by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Norm {
+    /// The largest change of any pixel value.
+    #[default]
+    Linf,
+}
+
+impl Norm {
+    /// As the command line writes it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Norm::Linf => "linf",
+        }
+    }
+}
+
+impl FromStr for Norm {
+    type Err = Error;
+
+    /// In any case.
+    fn from_str(name: &str) -> Result<Self> {
+        match name.to_lowercase().as_str() {
+            "linf" => Ok(Norm::Linf),
+            _ => Err(Error::Usage(format!("no norm {name:?}; there is linf"))),
         }
     }
 }
@@ -161,13 +236,16 @@ pub enum Targets {
     Classes(Vec<i64>),
 }
 
-/// A configured attack. Start with [`Attack::fgsm`] or [`Attack::ifgsm`], end with [`Attack::run`].
+/// A configured attack. Start with [`Attack::fgsm`], [`Attack::ifgsm`] or [`Attack::pgd`], end with [`Attack::run`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attack {
     method: Method,
+    norm: Norm,
     eps: f32,
     step_size: Option<f32>,
     steps: u32,
+    random_start: bool,
+    restarts: u32,
     targets: Targets,
     bounds: Option<(f32, f32)>,
     quantise: bool,
@@ -187,9 +265,12 @@ impl Attack {
     pub fn ifgsm(eps: f32) -> Self {
         Attack {
             method: Method::Ifgsm,
+            norm: Norm::Linf,
             eps,
             step_size: None,
             steps: 10,
+            random_start: false,
+            restarts: 1,
             targets: Targets::None,
             bounds: Some((0.0, 1.0)),
             quantise: true,
@@ -199,7 +280,13 @@ impl Attack {
         }
     }
 
-    /// Number of iterations (`ifgsm`; `fgsm` has one).
+    /// Projected gradient descent inside the ball of radius `eps` (pixel units of [0, 1]) from a random place of it: ten
+    /// steps of 2.5·eps/steps and one restart unless told otherwise, untargeted, delivered in 8 bits.
+    pub fn pgd(norm: Norm, eps: f32) -> Self {
+        Attack { method: Method::Pgd, norm, random_start: true, ..Self::ifgsm(eps) }
+    }
+
+    /// Number of iterations (`ifgsm` and `pgd`; `fgsm` has one).
     pub fn steps(mut self, steps: u32) -> Self {
         self.steps = steps;
         self
@@ -208,6 +295,25 @@ impl Attack {
     /// Step length in pixel units.
     pub fn step_size(mut self, step_size: f32) -> Self {
         self.step_size = Some(step_size);
+        self
+    }
+
+    /// How often a sample is tried, each time from another random place (`pgd`). The first restart that succeeds *as
+    /// delivered* counts, and the sample is left alone from then on; where none succeeds, the restart whose delivered image
+    /// has the highest attack loss counts (untargeted: cross-entropy on the label; targeted: minus that on the target), the
+    /// earliest of equals. So more restarts never lower the success.
+    ///
+    /// Samples that were wrong when clean and are stepped all the same ([`Attack::attack_all`]) can have no success: they
+    /// run every restart. A sample in which NaN or infinity arises runs no further one.
+    pub fn restarts(mut self, restarts: u32) -> Self {
+        self.restarts = restarts;
+        self
+    }
+
+    /// Whether the first step is taken from a random place of the ball (`pgd`, and its default) or from the clean image.
+    /// The place depends on the seed, the sample's id, the restart and the pixel, and scales with eps.
+    pub fn random_start(mut self, yes: bool) -> Self {
+        self.random_start = yes;
         self
     }
 
@@ -257,7 +363,12 @@ impl Attack {
         self.method
     }
 
-    /// L∞ radius in pixel units.
+    /// What eps is measured in.
+    pub fn norm(&self) -> Norm {
+        self.norm
+    }
+
+    /// Radius of the ball in pixel units.
     pub fn eps(&self) -> f32 {
         self.eps
     }
@@ -265,6 +376,16 @@ impl Attack {
     /// Number of iterations.
     pub fn step_count(&self) -> u32 {
         self.steps
+    }
+
+    /// How often a sample is tried at most.
+    pub fn restart_count(&self) -> u32 {
+        self.restarts
+    }
+
+    /// True when the first step is taken from a random place of the ball.
+    pub fn starts_at_random(&self) -> bool {
+        self.random_start
     }
 
     /// True when values are delivered as k/255: asked for, and the pixels lie in [0, 1].
@@ -277,7 +398,7 @@ impl Attack {
         match (self.step_size, self.method) {
             (Some(a), _) => a,
             (None, Method::Fgsm) => self.eps,
-            (None, Method::Ifgsm) => (2.5 * f64::from(self.eps) / f64::from(self.steps.max(1))) as f32,
+            (None, Method::Ifgsm | Method::Pgd) => (2.5 * f64::from(self.eps) / f64::from(self.steps.max(1))) as f32,
         }
     }
 
@@ -302,6 +423,18 @@ impl Attack {
         }
         if self.method == Method::Fgsm && self.steps != 1 {
             return fail(format!("fgsm takes one step, not {}: use ifgsm", self.steps));
+        }
+        if self.random_start && self.method != Method::Pgd {
+            return fail(format!("{} has no random start: use pgd", self.method.name()));
+        }
+        if self.random_start && self.eps.is_infinite() {
+            return fail("a random start needs a finite eps".into());
+        }
+        if self.restarts == 0 {
+            return fail("restarts must be one or more".into());
+        }
+        if self.restarts > 1 && !self.random_start {
+            return fail(format!("{} restarts without a random start would all be the same", self.restarts));
         }
         if let Some((lo, hi)) = self.bounds {
             // NaN must fail too.
@@ -330,7 +463,8 @@ pub struct Outcome {
     pub clean_logits: Vec<f32>,
     /// `[N, K]` of what is delivered
     pub adversarial_logits: Vec<f32>,
-    /// `[N, K]` of the float iterate before it was rounded; equals `adversarial_logits` when floats are delivered
+    /// `[N, K]` of the float iterate before it was rounded: of the first restart whose float iterate succeeds, else of the
+    /// delivered one; equals `adversarial_logits` when floats are delivered
     pub float_logits: Vec<f32>,
     /// Right when clean.
     pub clean_correct: Vec<bool>,
@@ -346,8 +480,12 @@ pub struct Outcome {
     pub linf: Vec<f32>,
     /// Euclidean length of delivered − clean
     pub l2: Vec<f32>,
-    /// Pixels whose gradient had no sign, added up over all steps.
-    pub zero_gradients: Vec<u32>,
+    /// Pixels whose gradient had no sign, added up over all steps of all restarts.
+    pub zero_gradients: Vec<u64>,
+    /// Which restart is delivered; 0 for a sample that was left alone.
+    pub restart: Vec<u32>,
+    /// Steps taken, of all restarts together; 0 for a sample that was left alone.
+    pub steps_taken: Vec<u64>,
     /// Healthy, or where NaN or infinity arose.
     pub health: Vec<Health>,
     /// eps that 8 bits can deliver: floor(255·eps)/255; eps itself when floats are delivered.
@@ -381,6 +519,11 @@ impl Outcome {
             .filter(|&i| self.clean_correct[i] && argmax(&logits[i * k..(i + 1) * k]) as i64 == self.labels[i])
             .count();
         right as f64 / self.len().max(1) as f64
+    }
+
+    /// Steps taken, added up over all samples: the work that was done.
+    pub fn sample_steps(&self) -> u64 {
+        self.steps_taken.iter().sum()
     }
 
     /// Index and mark of the first sample in which NaN or infinity arose.

@@ -1,7 +1,7 @@
 //! `signstep attack`: fills in defaults, checks that model, data and request fit together, runs, writes, tells.
 
 use super::{AttackArgs, answer, answer_json, complain, load_model, open, sha256, warn};
-use crate::attack::{Attack, Engine, Method, Outcome, Targets};
+use crate::attack::{Attack, Engine, Method, Norm, Outcome, Targets};
 use crate::data::{self, Dataset};
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -170,17 +170,17 @@ fn configure(args: &AttackArgs, method: Method, bounds: Option<(f32, f32)>, mode
     };
     let steps = args.steps.unwrap_or(match method {
         Method::Fgsm => 1,
-        Method::Ifgsm => 10,
+        Method::Ifgsm | Method::Pgd => 10,
     });
     let hint = suggested(&model.step_size, "step_size")?.filter(|_| from_weights && steps == 10);
     let step_size = match (&args.step_size, method, hint) {
         (Some(text), ..) => distance("--step-size", text)?,
-        (None, Method::Ifgsm, Some(hint)) => hint,
+        (None, Method::Ifgsm | Method::Pgd, Some(hint)) => hint,
         _ if eps.value.is_infinite() => {
             return Err(Error::Usage("--eps inf: give a --step-size as well".into()));
         }
         (None, Method::Fgsm, _) => eps.clone(),
-        (None, Method::Ifgsm, None) => default_step(&eps, steps),
+        (None, Method::Ifgsm | Method::Pgd, None) => default_step(&eps, steps),
     };
     Ok(Config {
         method,
@@ -220,6 +220,7 @@ fn configured(c: &Config) -> Attack {
     let attack = match c.method {
         Method::Fgsm => Attack::fgsm(eps),
         Method::Ifgsm => Attack::ifgsm(eps),
+        Method::Pgd => Attack::pgd(Norm::Linf, eps),
     };
     attack
         .steps(c.steps)

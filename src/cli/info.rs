@@ -2,7 +2,7 @@
 
 use super::{InfoArgs, answer, answer_json, load_model};
 use crate::error::{Error, Result};
-use crate::model::{Dims, Layer, Model};
+use crate::model::{Dims, Layer, Model, Shortcut};
 use crate::plan::{Plan, Target};
 use crate::report;
 use serde_json::json;
@@ -89,8 +89,11 @@ fn layers(model: &Model, list: &[Layer], mut x: Dims, depth: usize, rows: &mut V
         let output = layer.output(x)?;
         let parameters = model.params.get(&name).map_or(0, |p| p.weight.len() + p.bias.len());
         rows.push(Row { depth, name, output, parameters });
-        if let Layer::Residual { body, .. } = layer {
+        if let Layer::Residual { body, shortcut } = layer {
             layers(model, body, x, depth + 1, rows)?;
+            if let Shortcut::Projection(projection) = shortcut {
+                layers(model, projection, x, depth + 1, rows)?;
+            }
         }
         x = output;
     }

@@ -5,7 +5,7 @@
 
 mod networks;
 
-pub use networks::{digits_cnn, known, resnet20};
+pub use networks::{Shortcuts, digits_cnn, known, lenet5, resnet, resnet18};
 
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
@@ -54,11 +54,11 @@ pub struct Conv2d {
     pub inputs: usize,
     /// Channels written (K).
     pub outputs: usize,
-    /// Side of the kernel: 1 or 3.
+    /// Side of the kernel: 1 to 7.
     pub kernel: usize,
-    /// 1 or 2.
+    /// 1 to 4; the gradient of 3 and 4 runs on the naive kernel.
     pub stride: usize,
-    /// Zeros added on each side.
+    /// Zeros added on each side: 0 to 16.
     pub padding: usize,
     /// Whether the checkpoint has `NAME.bias`. After folding every convolution has one.
     pub bias: bool,
@@ -76,7 +76,7 @@ pub struct Linear {
 }
 
 /// What is added to the body of a residual block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub enum Shortcut {
     /// The input itself.
     Identity,
@@ -86,6 +86,8 @@ pub enum Shortcut {
         /// New channels, a multiple of eight.
         added: usize,
     },
+    /// A convolution of the input, and its batch norm if it has one (option B, the projection).
+    Projection(Vec<Layer>),
 }
 
 /// One layer. `Residual` holds layers of its own; everything else is a leaf.
@@ -110,12 +112,23 @@ pub enum Layer {
     },
     /// max(x, 0), with derivative 0 at 0.
     Relu,
-    /// Maximum over windows of `size`×`size`, the first one (row by row) where several are equal; no padding.
+    /// Maximum over windows of `size`×`size`, the first one (row by row) where several are equal.
     MaxPool {
+        /// Side of the window: 1 to 15.
+        size: usize,
+        /// Distance between windows.
+        stride: usize,
+        /// Pixels added on each side that are never the maximum, at most half a window.
+        padding: usize,
+    },
+    /// Mean over windows of `size`×`size`, the zeros added on each side counted in (PyTorch's default).
+    AvgPool {
         /// Side of the window.
         size: usize,
         /// Distance between windows.
         stride: usize,
+        /// Zeros added on each side, at most half a window.
+        padding: usize,
     },
     /// Mean over all pixels of a channel.
     GlobalAvgPool,
@@ -140,13 +153,25 @@ impl Layer {
             Layer::Conv2d(c) => c.name.clone(),
             Layer::BatchNorm { name, .. } => name.clone(),
             Layer::Relu => "relu".into(),
-            Layer::MaxPool { size, stride } => format!("max_pool {size}×{size}/{stride}"),
+            Layer::MaxPool { size, stride, .. } => format!("max_pool {size}×{size}/{stride}"),
+            Layer::AvgPool { size, stride, .. } => format!("avg_pool {size}×{size}/{stride}"),
             Layer::GlobalAvgPool => "global_avg_pool".into(),
             Layer::Flatten => "flatten".into(),
             Layer::Linear(l) => l.name.clone(),
             Layer::Residual { shortcut: Shortcut::Identity, .. } => "residual".into(),
-            Layer::Residual { .. } => "residual (subsampled)".into(),
+            Layer::Residual { shortcut: Shortcut::Subsample { .. }, .. } => "residual (subsampled)".into(),
+            Layer::Residual { shortcut: Shortcut::Projection(_), .. } => "residual (projected)".into(),
         }
+    }
+
+    /// The layers inside this one: the body of a residual block, then its projection.
+    pub fn inner(&self) -> impl Iterator<Item = &Layer> {
+        let (body, projection): (&[Layer], &[Layer]) = match self {
+            Layer::Residual { body, shortcut: Shortcut::Projection(layers) } => (body, layers),
+            Layer::Residual { body, .. } => (body, &[]),
+            _ => (&[], &[]),
+        };
+        body.iter().chain(projection)
     }
 
     /// Shape that leaves the layer when `x` enters it.
@@ -166,7 +191,7 @@ impl Layer {
                 Ok(x)
             }
             Layer::Conv2d(c) => {
-                if ![1, 3].contains(&c.kernel) || ![1, 2].contains(&c.stride) || c.padding >= c.kernel {
+                if !(1..=7).contains(&c.kernel) || !(1..=4).contains(&c.stride) || c.padding > 16 {
                     return fail(format!(
                         "kernel {}, stride {}, padding {}: kernels 1 and 3, strides 1 and 2, padding below the kernel are supported",
                         c.kernel, c.stride, c.padding
@@ -185,13 +210,18 @@ impl Layer {
                 fail(format!("{channels} channels, but {x} enters"))
             }
             Layer::BatchNorm { .. } | Layer::Relu => Ok(x),
-            Layer::MaxPool { size, stride } => {
-                if *size == 0 || *size > 15 || *stride == 0 || x.h < *size || x.w < *size {
-                    return fail(format!(
-                        "window {size}, stride {stride} on {x}: windows of 1 to 15 that fit are supported"
-                    ));
+            Layer::MaxPool { size, stride, padding } | Layer::AvgPool { size, stride, padding } => {
+                // A place in a window is one byte; a window of padding alone would have no maximum.
+                let largest = if matches!(self, Layer::MaxPool { .. }) { 15 } else { 255 };
+                let side = |n: usize| (n + 2 * padding).checked_sub(*size).map(|d| d / stride + 1);
+                let sound = (1..=largest).contains(size) && *stride > 0 && *padding <= size / 2 && !x.is_empty();
+                match (sound, sound.then(|| side(x.h)).flatten(), sound.then(|| side(x.w)).flatten()) {
+                    (true, Some(h), Some(w)) => Ok(Dims::new(x.c, h, w)),
+                    _ => fail(format!(
+                        "padding {padding} on {x}: windows of 1 to {largest} that fit are supported, with padding of at most \
+                         half a window"
+                    )),
                 }
-                Ok(Dims::new(x.c, (x.h - size) / stride + 1, (x.w - size) / stride + 1))
             }
             Layer::GlobalAvgPool => Ok(Dims::new(x.c, 1, 1)),
             Layer::Flatten => Ok(Dims::new(x.len(), 1, 1)),
@@ -205,6 +235,7 @@ impl Layer {
                 let y = output(body, x)?;
                 let want = match shortcut {
                     Shortcut::Identity => x,
+                    Shortcut::Projection(layers) => output(layers, x)?,
                     Shortcut::Subsample { added } => {
                         if added % 8 != 0 {
                             return fail(format!("{added} added channels: only multiples of eight are supported"));
@@ -289,17 +320,14 @@ impl Model {
             return Err(Error::model("layers", "there are none"));
         }
         output(&self.layers, self.input)?;
-        self.check_params(&self.layers)
+        self.check_params(self.layers.iter())
     }
 
-    fn check_params(&self, layers: &[Layer]) -> Result<()> {
+    fn check_params<'a>(&self, layers: impl Iterator<Item = &'a Layer>) -> Result<()> {
         for layer in layers {
+            self.check_params(layer.inner())?;
             let (name, weights, outputs) = match layer {
                 Layer::BatchNorm { name, .. } => return Err(Error::model(name, "batch norm must be folded first")),
-                Layer::Residual { body, .. } => {
-                    self.check_params(body)?;
-                    continue;
-                }
                 Layer::Conv2d(c) => (&c.name, c.outputs * c.inputs * c.kernel * c.kernel, c.outputs),
                 Layer::Linear(l) => (&l.name, l.inputs * l.outputs, l.outputs),
                 _ => continue,

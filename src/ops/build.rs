@@ -45,7 +45,7 @@ pub(crate) struct Ids {
     pub dx: usize,
     /// [N] of `attack::Sample`.
     pub samples: usize,
-    /// Smallest and largest pixel.
+    /// Smallest and largest pixel, and the seed in two words.
     pub bounds: usize,
     /// [N, K]
     pub logits: usize,

@@ -16,7 +16,7 @@ struct Gather<'a> {
     stride: usize,
     /// The input is spread out by this much first.
     dilate: usize,
-    padding: usize,
+    padding: i32,
     weight: &'a dyn Fn(usize, usize, usize, usize) -> f32,
     bias: &'a dyn Fn(usize) -> f32,
     flops: u64,
@@ -40,7 +40,7 @@ pub(crate) fn forward(build: &mut Build, c: &Conv2d, p: &Params, x: Value, y: Va
         kernel: k,
         stride: c.stride,
         dilate: 1,
-        padding: c.padding,
+        padding: c.padding as i32,
         weight: &|o, i, r, s| p.weight[((o * c.inputs + i) * k + r) * k + s],
         bias: &|o| p.bias[o],
         flops: flops(c, y.dims),
@@ -59,9 +59,9 @@ pub(crate) fn input_grad(
 ) -> Result<()> {
     let k = c.kernel;
     let entry = match (build.target.variant, c.stride) {
-        (Variant::Naive, _) => "conv2d_input_grad",
         (Variant::Fast, 1) => "conv2d_input_grad_tiled",
-        (Variant::Fast, _) => "conv2d_input_grad_parity",
+        (Variant::Fast, 2) => "conv2d_input_grad_parity",
+        _ => "conv2d_input_grad",
     };
     let gather = Gather {
         layer: &c.name,
@@ -70,7 +70,8 @@ pub(crate) fn input_grad(
         kernel: k,
         stride: 1,
         dilate: c.stride,
-        padding: k - 1 - c.padding,
+        // Negative where the padding is wider than the kernel: then the gradient begins inside of dy.
+        padding: k as i32 - 1 - c.padding as i32,
         weight: &|o, i, r, s| p.weight[((i * c.inputs + o) * k + k - 1 - r) * k + k - 1 - s],
         bias: &|_| 0.0,
         flops: flops(c, dy.dims),
@@ -105,7 +106,7 @@ fn emit(build: &mut Build, entry: &'static str, g: &Gather, epilogue: Epilogue) 
         ("CB", cb as u32),
         ("STRIDE", g.stride as u32),
         ("DILATE", g.dilate as u32),
-        ("PAD", g.padding as u32),
+        ("PAD", g.padding.cast_unsigned()),
         ("QT", qt as u32),
         ("PX", px as u32),
         ("SLICE", count as u32),

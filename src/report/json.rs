@@ -9,7 +9,7 @@ const SCHEMA_VERSION: u32 = 1;
 
 /// The report of a run.
 pub fn report(run: &Run<'_>) -> Value {
-    let s = Statistics::new(run.outcome, run.config);
+    let s = Statistics::new(run.outcome);
     let mut map = identity(run);
     let mut put = |key: &str, value: Value| map.insert(key.into(), value);
     put("clean_correct", json!(s.clean_correct));

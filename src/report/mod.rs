@@ -148,12 +148,10 @@ pub struct Statistics {
 
 impl Statistics {
     /// Counts.
-    pub fn new(outcome: &Outcome, config: &Config) -> Self {
+    pub fn new(outcome: &Outcome) -> Self {
         let count = |flags: &[bool]| flags.iter().filter(|f| **f).count();
-        let stepped = |i: usize| outcome.attacked[i] || config.attack_all;
-        let pixels = outcome.clean.len() / outcome.len().max(1);
-        let every_pixel = pixels as u64 * u64::from(config.steps);
-        let zeros = || (0..outcome.len()).filter(|&i| stepped(i)).map(|i| u64::from(outcome.zero_gradients[i]));
+        let pixels = (outcome.clean.len() / outcome.len().max(1)) as u64;
+        let without = |i: &usize| outcome.zero_gradients[*i] >= pixels * outcome.steps_taken[*i];
         Statistics {
             samples: outcome.len(),
             clean_correct: count(&outcome.clean_correct),
@@ -163,8 +161,11 @@ impl Statistics {
             robust_accuracy: outcome.robust_accuracy(),
             robust_accuracy_float: outcome.robust_accuracy_float(),
             max_perturbation: outcome.linf.iter().copied().fold(0.0, f32::max),
-            zero_gradient_pixels: zeros().sum(),
-            samples_without_gradient: zeros().filter(|z| *z >= every_pixel).count(),
+            zero_gradient_pixels: outcome.zero_gradients.iter().sum(),
+            samples_without_gradient: (0..outcome.len())
+                .filter(|i| outcome.steps_taken[*i] > 0)
+                .filter(without)
+                .count(),
             nonfinite_samples: outcome.health.iter().filter(|h| !h.is_healthy()).count(),
         }
     }
@@ -233,7 +234,9 @@ pub(crate) mod tests {
             loss: vec![0.3; 4],
             linf: vec![2.0 / 255.0, 0.0, 0.0, 0.0],
             l2: vec![2.0 / 255.0, 0.0, 0.0, 0.0],
-            zero_gradients: vec![1, 10 * len as u32, 10 * len as u32, 0],
+            zero_gradients: vec![1, 10 * len as u64, 0, 0],
+            restart: vec![0; 4],
+            steps_taken: vec![10, 10, 0, 10],
             health: vec![Health::default(); 4],
             effective_eps: 2.0 / 255.0,
         }
@@ -290,7 +293,7 @@ pub(crate) mod tests {
 
     #[test]
     fn statistics_tell_delivered_from_float_and_attacked_from_all() {
-        let s = Statistics::new(&outcome(Dims::new(1, 2, 3)), &config());
+        let s = Statistics::new(&outcome(Dims::new(1, 2, 3)));
         assert_eq!((s.samples, s.clean_correct, s.attacked, s.successes, s.successes_float), (4, 3, 3, 1, 2));
         assert_eq!(s.success_rate(), Some(1.0 / 3.0));
         assert_eq!(s.success_rate_float(), Some(2.0 / 3.0));
@@ -304,7 +307,7 @@ pub(crate) mod tests {
     fn no_rate_without_attacked_samples() {
         let mut o = outcome(Dims::new(1, 1, 1));
         o.attacked = vec![false; 4];
-        assert_eq!(Statistics::new(&o, &config()).success_rate(), None);
+        assert_eq!(Statistics::new(&o).success_rate(), None);
     }
 
     #[test]

@@ -137,7 +137,7 @@ fn card(page: &mut Page, run: &Run<'_>, panels: &Panels, sample: usize, (x, y): 
 }
 
 fn summary(run: &Run<'_>) -> String {
-    let s = Statistics::new(run.outcome, run.config);
+    let s = Statistics::new(run.outcome);
     let verb = if run.config.targets == "none" { "turned" } else { "turned to their targets" };
     format!("{} of {} attacked images {verb} ({})", s.successes, s.attacked, percent(s.success_rate()))
 }

@@ -17,7 +17,7 @@ pub fn blank<const N: usize>(header: [&str; N]) -> Table {
 
 /// A short summary for people, ending without a newline.
 pub fn table(run: &Run<'_>) -> String {
-    let s = Statistics::new(run.outcome, run.config);
+    let s = Statistics::new(run.outcome);
     let c = run.config;
     let delivered = if run.delivers_bytes() { "delivered (8 bit)" } else { "delivered" };
     let mut table = blank(["", delivered, "", "float", ""]);

@@ -71,6 +71,11 @@ pub fn residual(body: Vec<Layer>, added: usize) -> Layer {
     Layer::Residual { body, shortcut }
 }
 
+/// A residual block whose shortcut is a convolution.
+pub fn projected(body: Vec<Layer>, projection: Layer) -> Layer {
+    Layer::Residual { body, shortcut: Shortcut::Projection(vec![projection]) }
+}
+
 /// A model with random weights, scaled so that activations stay near 1.
 pub fn random_model(rng: &mut Rng, input: Dims, layers: Vec<Layer>) -> Model {
     fn fill(rng: &mut Rng, layers: &[Layer], params: &mut BTreeMap<String, Params>) {
@@ -78,8 +83,8 @@ pub fn random_model(rng: &mut Rng, input: Dims, layers: Vec<Layer>) -> Model {
             let (name, outputs, each) = match layer {
                 Layer::Conv2d(c) => (&c.name, c.outputs, c.inputs * c.kernel * c.kernel),
                 Layer::Linear(l) => (&l.name, l.outputs, l.inputs),
-                Layer::Residual { body, .. } => {
-                    fill(rng, body, params);
+                Layer::Residual { .. } => {
+                    fill(rng, &layer.inner().cloned().collect::<Vec<_>>(), params);
                     continue;
                 }
                 _ => continue,
