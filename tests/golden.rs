@@ -53,9 +53,14 @@ fn median(mut v: Vec<f64>) -> f64 {
     v[v.len() / 2]
 }
 
-/// Tolerances of the project: logits 1e-5 + 1e-4·|z|; gradient of a sample, relative L2: median 1e-5, worst 1e-2 (one
-/// ReLU that decides otherwise in f32 costs 3e-3); signs 99.9 % over pixels above 1e-6 of the sample's largest.
-fn compare(what: &str, engine: &dyn Engine, g: &Golden) {
+/// One ReLU that decides otherwise in f32 costs 3e-3.
+const A_MASK_MAY_FLIP: f64 = 1e-2;
+/// Where images were chosen so that none does.
+const NO_MASK_FLIPS: f64 = 1e-5;
+
+/// Tolerances of the project: logits 1e-5 + 1e-4·|z|; gradient of a sample, relative L2: median 1e-5, worst as given; signs
+/// 99.9 % over pixels above 1e-6 of the sample's largest.
+fn compare(what: &str, engine: &dyn Engine, g: &Golden, allowed: f64) {
     let n = g.classes.len();
     assert!(n >= 4, "{what}: {n} samples");
     let z = engine.logits(&g.images).unwrap();
@@ -84,21 +89,21 @@ fn compare(what: &str, engine: &dyn Engine, g: &Golden) {
         100.0 * signs
     );
     assert!(median(errors) <= 1e-5, "{what}: median gradient error");
-    assert!(worst <= 1e-2, "{what}: worst gradient error {worst:e}");
+    assert!(worst <= allowed, "{what}: worst gradient error {worst:e}");
     assert!(signs >= 0.999, "{what}: {agree} of {pixels} signs agree");
 }
 
 fn everywhere(name: &str, weights: &[u8], golden_bytes: &[u8]) {
     let model: Model = weights::load(weights).unwrap();
     let g = golden(golden_bytes);
-    compare(&format!("{name} reference"), &Reference::new(model.clone()).unwrap(), &g);
+    compare(&format!("{name} reference"), &Reference::new(model.clone()).unwrap(), &g, A_MASK_MAY_FLIP);
     for (storage, variant) in [
         (Storage::Texture, Variant::Fast),
         (Storage::Buffer, Variant::Fast),
         (Storage::Texture, Variant::Naive),
         (Storage::Buffer, Variant::Naive),
     ] {
-        compare(&format!("{name} {storage:?} {variant:?}"), &network(&model, storage, variant), &g);
+        compare(&format!("{name} {storage:?} {variant:?}"), &network(&model, storage, variant), &g, A_MASK_MAY_FLIP);
     }
 }
 
@@ -117,14 +122,18 @@ fn seeded(family: &str) {
         assert!(about("margin").parse::<f64>().unwrap() > 1.0, "{name}: images too near to a kink");
 
         let model = seeded::seeded(&name);
-        for (storage, variant) in [
-            (Storage::Texture, Variant::Fast),
-            (Storage::Buffer, Variant::Fast),
-            (Storage::Texture, Variant::Naive),
-            (Storage::Buffer, Variant::Naive),
-        ] {
+        // Naive kernels take their time on a software driver: for large networks one storage is enough, this or that one.
+        let (small, projections) = (model.parameters() < 500_000, name.ends_with("-b"));
+        let mut ways = vec![(Storage::Texture, Variant::Fast), (Storage::Buffer, Variant::Fast)];
+        if small || projections {
+            ways.push((Storage::Texture, Variant::Naive));
+        }
+        if small || !projections {
+            ways.push((Storage::Buffer, Variant::Naive));
+        }
+        for (storage, variant) in ways {
             let what = format!("{name} {storage:?} {variant:?}");
-            compare(&what, &network(&model, storage, variant), &g);
+            compare(&what, &network(&model, storage, variant), &g, NO_MASK_FLIPS);
         }
     }
 }
@@ -204,5 +213,5 @@ fn one_sample_with_a_wrong_gradient_is_noticed() {
     let mut g = golden(include_bytes!("golden/digits-cnn.safetensors"));
     // The median does not see it.
     g.gradient[..64].iter_mut().for_each(|v| *v *= 1.02);
-    compare("scaled", &Reference::new(model).unwrap(), &g);
+    compare("scaled", &Reference::new(model).unwrap(), &g, A_MASK_MAY_FLIP);
 }
