@@ -1,6 +1,8 @@
 //! Shared by the integration tests: comparators that reject NaN, random networks, and the device.
 #![allow(dead_code, reason = "each test program uses a part of it")]
 
+pub mod seeded;
+
 use signstep::attack::philox;
 use signstep::model::{Conv2d, Dims, Layer, Linear, Model, Params, Shortcut, output};
 use signstep::{Adapter, Gpu, Network, Options, Storage, Variant};

@@ -2,22 +2,29 @@
 """Writes the goldens: logits, loss and input gradient of the engine's networks, from PyTorch in float64.
 
     python tests/golden/make.py --weights weights --digits weights/digits.safetensors --out tests/golden [--resnet20 FILE]
+    python tests/golden/make.py --seeded [NAME ...] --out tests/golden
 
 --weights is the folder with the making scripts (for the model classes) and the digits checkpoints. --resnet20 is a trained
-ResNet-20; without it resnet20-cifar10.safetensors is left as it is. What the files hold is in README.md beside this script.
+ResNet-20; without it resnet20-cifar10.safetensors is left as it is. --seeded makes seeded/NAME.safetensors for the networks of
+seeded.py (all of them where no name is given) and nothing else. What the files hold is in README.md beside this script.
 
 A ReLU or max-pool whose input lies within rounding of a kink may go one way in f32 and the other in f64, and then the
 gradients differ for no fault of anybody. So out of many candidate images those are taken that stay farthest from all kinks.
 """
-import argparse, json, math, sys
+import argparse, copy, json, math, sys, time
 from pathlib import Path
 from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+import seeded
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "weights"))
+from make_digits import sort_header
 
 N = 16
+SEEDED_N, CANDIDATES = {1: 16, 3: 4}, 400
 torch_conv2d = F.conv2d
 DIGITS_STEP, CIFAR_STEP = 0.075, 2 / 255
 
@@ -99,11 +106,11 @@ def write(path, model, images, classes, step, clear):
           f"largest gradient per sample {top.min():.3g} to {top.max():.3g}, nearest kink {clear:.2g}, {path.stat().st_size} bytes")
 
 
-def smooth_images(n, gen, size=32):
-    """Blobs of three sizes and a little noise in three channels, u8: no photographs, but spread over [0, 255] as they are."""
-    x = torch.zeros(n, 3, size, size, dtype=torch.float64)
+def smooth_images(n, gen, size=32, channels=3):
+    """Blobs of three sizes and a little noise, u8: no photographs, but spread over [0, 255] as they are."""
+    x = torch.zeros(n, channels, size, size, dtype=torch.float64)
     for side, weight in ((3, 1.0), (6, 0.6), (12, 0.35), (size, 0.1)):
-        blobs = torch.randn(n, 3, side, side, generator=gen, dtype=torch.float64)
+        blobs = torch.randn(n, channels, side, side, generator=gen, dtype=torch.float64)
         x += weight * F.interpolate(blobs, (size, size), mode="bilinear", align_corners=True)
     return (127.5 + 60 * x).round().clamp(0, 255).to(torch.uint8)
 
@@ -162,20 +169,96 @@ def load(net, path):
     return Normalised(net.double().eval(), json.loads(meta["mean"]), json.loads(meta["std"])).double()
 
 
+@torch.no_grad()
+def kinks(model, x):
+    """What enters every ReLU and every max-pool, in order, with how far it is from the kink."""
+    seen = []
+    relu, pool = F.relu, F.max_pool2d
+
+    def spy_relu(v, *rest, **named):
+        seen.append((v, v.abs()))
+        return relu(v, *rest, **named)
+
+    def spy_pool(v, size, *rest, **named):
+        top = v.unfold(2, size, size).unfold(3, size, size).flatten(4).topk(2, dim=4).values
+        seen.append((v, (top[..., 0] - top[..., 1]) / 2))  # both may be off
+        return pool(v, size, *rest, **named)
+
+    with patch.object(F, "relu", spy_relu), patch.object(F, "max_pool2d", spy_pool):
+        model(x)
+    return seen
+
+
+def margin(model, single, x):
+    """Per sample, how near it comes to a kink, in units of what rounding does there: the distance in f64 over the largest error
+    of PyTorch's own f32 in that layer. Above 1, f32 takes the branches of f64. In a deep network errors grow with the layers and
+    so do the values: no one distance suits all of them."""
+    least = torch.full((len(x),), math.inf, dtype=torch.float64)
+    for (v, gap), (w, _) in zip(kinks(model, x.double()), kinks(single, x.float())):
+        error = (w - v).abs().flatten(1).amax(1)
+        gap = torch.where(gap == 0, torch.full_like(gap, math.inf), gap).flatten(1).amin(1)
+        least = torch.minimum(least, gap / error)
+    return least
+
+
+def seeded_case(name, out):
+    start = time.time()
+    model, (channels, size, _), checksum = seeded.seeded(name)
+    single = copy.deepcopy(model).float()
+    gen = torch.Generator().manual_seed(size + 1)
+    n = SEEDED_N[channels]
+    pictures = grid(smooth_images(CANDIDATES, gen, size, channels))
+    # Where there is max-pool, windows in flat regions hold exact ties: see plain_conv2d.
+    with patch.object(F, "conv2d", plain_conv2d if channels == 1 else torch_conv2d):
+        near = torch.cat([margin(model, single, part) for part in pictures.split(8)])
+    rows = near.topk(n).indices.sort().values
+    images, classes = pictures[rows], torch.randint(0, 10, (n,), generator=gen)
+
+    def evaluate(net, dtype):
+        x = images.to(dtype).requires_grad_()
+        logits = net(x)
+        loss = F.cross_entropy(logits, classes, reduction="none")
+        return logits.detach(), loss.detach(), torch.autograd.grad(loss.sum(), x)[0]
+
+    with patch.object(F, "conv2d", plain_conv2d if channels == 1 else torch_conv2d):
+        logits, loss, g = evaluate(model, torch.float64)
+    z32, _, g32 = evaluate(single, torch.float32)
+    off = (g32 - g).flatten(1).norm(dim=1) / g.flatten(1).norm(dim=1)
+    meta = {
+        "arch": name, "weights": checksum, "margin": f"{near[rows].min():.2f}",
+        "f32_logits": f"{(z32 - logits).abs().max():.1e}", "f32_gradient": f"{off.max():.1e}",
+    }
+    tensors = {
+        "images": (images * 255).round().to(torch.uint8), "classes": classes.to(torch.uint8),
+        "logits": logits, "loss": loss, "input_gradient": g.float(),
+    }
+    path = out / "seeded" / f"{name}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata=meta)
+    sort_header(path)
+    print(f"{path.name}: {meta}, |logit| <= {logits.abs().max():.2f}, loss {loss.min():.3g} to {loss.max():.3g}, "
+          f"{path.stat().st_size} bytes, {time.time() - start:.0f} s", flush=True)
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("--weights", type=Path, required=True)
-    p.add_argument("--digits", type=Path, required=True)
+    p.add_argument("--weights", type=Path)
+    p.add_argument("--digits", type=Path)
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--resnet20", type=Path)
+    p.add_argument("--seeded", nargs="*", choices=list(seeded.networks()))
     a = p.parse_args()
-    sys.path.insert(0, str(a.weights))
-    from make_digits import sort_header
-    from make_digits_cnn import DigitsCnn
-    from make_resnet20_cifar10 import CLASSES, MEAN, STD, ResNet20
-
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
+    if a.seeded is not None:
+        for name in a.seeded or seeded.networks():
+            seeded_case(name, a.out)
+        return
+    if not a.weights or not a.digits:
+        p.error("--weights and --digits, or --seeded")
+    sys.path.insert(0, str(a.weights))
+    from make_digits_cnn import DigitsCnn
+    from make_resnet20_cifar10 import CLASSES, MEAN, STD, ResNet20
 
     with safe_open(a.digits, "pt") as f:
         held = int(f.metadata()["held_out"])
