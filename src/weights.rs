@@ -92,6 +92,7 @@ pub(crate) fn open(bytes: &[u8]) -> std::result::Result<(SafeTensors<'_>, Metada
 
 /// The same for a file that is read piece by piece: `bytes` are its first ones, at least to the end of the header. That
 /// the data are as long as the header says is left to the caller.
+#[cfg(feature = "cli")]
 pub(crate) fn describe(bytes: &[u8]) -> std::result::Result<(tensor::Metadata, Metadata), String> {
     let metadata: tensor::Metadata = serde_json::from_slice(header(bytes)?).map_err(unsound)?;
     let pairs = pairs(&metadata)?;

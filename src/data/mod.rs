@@ -100,8 +100,8 @@ impl Source {
 /// |---|---|
 /// | a folder with `test_batch.bin` or `data_batch_1.bin` … `data_batch_5.bin`; a file `*.bin` | CIFAR-10 in binary: the test batch where there is one, else the training batches in order. Class names from `batches.meta.txt` beside them, where that is there |
 /// | a folder with `*-images-idx3-ubyte` and `*-labels-idx1-ubyte`; the images file itself | IDX (MNIST and kin), one channel, gzip or not, with or without `.gz` at the name. `t10k-*` is preferred; a folder with several others is ambiguous. The labels lie beside, under the same name |
-/// | a folder with `images.npy` and `labels.npy`; a file `*.npy` | NumPy arrays in C order, of either byte order: u1, or f2, f4, f8 in [0, 1], as [N, C, H, W], or [N, H, W] for one channel; labels are integers of any width, [N]. Beside `X.npy`, labels are the first that exists of `X` with its last `images` turned into `labels`, `X_labels.npy` and `labels.npy` |
-/// | a file `*.safetensors` | `images` (u8, or f16, bf16, f32, f64 in [0, 1]; [N, C, H, W]) and `labels` (integers of any width, [N]); other tensors are ignored. Metadata `classes` (JSON list) names the classes |
+/// | a folder with `images.npy` and `labels.npy`; a file `*.npy` | NumPy arrays in C order, of either byte order: u1, or f2, f4, f8 in [0, 1], as `[N, C, H, W]`, or `[N, H, W]` for one channel; labels are integers of any width, `[N]`. Beside `X.npy`, labels are the first that exists of `X` with its last `images` turned into `labels`, `X_labels.npy` and `labels.npy` |
+/// | a file `*.safetensors` | `images` (u8, or f16, bf16, f32, f64 in [0, 1]; `[N, C, H, W]`) and `labels` (integers of any width, `[N]`); other tensors are ignored. Metadata `classes` (JSON list) names the classes |
 /// | a folder of folders with `*.png`, `*.jpg`, `*.jpeg` | pictures, `class/file`: each folder is a class, in bytewise order of the names |
 /// | a folder with `*.png`, `*.jpg`, `*.jpeg` and `labels.csv` | pictures, with one row `file,label` for each in `labels.csv`, after a header row `file,label` or none. Labels are all integers, or all names of classes, which are then numbered in bytewise order |
 ///
