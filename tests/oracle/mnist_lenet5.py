@@ -15,8 +15,8 @@ The attacks are advertorch's benchmark, untargeted, eps 0.3, no rounding, all im
     adv     98.64 %      3.49 %     6.73 %
 
 Accuracy and I-FGSM are published (the latter as 6.8). PyTorch's cross-entropy in f32 loses the gradient of an image that is
-classified with near certainty (softmax - 1 is 0 then), and so FGSM with it
-leaves 112 images of cln where 35 remain in truth: 98.88 %. The engine keeps those digits, and so does the loss that is used here to compare with it.
+classified with near certainty (softmax - 1 is 0 then): its FGSM leaves 112 images of cln, 98.88 %, where 35 remain without that
+loss of digits. The engine keeps them, and so does the function that PyTorch is given here to compare with it.
 
 FGSM runs on all of them. Held for it, and for I-FGSM on the first IMAGES (default 1,000), against PyTorch on the same images:
 - clean predictions, image by image: equal;
