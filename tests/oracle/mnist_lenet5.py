@@ -8,17 +8,20 @@ advertorch project, trained plainly and adversarially. They are read where they 
 folder (or to --work, which is kept).
 
 The attacks are advertorch's benchmark, untargeted, eps 0.3, no rounding, all images attacked: FGSM, and I-FGSM with 40 steps of
-0.01 and no random start. Their success counts clean mistakes: 1 - robust accuracy. On the 10,000 test images (accuracy and
-I-FGSM as published, with a decimal more, as PyTorch gives them; FGSM as PyTorch gives it):
+0.01 and no random start. Their success counts clean mistakes: 1 - robust accuracy. On the 10,000 test images:
 
             accuracy    FGSM      I-FGSM
-    cln     98.89 %     99.02 %   100 %
-    adv     98.64 %      3.48 %     6.73 %
+    cln     98.89 %     99.65 %   100 %
+    adv     98.64 %      3.49 %     6.73 %
+
+Accuracy and I-FGSM are published (the latter as 6.8). PyTorch's cross-entropy in f32 loses the gradient of an image that is
+classified with near certainty (softmax - 1 is 0 then): its FGSM leaves 112 images of cln, 98.88 %, where 35 remain without that
+loss of digits. The engine keeps them, and so does the function that PyTorch is given here to compare with it.
 
 FGSM runs on all of them. Held for it, and for I-FGSM on the first IMAGES (default 1,000), against PyTorch on the same images:
 - clean predictions, image by image: equal;
 - the images delivered: inside the ball and [0, 1], and PyTorch classifies them as the engine says it does, image by image;
-- images that survive: as many as PyTorch's own attack leaves, within 0.1 points, but at least two images. One sign of a gradient
+- images that survive: as many as PyTorch's attack leaves, within 0.1 points, but at least two images. One sign of a gradient
   near zero that falls otherwise in another order of summation puts an image on another path, and a few of 10,000 end elsewhere;
 - on all 10,000 images: these figures, within 0.1 points.
 
@@ -33,7 +36,7 @@ from safetensors.torch import load_file, save_file
 
 EPS, POINTS = 0.3, 0.001
 STEPS = {"fgsm": (1, EPS), "ifgsm": (40, 0.01)}  # how many, how long
-KNOWN = {"cln": {"accuracy": 0.9889, "fgsm": 0.9902, "ifgsm": 1.0}, "adv": {"accuracy": 0.9864, "fgsm": 0.0348, "ifgsm": 0.0673}}
+KNOWN = {"cln": {"accuracy": 0.9889, "fgsm": 0.9965, "ifgsm": 1.0}, "adv": {"accuracy": 0.9864, "fgsm": 0.0349, "ifgsm": 0.0673}}
 
 
 class LeNet5(torch.nn.Module):
@@ -63,15 +66,30 @@ def predict(net, x):
     return torch.cat([net(part).argmax(1) for part in x.split(500)])
 
 
-def attack(net, x0, y, steps, step):
+def cross_entropy(z, y):
+    return F.cross_entropy(z, y, reduction="sum")
+
+
+def unsaturated(z, y):
+    """log(exp(CE) - 1): a rising function of cross-entropy, so its gradient has the same signs, but they outlast rounding."""
+    hot = F.one_hot(y, z.shape[1]).bool()
+    return (z.masked_fill(hot, -torch.inf).logsumexp(1) - z[hot]).sum()
+
+
+def attack(net, loss, x0, y, steps, step):
     x = x0.clone()
     for _ in range(steps):
         x.requires_grad_()
-        (g,) = torch.autograd.grad(F.cross_entropy(net(x), y, reduction="sum"), x)
+        (g,) = torch.autograd.grad(loss(net(x), y), x)
         x = x.detach() + step * g.sign()
         x = x0 + (x - x0).clamp(-EPS, EPS)
         x = x.clamp(0, 1)
     return x
+
+
+def attacked(net, loss, x, y, steps, step):
+    """Classes after the attack."""
+    return predict(net, torch.cat([attack(net, loss, *part, steps, step) for part in zip(x.split(250), y.split(250))]))
 
 
 def hold(a, name, net, weights, method, images, labels, data, work):
@@ -95,8 +113,9 @@ def hold(a, name, net, weights, method, images, labels, data, work):
     start = time.time()
     x = images.float().unsqueeze(1) / 255
     clean = predict(net, x)
-    after = predict(net, torch.cat([attack(net, *part, steps, step) for part in zip(x.split(250), labels.split(250))]))
+    after = attacked(net, unsaturated, x, labels, steps, step)
     torch_seconds = time.time() - start
+    plain = attacked(net, cross_entropy, x, labels, steps, step)
 
     ours, moved = delivered["clean_logits"].argmax(1), delivered["adversarial"]
     end = delivered["adversarial_logits"].argmax(1)
@@ -118,7 +137,8 @@ def hold(a, name, net, weights, method, images, labels, data, work):
         for what, got in figures.items():
             expect(f"{what} {100 * got:.2f} %, known {100 * known[what]:.2f} %", abs(got - known[what]) <= POINTS + 1e-9)
     print(f"     accuracy {100 * figures['accuracy']:.2f} %, success {100 * figures[method]:.2f} % "
-          f"(PyTorch {100 * (1 - survive['PyTorch'] / n):.2f} %); engine {engine_seconds:.0f} s, PyTorch {torch_seconds:.0f} s", flush=True)
+          f"(PyTorch {100 * (1 - survive['PyTorch'] / n):.2f} %, "
+          f"by its cross-entropy in f32 {100 * (1 - ((clean == labels) & (plain == labels)).sum().item() / n):.2f} %); engine {engine_seconds:.0f} s, PyTorch {torch_seconds:.0f} s", flush=True)
     return failures
 
 
@@ -131,13 +151,14 @@ def run(a, name, images, labels, data, work):
     net = LeNet5().eval()
     net.load_state_dict(state)
     net.requires_grad_(False)
-    failures = hold(a, name, net, weights, "fgsm", images, labels, data, work)
+    failures = hold(a, name, net, weights, "fgsm", images[: a.fgsm_images], labels[: a.fgsm_images], data, work)
     return failures + hold(a, name, net, weights, "ifgsm", images[: a.images], labels[: a.images], data, work)
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("images", type=int, nargs="?", default=1000)
+    p.add_argument("--fgsm-images", type=int, default=10000)
     p.add_argument("--data", type=Path, required=True)
     p.add_argument("--checkpoints", type=Path, required=True)
     p.add_argument("--program", type=Path, default="target/release/signstep")
