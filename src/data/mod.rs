@@ -115,14 +115,7 @@ impl Source {
 
 impl From<Dataset> for Source {
     fn from(d: Dataset) -> Self {
-        Source {
-            dims: d.dims,
-            labels: d.labels,
-            classes: d.classes,
-            name: d.source,
-            sha256: d.sha256,
-            images: d.images,
-        }
+        Source { dims: d.dims, labels: d.labels, classes: d.classes, name: d.source, sha256: d.sha256, images: d.images }
     }
 }
 
