@@ -146,7 +146,12 @@ fn own_labels(engine: &dyn Engine, images: &[f32]) -> Vec<i64> {
 fn mixed(rng: &mut Rng) -> Model {
     let body = vec![conv("b", 10, 12, 3, 2, 1), Layer::Relu, conv("c", 12, 18, 3, 1, 1)];
     let mut layers = vec![conv("a", 3, 10, 3, 1, 1), Layer::Relu, residual(body, 8), Layer::Relu];
-    layers.extend([Layer::MaxPool { size: 2, stride: 1, padding: 0 }, Layer::GlobalAvgPool, Layer::Flatten, linear("z", 18, 5)]);
+    layers.extend([
+        Layer::MaxPool { size: 2, stride: 1, padding: 0 },
+        Layer::GlobalAvgPool,
+        Layer::Flatten,
+        linear("z", 18, 5),
+    ]);
     random_model(rng, Dims::new(3, 9, 7), layers)
 }
 
