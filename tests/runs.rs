@@ -459,6 +459,10 @@ fn targets_from_a_file_follow_their_samples() {
     for index in 0..2 {
         bench.ok(&format!("{attack} --out s{index} --shard {index}/2"));
     }
+    // A shard's samples bear their index in the whole set.
+    let csv = fs::read_to_string(bench.path("s1/samples.csv")).unwrap();
+    assert!(csv.lines().nth(1).is_some_and(|l| l.starts_with("15,")), "{csv}");
+    assert_eq!(names(&bench.path("s1/images"))[0], "000015.png");
     bench.ok("merge s0 s1 --out merged");
     bench.same("targets from a file, sharded", "whole", "merged");
     let csv = fs::read_to_string(bench.path("merged/samples.csv")).unwrap();
