@@ -281,6 +281,23 @@ impl Folder {
         timing: Timing,
         gpu_bytes: Option<u64>,
     ) -> Result<(Report, Vec<&'static str>)> {
+        let (report, names) = self.stage(files, statistics, devices, timing, gpu_bytes)?;
+        self.publish(&names)?;
+        self.lock = None;
+        self.made.clear();
+        sweep(&self.path.join(PARTS));
+        Ok((report, names))
+    }
+
+    /// Makes the files where nobody looks for them; gives their names, the report's last.
+    fn stage(
+        &self,
+        files: &[PathBuf],
+        statistics: Statistics,
+        devices: Vec<Device>,
+        timing: Timing,
+        gpu_bytes: Option<u64>,
+    ) -> Result<(Report, Vec<&'static str>)> {
         let identity = self.manifest.identity.clone();
         let range = identity.range();
         if statistics.samples != range.len() {
@@ -304,16 +321,18 @@ impl Folder {
         write_file(&staging.join(MARKDOWN), format!("{}\n", table::markdown(&report)).as_bytes())?;
         write_file(&staging.join(REPORT), format!("{}\n", report.json()).as_bytes())?;
         names.extend([MARKDOWN, REPORT]);
-        for name in &names {
-            let (from, to) = (staging.join(name), self.path.join(name));
+        Ok((report, names))
+    }
+
+    /// Moves what was staged into the folder, one after the other.
+    fn publish(&self, names: &[&str]) -> Result<()> {
+        for name in names {
+            let (from, to) = (self.path.join(PARTS).join(STAGING).join(name), self.path.join(name));
             // What an interrupted process had moved already; the parts are still there to make it from.
             remove(&to)?;
             fs::rename(&from, &to).map_err(|e| output(&to, e))?;
         }
-        self.lock = None;
-        self.made.clear();
-        sweep(&self.path.join(PARTS));
-        Ok((report, names))
+        Ok(())
     }
 }
 
@@ -451,6 +470,40 @@ mod tests {
         assert_eq!(names(&path), [PARTS]);
         drop(folder);
         assert!(names(&path).is_empty());
+    }
+
+    /// A kill between any two moves: the folder is complete, or can be gone on with, and ends the same.
+    #[test]
+    fn a_folder_is_complete_or_unfinished_after_every_move() {
+        let temp = tempfile::tempdir().unwrap();
+        let mut whole = ready(&temp.path().join("whole"));
+        add(&mut whole);
+        add(&mut whole);
+        let report = finish(whole);
+        let path = temp.path().join("out");
+        for moves in 0..=NAMES.len() {
+            let mut folder = ready(&path);
+            while folder.next() < 8 {
+                add(&mut folder);
+            }
+            let files: Vec<PathBuf> = folder.parts.iter().map(|p| path.join(PARTS).join(p.file())).collect();
+            let (statistics, timing) = (report.statistics, report.timing);
+            let (_, names) = folder.stage(&files, statistics, vec![device()], timing, None).unwrap();
+            folder.publish(&names[..moves]).unwrap();
+            drop(folder);
+            match open(&path, false).unwrap() {
+                Opened::Complete(found) => {
+                    assert_eq!(*found, report);
+                    assert_eq!(moves, names.len());
+                }
+                Opened::Ready(folder) => {
+                    assert!(moves < names.len());
+                    assert_eq!(finish(*folder), report);
+                }
+            }
+            assert_eq!(super::tests::names(&path), super::tests::names(&temp.path().join("whole")), "{moves} moves");
+            fs::remove_dir_all(&path).unwrap();
+        }
     }
 
     #[test]
