@@ -89,9 +89,12 @@
 //! - The seed of cross-entropy at the class itself is −Σ of the other probabilities, not p − 1, which would lose its digits.
 //! - The ball's edges are computed from the clean pixel in the step itself: the same bits in every step, and no memory.
 //! - Max-pool keeps one byte for each output, for windows up to 15×15.
+//! - A projection on a shortcut is a dispatch of its own, added as a residual: its own accumulator, as the canonical order asks.
+//! - A run is a row of parts, each whole or not there; shards and resumed runs are the same mechanism (`report/folder.rs`).
 //! - Weights of a convolution are cut into slices that fit a uniform binding; where one tile does not fit, a storage buffer
 //!   takes its place, slower and with the same bits.
-//! - Known limits: a residual body begins and ends with a convolution; a submission holds 20 GFLOP whatever the device; there
+//! - Known limits: a residual body begins and ends with a convolution; the gradient of strides 3 and 4 runs on the naive
+//!   kernel; convolutions of more than some hundred channels read their weights from a storage buffer; a submission holds 20 GFLOP whatever the device; there
 //!   is no deadline yet for a driver that hangs; no hardware GPU has run this yet.
 //!
 //! # Adding a layer

@@ -78,7 +78,8 @@ struct AttackArgs {
     /// Weights (safetensors) [default: digits-cnn, inside the program]
     #[arg(long, value_name = "FILE", help_heading = "Input")]
     model: Option<PathBuf>,
-    /// Images and labels: a CIFAR-10 binary file or folder, or a .safetensors with `images` and `labels`
+    /// Images and labels: a folder of PNG or JPEG pictures (class/file, or with labels.csv), of IDX files (MNIST, gzipped or
+    /// not), of CIFAR-10 batches or of NumPy arrays; a .safetensors with `images` and `labels`
     /// [default: the 450 held-out digits inside the program]
     #[arg(long, value_name = "PATH", help_heading = "Input")]
     data: Option<PathBuf>,
