@@ -128,13 +128,53 @@ fn without_arguments_nine_attacked_digits_in_ten_are_turned() {
     for name in ["labels", "targets", "attacked", "success", "loss", "linf", "l2"] {
         assert_eq!(shape(name), [450], "{name}");
     }
-    // The pictures and the tensor are the same bytes.
-    let first = image::open(out.join("images/000000.png")).unwrap().to_luma8();
+    pictures_are_the_tensor(&out, &file);
+}
+
+/// Every picture holds the bytes of its row of `adversarial`, in one channel or three.
+fn pictures_are_the_tensor(out: &Path, file: &safetensors::SafeTensors<'_>) {
     let tensor = file.tensor("adversarial").unwrap();
-    for (value, pixel) in tensor.data().chunks_exact(4).zip(first.pixels()) {
-        let value = f32::from_le_bytes(value.try_into().unwrap());
-        assert_eq!(value, f32::from(pixel[0]) / 255.0);
+    let [n, c, h, w] = *tensor.shape() else { panic!("four axes") };
+    let values = tensor.data().as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect::<Vec<_>>();
+    assert_eq!(names(&out.join("images")).len(), n);
+    for (i, planes) in values.chunks_exact(c * h * w).enumerate() {
+        let picture = image::open(out.join(format!("images/{i:06}.png"))).unwrap();
+        assert_eq!((picture.color().channel_count() as usize, picture.color().bytes_per_pixel() as usize), (c, c));
+        assert_eq!((picture.height() as usize, picture.width() as usize), (h, w));
+        for (at, pixel) in picture.as_bytes().chunks_exact(c).enumerate() {
+            for (channel, byte) in pixel.iter().enumerate() {
+                assert_eq!(planes[channel * h * w + at], f32::from(*byte) / 255.0, "image {i}, pixel {at}");
+            }
+        }
     }
+}
+
+#[test]
+fn colour_pictures_are_the_bytes_of_the_tensor_and_read_back_as_data() {
+    let bench = Bench::new();
+    let golden = include_bytes!("golden/seeded/resnet20.safetensors");
+    let golden = safetensors::SafeTensors::deserialize(golden).unwrap();
+    let images = golden.tensor("images").unwrap();
+    let views = [
+        ("images", signstep::data::View::u8(images.shape(), images.data())),
+        ("labels", signstep::data::View::u8(&images.shape()[..1], &[3, 3, 3, 3])),
+    ];
+    signstep::data::write_safetensors(&bench.path("data.safetensors"), &views, &Default::default()).unwrap();
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("weights/resnet20-cifar10.safetensors");
+    let model = model.display();
+    bench.ok(&format!("attack --model {model} --data data.safetensors --untargeted --attack-all --steps 2 --out run"));
+    let bytes = fs::read(bench.path("run/adversarial.safetensors")).unwrap();
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    assert_ne!(file.tensor("adversarial").unwrap().data(), file.tensor("clean").unwrap().data());
+    pictures_are_the_tensor(&bench.path("run"), &file);
+
+    // What is delivered can be attacked again, as pictures.
+    let rows: String = names(&bench.path("run/images")).iter().map(|name| format!("{name},3\n")).collect();
+    fs::write(bench.path("run/images/labels.csv"), rows).unwrap();
+    bench.ok(&format!("attack --model {model} --data run/images --method fgsm --untargeted --out again"));
+    let again = fs::read(bench.path("again/adversarial.safetensors")).unwrap();
+    let again = safetensors::SafeTensors::deserialize(&again).unwrap();
+    assert_eq!(again.tensor("clean").unwrap().data(), file.tensor("adversarial").unwrap().data());
 }
 
 #[test]

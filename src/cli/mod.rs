@@ -379,7 +379,7 @@ struct Images {
 fn load_images(file: Option<&Path>, limit: Option<usize>, model: &Model) -> Result<Images> {
     let source: data::Source = match file {
         Some(path) => data::open(path, limit)?,
-        None => data::digits()?.into(),
+        None => data::digits()?,
     };
     let samples = limit.unwrap_or(usize::MAX).min(source.len());
     let fail = |detail: String| Err(Error::Data { place: source.name.clone(), detail });
