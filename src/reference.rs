@@ -583,7 +583,7 @@ mod tests {
                         add(format!("{}.weight", l.name), vec![l.outputs, l.inputs], 4.0 / (l.inputs as f32).sqrt());
                         add(format!("{}.bias", l.name), vec![l.outputs], 0.5);
                     }
-                    Layer::Residual { .. } => fill(layer.inner().collect::<Vec<_>>(), tensors),
+                    Layer::Residual { .. } => fill(layer.inner(), tensors),
                     _ => {}
                 }
             }

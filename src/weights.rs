@@ -315,7 +315,7 @@ fn collect<'a>(layers: impl IntoIterator<Item = &'a Layer>, list: &mut Vec<(Stri
                     push(name, part, vec![*channels]);
                 }
             }
-            Layer::Residual { .. } => collect(layer.inner().collect::<Vec<_>>(), list),
+            Layer::Residual { .. } => collect(layer.inner(), list),
             Layer::Normalise { .. }
             | Layer::Relu
             | Layer::MaxPool { .. }

@@ -73,7 +73,7 @@ fn targeted_success_float(out: &Outcome) -> f64 {
 }
 
 #[test]
-#[ignore = "needs the CIFAR-10 files, see README"]
+#[ignore = "needs the CIFAR-10 files, see tests/README.md"]
 fn clean_predictions_equal_pytorch_image_by_image() {
     let s = setting();
     let k = s.net.model().logits();
@@ -84,7 +84,7 @@ fn clean_predictions_equal_pytorch_image_by_image() {
 }
 
 #[test]
-#[ignore = "needs the CIFAR-10 files, see README"]
+#[ignore = "needs the CIFAR-10 files, see tests/README.md"]
 fn eight_levels_turn_nearly_everything() {
     let s = setting();
     let out = s.attack(8.0, 2.0, Targets::None);
@@ -99,7 +99,7 @@ fn eight_levels_turn_nearly_everything() {
 
 /// Within one point of both libraries, in float as they measure.
 #[test]
-#[ignore = "needs the CIFAR-10 files, see README"]
+#[ignore = "needs the CIFAR-10 files, see tests/README.md"]
 fn small_budgets_come_to_what_torchattacks_and_foolbox_come_to() {
     let s = setting();
     for (levels, eps) in [(1.0, "1/255"), (2.0, "2/255")] {

@@ -1,44 +1,16 @@
 //! The program, run as a user runs it. What needs an adapter fails where there is none.
 
-use serde_json::Value;
+#[path = "common/program.rs"]
+mod program;
+
+use program::{Bench, json, names};
 use signstep::data::{View, write_safetensors};
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
-
-/// A command in a folder of its own.
-struct Bench {
-    folder: tempfile::TempDir,
-}
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 impl Bench {
-    fn new() -> Self {
-        Bench { folder: tempfile::tempdir().unwrap() }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn command(&self, line: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_signstep"));
-        command.args(line.split_whitespace()).current_dir(self.folder.path()).stdin(Stdio::null());
-        command
-    }
-
-    fn run(&self, line: &str) -> Output {
-        self.command(line).output().unwrap()
-    }
-
-    /// Runs what must succeed, and gives its standard output.
-    fn ok(&self, line: &str) -> String {
-        let output = self.run(line);
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "signstep {line}: {}\n{errors}", output.status);
-        String::from_utf8(output.stdout).unwrap()
-    }
-
     /// Runs what must fail with `code` and one line that holds each of `words`, leaving no output folder.
     fn refused(&self, line: &str, code: i32, words: &[&str]) {
         refused(self.command(line), line, code, words);
@@ -76,17 +48,6 @@ fn without_adapter(mut command: Command) -> Command {
         .env("VK_ICD_FILENAMES", "/nonexistent")
         .env("VK_DRIVER_FILES", "/nonexistent");
     command
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
-
-fn json(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}:\n{text}"))
 }
 
 fn weights() -> Vec<u8> {

@@ -40,7 +40,7 @@ fn same(a: &mut Source, b: &mut Source) {
 }
 
 #[test]
-#[ignore = "needs the CIFAR-10 files, see README"]
+#[ignore = "needs the CIFAR-10 files, see tests/README.md"]
 fn the_test_batch_is_whole_and_balanced() {
     let mut set = data::open(&shared("cifar10"), None).unwrap();
     assert_eq!((set.len(), set.dims), (10_000, Dims::new(3, 32, 32)));
@@ -56,7 +56,7 @@ fn the_test_batch_is_whole_and_balanced() {
 }
 
 #[test]
-#[ignore = "needs the CIFAR-10 files, see README"]
+#[ignore = "needs the CIFAR-10 files, see tests/README.md"]
 fn a_training_batch_is_read_by_name_and_limited() {
     let mut set = data::open(&shared("cifar10/data_batch_1.bin"), Some(64)).unwrap();
     let images = set.all().unwrap();
@@ -67,7 +67,7 @@ fn a_training_batch_is_read_by_name_and_limited() {
 }
 
 #[test]
-#[ignore = "needs the MNIST files, see README"]
+#[ignore = "needs the MNIST files, see tests/README.md"]
 fn mnist_is_whole_packed_or_not() {
     let mut test = data::open(&shared("mnist"), None).unwrap();
     assert_eq!((test.len(), test.dims), (10_000, Dims::new(1, 28, 28)));
@@ -106,7 +106,7 @@ fn write_png(path: &Path, image: &[f32]) {
 }
 
 #[test]
-#[ignore = "needs the CIFAR-10 files, see README"]
+#[ignore = "needs the CIFAR-10 files, see tests/README.md"]
 fn pictures_give_back_every_byte() {
     let mut set = data::open(&shared("cifar10"), Some(200)).unwrap();
     let all = set.all().unwrap();

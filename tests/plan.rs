@@ -14,7 +14,7 @@ const MAX_ROUNDS: u64 = 32_000;
 
 /// A model of zero weights. Shapes may be nonsense: that is the plan's to notice.
 fn model(input: Dims, layers: Vec<Layer>) -> Model {
-    fn fill(layers: &[Layer], params: &mut BTreeMap<String, Params>) {
+    fn fill<'a>(layers: impl IntoIterator<Item = &'a Layer>, params: &mut BTreeMap<String, Params>) {
         for layer in layers {
             let (name, outputs, each) = match layer {
                 Layer::Conv2d(Conv2d { name, inputs, outputs, kernel, .. }) => {
@@ -22,7 +22,7 @@ fn model(input: Dims, layers: Vec<Layer>) -> Model {
                 }
                 Layer::Linear(Linear { name, inputs, outputs }) => (name, *outputs, *inputs),
                 Layer::Residual { .. } => {
-                    fill(&layer.inner().cloned().collect::<Vec<_>>(), params);
+                    fill(layer.inner(), params);
                     continue;
                 }
                 _ => continue,

@@ -1,13 +1,17 @@
 //! Runs in parts: cut anywhere, killed at any moment, sharded and merged, the files are those of the run that was never
 //! divided.
 
+#[path = "common/program.rs"]
+mod program;
+
+use program::{Bench, json, names};
 use serde_json::Value;
 use signstep::attack::philox;
 use signstep::data::{View, write_safetensors};
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 /// Random starts, restarts and random targets: whatever could follow a sample's place instead of its index would show.
@@ -16,40 +20,9 @@ const ATTACK: &str = "attack --method pgd --norm LInf --eps 0.15 --steps 3 --res
 /// What two folders of the same run share byte for byte, beside the pictures.
 const FILES: [&str; 3] = ["adversarial.safetensors", "samples.csv", "sheet.png"];
 
-struct Bench {
-    folder: tempfile::TempDir,
-}
-
 impl Bench {
-    fn new() -> Self {
-        Bench { folder: tempfile::tempdir().unwrap() }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn command(&self, line: &str) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_signstep"));
-        command.args(line.split_whitespace()).current_dir(self.folder.path()).stdin(Stdio::null());
-        // The program starts itself again without this; then a kill would hit the right process all the same, but later.
-        command.env("NODEVICE_SELECT", "1");
-        command
-    }
-
-    fn run(&self, line: &str) -> Output {
-        self.command(line).output().unwrap()
-    }
-
     fn start(&self, line: &str) -> Child {
         self.command(line).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
-    }
-
-    fn ok(&self, line: &str) -> String {
-        let output = self.run(line);
-        let errors = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "signstep {line}: {}\n{errors}", output.status);
-        String::from_utf8(output.stdout).unwrap()
     }
 
     /// Runs what must fail with `code` and an error that holds each of `words`.
@@ -99,17 +72,6 @@ impl Bench {
         let taken = |name: &str| self.report(name)["timing"]["sample_steps"].as_u64();
         assert_eq!(taken(a), taken(b), "{what}: steps");
     }
-}
-
-fn names(folder: &Path) -> Vec<String> {
-    let mut names: Vec<String> =
-        fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-    names.sort();
-    names
-}
-
-fn json(text: &str) -> Value {
-    serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}:\n{text}"))
 }
 
 /// A number in [0, 1), the same on every machine.

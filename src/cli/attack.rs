@@ -2,7 +2,7 @@
 //! hold yet, one chunk of images after the other.
 
 use super::engine::{Place, Runner};
-use super::{AttackArgs, Images, bytes, complain, forecast, load_images, load_model, positive, sha256, tell, warn};
+use super::{AttackArgs, Images, bytes, complain, forecast, load_images, load_model, positive, tell, warn};
 use crate::attack::{Attack, Method, Norm, Outcome, Targets};
 use crate::data;
 use crate::error::{Error, Result};
@@ -350,7 +350,7 @@ fn targets(args: &AttackArgs, samples: usize, classes: usize, config: &mut Confi
             let list = data::read_targets(Path::new(&args.targets), samples, classes)?;
             let bytes: Vec<u8> = list.iter().flat_map(|t| t.to_le_bytes()).collect();
             config.targets = "file".into();
-            config.targets_sha256 = Some(sha256(&bytes));
+            config.targets_sha256 = Some(data::sha256([&bytes[..]]));
             Targets::Classes(list)
         }
     })

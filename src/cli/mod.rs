@@ -15,7 +15,6 @@ use crate::report::{self, Report};
 use crate::{data, weights};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use sha2::{Digest, Sha256};
 use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -344,18 +343,14 @@ fn answer_json(value: &serde_json::Value) -> Result<()> {
 /// A network, and the SHA-256 of the file it came from.
 fn load_model(file: Option<&Path>) -> Result<(Model, String)> {
     match file {
-        None => Ok((weights::load(DIGITS_CNN)?, sha256(DIGITS_CNN))),
+        None => Ok((weights::load(DIGITS_CNN)?, data::sha256([DIGITS_CNN]))),
         Some(path) => {
             let name = path.display().to_string();
             let bytes = std::fs::read(path)
                 .map_err(|e| Error::Model { place: name.clone(), detail: format!("cannot be read: {e}") })?;
-            Ok((weights::load(&bytes).map_err(|e| e.in_file(&name))?, sha256(&bytes)))
+            Ok((weights::load(&bytes).map_err(|e| e.in_file(&name))?, data::sha256([&bytes[..]])))
         }
     }
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// Tells of a run as it was asked for; `written` is told below the table.

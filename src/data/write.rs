@@ -104,7 +104,7 @@ pub fn stream_safetensors(
         let mut out = Hashing { out: BufWriter::with_capacity(1 << 20, file), hash: Sha256::new() };
         safetensors(&mut out, path, slots, metadata, fill)?;
         out.flush().map_err(|e| output(path, e))?;
-        sha256 = out.hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
+        sha256 = super::hexadecimal(out.hash);
         Ok(())
     })?;
     Ok(sha256)

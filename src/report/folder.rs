@@ -7,7 +7,7 @@ use super::config::differences;
 use super::tensors::{TensorFile, join, slots, with_views};
 use super::{Device, Identity, Report, Statistics, Timing, pictures, samples, table};
 use crate::attack::Outcome;
-use crate::data::{write_file, write_safetensors};
+use crate::data::{hexadecimal, sha256, write_file, write_safetensors};
 use crate::error::{Error, Result};
 use crate::model::Dims;
 use serde::{Deserialize, Serialize};
@@ -66,7 +66,7 @@ impl Part {
         let mut hash = Sha256::new();
         hash.update(super::json_text(&Part { sha256: String::new(), ..self.clone() }));
         feed(&mut hash)?;
-        Ok(hash.finalize().iter().map(|b| format!("{b:02x}")).collect())
+        Ok(hexadecimal(hash))
     }
 
     fn file(&self) -> String {
@@ -114,7 +114,7 @@ impl Folder {
     ) -> Result<Opened> {
         let manifest = Manifest { identity, device };
         let key = manifest.identity.key(Some(&manifest.device));
-        let run = crate::data::sha256([super::json_text(&key).as_bytes()]);
+        let run = sha256([super::json_text(&key).as_bytes()]);
         let refuse_other = |earlier: &Identity, device: &Device| match &differences(&earlier.key(Some(device)), &key)[..]
         {
             [] => Ok(()),
@@ -269,19 +269,13 @@ impl Folder {
         let timing = Timing::new(statistics.samples, load, compile, attack, sample_steps);
         let files: Vec<PathBuf> = self.parts.iter().map(|p| self.path.join(PARTS).join(p.file())).collect();
         let devices = vec![self.manifest.device.clone()];
-        self.complete(&files, statistics, devices, timing, gpu_bytes)
+        let identity = self.manifest.identity.clone();
+        self.complete(&files, Report::new(identity, statistics, devices, timing, gpu_bytes))
     }
 
     /// Makes all files of the folder from `files`, which hold the samples of the run in order.
-    pub(super) fn complete(
-        mut self,
-        files: &[PathBuf],
-        statistics: Statistics,
-        devices: Vec<Device>,
-        timing: Timing,
-        gpu_bytes: Option<u64>,
-    ) -> Result<(Report, Vec<&'static str>)> {
-        let (report, names) = self.stage(files, statistics, devices, timing, gpu_bytes)?;
+    pub(super) fn complete(mut self, files: &[PathBuf], report: Report) -> Result<(Report, Vec<&'static str>)> {
+        let (report, names) = self.stage(files, report)?;
         self.publish(&names)?;
         self.lock = None;
         self.made.clear();
@@ -290,25 +284,17 @@ impl Folder {
     }
 
     /// Makes the files where nobody looks for them; gives their names, the report's last.
-    fn stage(
-        &self,
-        files: &[PathBuf],
-        statistics: Statistics,
-        devices: Vec<Device>,
-        timing: Timing,
-        gpu_bytes: Option<u64>,
-    ) -> Result<(Report, Vec<&'static str>)> {
-        let identity = self.manifest.identity.clone();
-        let range = identity.range();
-        if statistics.samples != range.len() {
-            return Err(Error::Internal(format!("{} of {} samples were attacked", statistics.samples, range.len())));
+    fn stage(&self, files: &[PathBuf], mut report: Report) -> Result<(Report, Vec<&'static str>)> {
+        let range = report.identity.range();
+        let samples = report.statistics.samples;
+        if samples != range.len() {
+            return Err(Error::Internal(format!("{samples} of {} samples were attacked", range.len())));
         }
         let staging = self.path.join(PARTS).join(STAGING);
         fs::create_dir(&staging).map_err(|e| output(&staging, e))?;
         let tensors = staging.join(TENSORS);
         let sha256 = join(&tensors, files, range.len(), self.dims, self.classes)?;
-        let hashes = BTreeMap::from([(TENSORS.to_string(), sha256)]);
-        let report = Report::new(identity, statistics, hashes, devices, timing, gpu_bytes);
+        report.files.insert(TENSORS.to_string(), sha256);
 
         let mut tensors = TensorFile::open(&tensors)?;
         samples::write(&staging.join(SAMPLES), &mut tensors, range.clone())?;
@@ -487,8 +473,7 @@ mod tests {
                 add(&mut folder);
             }
             let files: Vec<PathBuf> = folder.parts.iter().map(|p| path.join(PARTS).join(p.file())).collect();
-            let (statistics, timing) = (report.statistics, report.timing);
-            let (_, names) = folder.stage(&files, statistics, vec![device()], timing, None).unwrap();
+            let (_, names) = folder.stage(&files, report.clone()).unwrap();
             folder.publish(&names[..moves]).unwrap();
             drop(folder);
             match open(&path, false).unwrap() {

@@ -94,11 +94,10 @@ pub struct Report {
 }
 
 impl Report {
-    /// A report on `devices`, at least one; rates follow from the statistics.
+    /// A report on `devices`, at least one, before there are files; rates follow from the statistics.
     pub(super) fn new(
         identity: Identity,
         statistics: Statistics,
-        files: BTreeMap<String, String>,
         devices: Vec<Device>,
         timing: Timing,
         gpu_bytes: Option<u64>,
@@ -113,7 +112,7 @@ impl Report {
         };
         let device = devices[0].clone();
         let devices = if devices.len() > 1 { devices } else { Vec::new() };
-        Report { identity, statistics, rates, files, device, devices, timing, gpu_bytes }
+        Report { identity, statistics, rates, files: BTreeMap::new(), device, devices, timing, gpu_bytes }
     }
 
     /// Reads `report.json`.
@@ -154,7 +153,7 @@ pub(crate) mod tests {
         let times = [0, 0, 500].map(Duration::from_millis);
         let timing = Timing::new(4, times[0], times[1], times[2], 40);
         let files = BTreeMap::from([("adversarial.safetensors".to_string(), "cc".to_string())]);
-        Report::new(identity(4), statistics, files, vec![device()], timing, None)
+        Report { files, ..Report::new(identity(4), statistics, vec![device()], timing, None) }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::config::differences;
 use super::folder::{REPORT, TENSORS};
 use super::{Device, Folder, Identity, Opened, Report, Statistics, TensorFile, Timing};
+use crate::data::hexadecimal;
 use crate::error::{Error, Result};
 use crate::model::Dims;
 use sha2::{Digest, Sha256};
@@ -66,9 +67,9 @@ pub fn merge(folders: &[PathBuf], out: &Path, fresh: bool) -> Result<(Report, Ve
     let gpu_bytes = shards.iter().filter_map(|(_, r)| r.gpu_bytes).max();
     let files: Vec<PathBuf> = shards.iter().map(|(folder, _)| folder.join(TENSORS)).collect();
     let (dims, classes) = shape;
-    match Folder::open(out, whole, devices[0].clone(), dims, classes, fresh)? {
+    match Folder::open(out, whole.clone(), devices[0].clone(), dims, classes, fresh)? {
         Opened::Complete(report) => Ok((*report, Vec::new())),
-        Opened::Ready(folder) => folder.complete(&files, statistics, devices, timing, gpu_bytes),
+        Opened::Ready(folder) => folder.complete(&files, Report::new(whole, statistics, devices, timing, gpu_bytes)),
     }
 }
 
@@ -116,8 +117,7 @@ fn intact(folder: &Path, report: &Report) -> Result<()> {
             n => hash.update(&block[..n]),
         }
     }
-    let sha256: String = hash.finalize().iter().map(|b| format!("{b:02x}")).collect();
-    if report.files.get(TENSORS) == Some(&sha256) {
+    if report.files.get(TENSORS) == Some(&hexadecimal(hash)) {
         Ok(())
     } else {
         Err(fail("is not the file that its report was written for".into()))

@@ -105,13 +105,15 @@ pub fn csv(report: &Report) -> String {
     let json: Value = serde_json::from_str(&report.json()).unwrap_or_default();
     let cell = |pointer: &str| match json.pointer(pointer) {
         None | Some(Value::Null) => String::new(),
-        Some(Value::String(s)) if s.contains([',', '"', '\n', '\r']) => format!("\"{}\"", s.replace('"', "\"\"")),
         Some(Value::String(s)) => s.clone(),
         Some(other) => other.to_string(),
     };
-    let names: Vec<&str> = COLUMNS.iter().map(|(name, _)| *name).collect();
-    let values: Vec<String> = COLUMNS.iter().map(|(_, pointer)| cell(pointer)).collect();
-    format!("{}\n{}", names.join(","), values.join(","))
+    let mut out = csv::Writer::from_writer(Vec::new());
+    let written = out.write_record(COLUMNS.map(|(name, _)| name));
+    let written = written.and_then(|()| out.write_record(COLUMNS.map(|(_, pointer)| cell(pointer))));
+    // Both rows have as many fields as there are columns, and memory takes everything.
+    let bytes = written.ok().and_then(|()| out.into_inner().ok()).expect("two rows of one length");
+    String::from_utf8_lossy(&bytes).trim_end().to_string()
 }
 
 fn header(report: &Report) -> [&'static str; 5] {

@@ -5,14 +5,13 @@ use crate::attack::Outcome;
 use crate::data::{Slot, View, stream_safetensors};
 use crate::error::{Error, Result};
 use crate::model::Dims;
+use crate::weights;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-
-/// Headers above this are no headers: the format's own limit.
-const LONGEST_HEADER: u64 = 100_000_000;
 
 /// A safetensors file that is read piece by piece.
 #[derive(Debug)]
@@ -20,6 +19,7 @@ pub struct TensorFile {
     path: PathBuf,
     file: BufReader<File>,
     header: Metadata,
+    metadata: BTreeMap<String, String>,
     /// Where the data begin.
     start: u64,
 }
@@ -37,21 +37,18 @@ impl TensorFile {
         if !facts.is_file() {
             return Err(fail("not a regular file".into()));
         }
-        let mut length = [0; 8];
-        file.read_exact(&mut length).map_err(|_| fail("too short for safetensors".into()))?;
-        let length = u64::from_le_bytes(length);
-        if length > LONGEST_HEADER.min(facts.len()) {
-            return Err(fail(format!("a header of {length} bytes does not fit into the file")));
-        }
-        let mut header = vec![0; length as usize];
-        file.read_exact(&mut header).map_err(|_| fail("ends within its header".into()))?;
-        let header: Metadata = serde_json::from_slice(&header).map_err(|e| fail(format!("header: {e}")))?;
-        let start = 8 + length;
+        // The length of the header, then the header, as far as there is one; what they hold is judged in one place.
+        let mut prefix = Vec::new();
+        (&mut file).take(8).read_to_end(&mut prefix).map_err(os)?;
+        let length = prefix.first_chunk().map_or(0, |length| u64::from_le_bytes(*length));
+        (&mut file).take(length.min(weights::MAX_HEADER)).read_to_end(&mut prefix).map_err(os)?;
+        let (header, metadata) = weights::describe(&prefix).map_err(fail)?;
+        let start = prefix.len() as u64;
         let expected = start + header.data_len() as u64;
         if facts.len() != expected {
             return Err(fail(format!("{} bytes, but its header tells of {expected}", facts.len())));
         }
-        Ok(TensorFile { path: path.to_path_buf(), file, header, start })
+        Ok(TensorFile { path: path.to_path_buf(), file, header, metadata, start })
     }
 
     /// Names, types and shapes, in no order.
@@ -67,7 +64,7 @@ impl TensorFile {
 
     /// An entry of the metadata.
     pub fn metadata(&self, key: &str) -> Option<&str> {
-        self.header.metadata().as_ref()?.get(key).map(String::as_str)
+        self.metadata.get(key).map(String::as_str)
     }
 
     /// Copies all bytes of a tensor.

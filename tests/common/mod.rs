@@ -78,13 +78,13 @@ pub fn projected(body: Vec<Layer>, projection: Layer) -> Layer {
 
 /// A model with random weights, scaled so that activations stay near 1.
 pub fn random_model(rng: &mut Rng, input: Dims, layers: Vec<Layer>) -> Model {
-    fn fill(rng: &mut Rng, layers: &[Layer], params: &mut BTreeMap<String, Params>) {
+    fn fill<'a>(rng: &mut Rng, layers: impl IntoIterator<Item = &'a Layer>, params: &mut BTreeMap<String, Params>) {
         for layer in layers {
             let (name, outputs, each) = match layer {
                 Layer::Conv2d(c) => (&c.name, c.outputs, c.inputs * c.kernel * c.kernel),
                 Layer::Linear(l) => (&l.name, l.outputs, l.inputs),
                 Layer::Residual { .. } => {
-                    fill(rng, &layer.inner().cloned().collect::<Vec<_>>(), params);
+                    fill(rng, layer.inner(), params);
                     continue;
                 }
                 _ => continue,
