@@ -100,6 +100,10 @@ struct Inner {
     queue: wgpu::Queue,
     limits: Limits,
     storage: Storage,
+    /// Smallest and largest subgroup; (0, 0) where the device has none.
+    subgroup_sizes: (u32, u32),
+    /// Smallest subgroup whose lanes were found sound; 0 for none.
+    subgroup: OnceLock<u32>,
     pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
     /// Why the device went away, if it did. Written by the library's callback.
     lost: Arc<OnceLock<String>>,
@@ -212,8 +216,13 @@ impl Gpu {
             },
         };
         let adapter = &adapters[index];
-        let descriptor =
-            wgpu::DeviceDescriptor { label: Some("signstep"), required_limits: adapter.limits(), ..Default::default() };
+        let descriptor = wgpu::DeviceDescriptor {
+            label: Some("signstep"),
+            required_limits: adapter.limits(),
+            // What is there is taken; kernels that need it are offered only then.
+            required_features: adapter.features() & (wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY),
+            ..Default::default()
+        };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
             .map_err(|e| Error::NoAdapter(format!("adapter {} does not open: {e}", adapter.get_info().name)))?;
         let lost = Arc::new(OnceLock::new());
@@ -221,7 +230,7 @@ impl Gpu {
         device.set_device_lost_callback(move |reason, message| {
             let _ = note.set(format!("{reason:?} {message}").trim().to_string());
         });
-        Ok(Self::wrap(summarise(index, adapter), device, queue, lost))
+        Ok(Self::wrap(adapter, index, device, queue, lost))
     }
 
     /// Uses a device that the host program has opened already, within the limits it was opened with. Its callbacks stay the
@@ -229,10 +238,19 @@ impl Gpu {
     /// caught in error scopes and comes out as [`Error`]; the host's own scopes and handlers see nothing of it. Waiting for
     /// the device may run callbacks of the host's own (of buffers that it maps) on the thread that waits.
     pub fn from_device(adapter: &wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Self {
-        Self::wrap(summarise(0, adapter), device, queue, Arc::default())
+        Self::wrap(adapter, 0, device, queue, Arc::default())
     }
 
-    fn wrap(summary: AdapterSummary, device: wgpu::Device, queue: wgpu::Queue, lost: Arc<OnceLock<String>>) -> Self {
+    fn wrap(
+        adapter: &wgpu::Adapter,
+        index: usize,
+        device: wgpu::Device,
+        queue: wgpu::Queue,
+        lost: Arc<OnceLock<String>>,
+    ) -> Self {
+        let summary = summarise(index, adapter);
+        let info = adapter.get_info();
+        let has_subgroups = device.features().contains(wgpu::Features::SUBGROUP);
         // Software adapters pay for loads more than for arithmetic, and load texels faster than they load from buffers.
         let storage = if summary.kind == "software" { Storage::Texture } else { Storage::Buffer };
         let limits = Limits::of(&device.limits());
@@ -242,6 +260,8 @@ impl Gpu {
             queue,
             limits,
             storage,
+            subgroup_sizes: if has_subgroups { (info.subgroup_min_size, info.subgroup_max_size) } else { (0, 0) },
+            subgroup: OnceLock::new(),
             pipelines: Mutex::default(),
             lost,
             compile_time: Mutex::new(Duration::ZERO),
@@ -261,6 +281,17 @@ impl Gpu {
     /// Where activations lie unless a plan says otherwise.
     pub fn storage(&self) -> Storage {
         self.0.storage
+    }
+
+    /// The smallest subgroup that kernels can rely on, found once by `check`, which is given the smallest size; 0 for none.
+    pub(crate) fn subgroup_once(&self, check: impl FnOnce(u32) -> Result<u32>) -> Result<u32> {
+        if let Some(known) = self.0.subgroup.get() {
+            return Ok(*known);
+        }
+        let (least, most) = self.0.subgroup_sizes;
+        // Workgroups of 64 must be whole subgroups, with all lanes at work.
+        let found = if least >= 8 && most <= 64 { check(least)? } else { 0 };
+        Ok(*self.0.subgroup.get_or_init(|| found))
     }
 
     /// Time spent on making pipelines so far.

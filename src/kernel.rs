@@ -9,6 +9,7 @@
 //! | `//# kernel NAME [NAME…]` | what follows, up to the next such line, belongs to these entry points alone; `$entry` is the name. Text before the first such line belongs to all |
 //! | `//# include FILE` | the text of `shaders/FILE.wgsl` |
 //! | `//# NAME: activation read` or `write` | a binding; generates `NAME_at(i)` or `NAME_put(i, v)` over texels, from a buffer or a texture |
+//! | `//# NAME: texels read` | the same for texels that no batch changes |
 //! | `//# NAME: storage read T`, `storage update T`, `uniform T` | a binding of that type |
 //! | `//# NAME: weights T` | uniform where a slice of weights fits a uniform binding (constant `UNIFORM`), else storage |
 //! | `//# for v in A..B` … `//# end` | the lines in between, once for each value; `$v` is the value, `$(2*v+1)` is arithmetic |
@@ -18,7 +19,7 @@
 
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Pipeline, Storage};
-use crate::tensor::{Allocated, Resource};
+use crate::tensor::{Allocated, Kind, Resource};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -33,6 +34,7 @@ const FILES: &[(&str, &str)] = &[
     ("quantise", include_str!("../shaders/quantise.wgsl")),
     ("sample", include_str!("../shaders/sample.wgsl")),
     ("step", include_str!("../shaders/step.wgsl")),
+    ("subgroup", include_str!("../shaders/subgroup.wgsl")),
 ];
 
 /// One kernel for one shape: entry point, constants, and where activations lie. Equal kernels share a pipeline.
@@ -100,8 +102,35 @@ pub struct Source {
 pub enum Grid {
     /// x and y workgroups for each sample; z is the sample.
     PerSample(u32, u32),
-    /// One invocation for each sample, this many in a workgroup.
-    Samples(u32),
+    /// `items` invocations for each group of `samples`, one after the other along x, `size` in a workgroup; `y` workgroups.
+    Flat {
+        /// Invocations for a group.
+        items: u32,
+        /// Samples in a group.
+        samples: u32,
+        /// Invocations in a workgroup.
+        size: u32,
+        /// Workgroups along y.
+        y: u32,
+    },
+}
+
+impl Grid {
+    /// Workgroups for a batch of `n`.
+    pub fn workgroups(self, n: u32) -> [u32; 3] {
+        match self {
+            Grid::PerSample(x, y) => [x, y, n],
+            Grid::Flat { items, samples, size, y } => [(n.div_ceil(samples) * items).div_ceil(size), y, 1],
+        }
+    }
+
+    /// The largest batch that `limit` workgroups in a dimension allow.
+    pub fn most(self, limit: u64) -> u64 {
+        match self {
+            Grid::PerSample(..) => limit,
+            Grid::Flat { items, samples, size, .. } => limit * u64::from(size) / u64::from(items) * u64::from(samples),
+        }
+    }
 }
 
 /// Pipeline, bindings and grid of one piece of work, as data: what a plan is a list of.
@@ -275,14 +304,14 @@ impl Expander<'_> {
         let at = format!("@group(0) @binding({k})");
         let texture = self.kernel.storage == Storage::Texture;
         let (access, text) = match words {
-            ["activation", "read", ..] if texture => (
+            ["activation" | "texels", "read", ..] if texture => (
                 Access::ActivationRead,
                 format!(
                     "{at} var {name}_tex: texture_2d<f32>;\n\
                      fn {name}_at(i: u32) -> vec4<f32> {{ return textureLoad({name}_tex, vec2<u32>(i & 2047u, i >> 11u), 0); }}"
                 ),
             ),
-            ["activation", "read", ..] => (
+            ["activation" | "texels", "read", ..] => (
                 Access::ActivationRead,
                 format!(
                     "{at} var<storage, read> {name}_buf: array<vec4<f32>>;\n\
@@ -438,11 +467,7 @@ impl Dispatch {
             layout: &pipeline.layout,
             entries: &entries,
         });
-        let grid = match self.grid {
-            Grid::PerSample(x, y) => [x, y, n],
-            Grid::Samples(size) => [n.div_ceil(size), 1, 1],
-        };
-        Ok(Bound { pipeline, group, grid })
+        Ok(Bound { pipeline, group, grid: self.grid.workgroups(n) })
     }
 }
 
@@ -460,7 +485,9 @@ impl std::fmt::Display for Dispatch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let grid = match self.grid {
             Grid::PerSample(x, y) => format!("{x}×{y}×N"),
-            Grid::Samples(size) => format!("⌈N/{size}⌉"),
+            Grid::Flat { items: 1, samples: 1, size, y: 1 } => format!("⌈N/{size}⌉"),
+            Grid::Flat { items, samples: 1, size, y } => format!("⌈{items}·N/{size}⌉×{y}"),
+            Grid::Flat { items, samples, size, y } => format!("⌈{items}·⌈N/{samples}⌉/{size}⌉×{y}"),
         };
         write!(f, "{:<32} {:<18} {grid:<10}", self.kernel.entry, self.layer)
     }
@@ -495,4 +522,35 @@ pub fn run_alone(
         gpu.wait(gpu.submit(encoder))
     })?;
     Ok(gpu.read(&[(memory[read].buffer(), bytes(read))])?.remove(0))
+}
+
+/// A kernel that shows what subgroups do on a device.
+pub fn subgroup_check() -> Kernel {
+    Kernel { entry: "subgroup_check", consts: Vec::new(), storage: Storage::Buffer }
+}
+
+/// The smallest subgroup of a device, where kernels can rely on its lanes (`shaders/subgroup.wgsl`): tried out once. 0 where
+/// it has no subgroups, or where they do something else.
+///
+/// # Errors
+/// Those of the device.
+pub fn subgroup(gpu: &Gpu) -> Result<u32> {
+    const INVOCATIONS: u32 = 256;
+    gpu.subgroup_once(|least| {
+        let seen = Resource { label: "subgroup check".into(), kind: Kind::Samples, per_sample: u64::from(INVOCATIONS) };
+        let dispatch = Dispatch {
+            kernel: subgroup_check(),
+            layer: "subgroup check".into(),
+            bindings: vec![("seen", 0)],
+            grid: Grid::PerSample(INVOCATIONS / 64, 1),
+            flops: 0,
+        };
+        let seen = run_alone(gpu, &dispatch, &[seen], 1, &[], 0)?;
+        let sound = bytemuck::pod_collect_to_vec::<u8, [u32; 4]>(&seen).iter().zip(0..).all(|(seen, i)| {
+            let [lane, wrong, left, right] = *seen;
+            let group = i & !7;
+            lane % 8 == i % 8 && wrong == 0 && left == group | (i.wrapping_sub(1) & 7) && right == group | ((i + 1) & 7)
+        });
+        Ok(if sound { least } else { 0 })
+    })
 }

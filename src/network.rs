@@ -132,11 +132,13 @@ impl Network {
             limits: gpu.limits().clone(),
             storage: options.storage.unwrap_or(gpu.storage()),
             variant: options.variant,
+            subgroup: crate::kernel::subgroup(gpu)?,
         };
         let plan = Plan::new(&model, &target)?;
         let chunk = plan.largest_batch(options.memory)?.min(options.batch.unwrap_or(usize::MAX)).max(1);
         let constants = gpu.scope("uploading weights", || {
-            let is_constant = |r: &crate::tensor::Resource| matches!(r.kind, Kind::Constant(_) | Kind::Uniform);
+            let is_constant =
+                |r: &crate::tensor::Resource| matches!(r.kind, Kind::Constant(_) | Kind::Texels(_) | Kind::Uniform);
             plan.resources
                 .iter()
                 .map(|r| is_constant(r).then(|| Allocated::new(gpu, r, 1, target.storage)).transpose())

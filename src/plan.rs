@@ -7,7 +7,7 @@
 use crate::attack::{Health, Sample};
 use crate::error::{Error, Result};
 use crate::gpu::Storage;
-use crate::kernel::{Dispatch, Grid};
+use crate::kernel::Dispatch;
 use crate::model::{Conv2d, Dims, Layer, Linear, Model, Shortcut};
 use crate::ops::pool::Window;
 use crate::ops::{self, ACTIVATIONS, Build, Epilogue, Ids, Residual, ResidualKind, Value};
@@ -15,7 +15,7 @@ use crate::tensor::{Kind, Resource, TEXTURE_WIDTH};
 use std::collections::BTreeMap;
 use std::fmt;
 
-pub use crate::ops::{Target, Variant};
+pub use crate::ops::{Family, Target, Tile, Variant};
 
 /// Rounds of all loops of one invocation together. Some software adapters leave a loop after 65,535, and say nothing.
 const MAX_ROUNDS: u64 = 32_000;
@@ -166,17 +166,10 @@ impl Plan {
     /// Checks what no batch size can mend: grids, workgroups, uniform bindings and loops.
     fn check_dispatches(&self) -> Result<()> {
         let limits = &self.target.limits;
-        for d in self
-            .forward
-            .iter()
-            .chain(&self.backward)
-            .chain([&self.logits, &self.start, &self.step])
-            .chain(self.pixels.all())
-        {
+        for d in self.dispatches() {
             let fail = |detail: String| Err(Error::model(&d.layer, format!("too large for this device: {detail}")));
-            if let Grid::PerSample(x, y) = d.grid
-                && u64::from(x.max(y)) > limits.workgroups
-            {
+            let [x, y, _] = d.grid.workgroups(1);
+            if u64::from(x.max(y)) > limits.workgroups {
                 return fail(format!("{x}×{y} workgroups, {} in a dimension", limits.workgroups));
             }
             let size = d.kernel.constant("WG").unwrap_or(1);
@@ -196,6 +189,12 @@ impl Plan {
             }
         }
         Ok(())
+    }
+
+    /// Every dispatch there is, whether a run needs it or not.
+    pub fn dispatches(&self) -> impl Iterator<Item = &Dispatch> {
+        let others = [&self.logits, &self.start, &self.step].into_iter().chain(self.pixels.all());
+        self.forward.iter().chain(&self.backward).chain(others)
     }
 
     /// What the plan was made for.
@@ -242,13 +241,15 @@ impl Plan {
         let mut tightest = ("dispatch", 0, "workgroups in a dimension".to_string());
         for r in &self.resources {
             let (allowed, limit) = match (&r.kind, self.target.storage) {
-                (Kind::Activation, Storage::Texture) if limits.texture_side < TEXTURE_WIDTH => {
+                (Kind::Activation | Kind::Texels(_), Storage::Texture) if limits.texture_side < TEXTURE_WIDTH => {
                     (0, "texture side".to_string())
                 }
-                (Kind::Activation, Storage::Texture) => {
+                (Kind::Activation | Kind::Texels(_), Storage::Texture) => {
                     (limits.texture_side * TEXTURE_WIDTH * 16, "texture side".into())
                 }
-                (Kind::Constant(_) | Kind::Uniform, _) => (limits.storage_binding.min(limits.buffer), "binding".into()),
+                (Kind::Constant(_) | Kind::Uniform | Kind::Texels(_), _) => {
+                    (limits.storage_binding.min(limits.buffer), "binding".into())
+                }
                 _ => (limits.storage_binding.min(limits.buffer).min(1 << 33), "storage binding".into()),
             };
             let one = r.bytes(1, Storage::Buffer).unwrap_or(u64::MAX);
@@ -265,6 +266,13 @@ impl Plan {
             if fits < most {
                 most = fits;
                 tightest = (&r.label, one, format!("{limit} of {allowed} bytes"));
+            }
+        }
+        for d in self.dispatches() {
+            let fits = d.grid.most(limits.workgroups);
+            if fits < most {
+                most = fits;
+                tightest = (&d.layer, 0, "workgroups in a dimension".into());
             }
         }
         // Results are read back through one buffer: the largest of them, and up to two words and their alignment beside it.
@@ -521,7 +529,7 @@ impl fmt::Display for Plan {
                 let names: Vec<String> = d
                     .bindings
                     .iter()
-                    .filter(|(_, id)| !matches!(self.resources[*id].kind, Kind::Constant(_)))
+                    .filter(|(_, id)| !matches!(self.resources[*id].kind, Kind::Constant(_) | Kind::Texels(_)))
                     .map(|(name, id)| format!("{name}={}", self.resources[*id].label))
                     .collect();
                 writeln!(f, "  {d} {}", names.join(", "))?;
@@ -532,7 +540,7 @@ impl fmt::Display for Plan {
         for r in &self.resources {
             let bytes = r.bytes(1, Storage::Buffer).unwrap_or(u64::MAX);
             match r.kind {
-                Kind::Constant(_) => weights += bytes,
+                Kind::Constant(_) | Kind::Texels(_) => weights += bytes,
                 _ => writeln!(f, "  {:<28} {bytes:>10}", r.label)?,
             }
         }

@@ -22,6 +22,8 @@ pub enum Kind {
     Samples,
     /// The same bytes for every batch: weights and the like.
     Constant(Vec<u8>),
+    /// Texels of four f32, the same for every batch; they lie where activations do.
+    Texels(Vec<u8>),
     /// Sixteen bytes for the whole batch, set before a run.
     Uniform,
 }
@@ -45,7 +47,8 @@ impl Resource {
             (Kind::Activation, Storage::Texture) => elements.div_ceil(TEXTURE_WIDTH).checked_mul(TEXTURE_WIDTH * 16),
             (Kind::Activation, Storage::Buffer) | (Kind::Samples, _) => elements.checked_mul(16),
             (Kind::Words | Kind::Floats, _) => elements.checked_mul(4),
-            (Kind::Constant(bytes), _) => Some(bytes.len() as u64),
+            (Kind::Texels(bytes), Storage::Texture) => Some((bytes.len() as u64).next_multiple_of(TEXTURE_WIDTH * 16)),
+            (Kind::Constant(bytes) | Kind::Texels(bytes), _) => Some(bytes.len() as u64),
             (Kind::Uniform, _) => Some(16),
         }
     }
@@ -66,7 +69,7 @@ impl Allocated {
             bytes: u64::MAX,
             limit: "more than any address".into(),
         })?;
-        if let (Kind::Activation, Storage::Texture) = (&resource.kind, storage) {
+        if let (Kind::Activation | Kind::Texels(_), Storage::Texture) = (&resource.kind, storage) {
             let size = wgpu::Extent3d {
                 width: TEXTURE_WIDTH as u32,
                 height: (bytes / 16 / TEXTURE_WIDTH).max(1) as u32,
@@ -79,14 +82,26 @@ impl Allocated {
                 sample_count: 1,
                 dimension: wgpu::TextureDimension::D2,
                 format: wgpu::TextureFormat::Rgba32Float,
-                usage: wgpu::TextureUsages::TEXTURE_BINDING | wgpu::TextureUsages::STORAGE_BINDING,
+                usage: match &resource.kind {
+                    Kind::Activation => wgpu::TextureUsages::TEXTURE_BINDING | wgpu::TextureUsages::STORAGE_BINDING,
+                    _ => wgpu::TextureUsages::TEXTURE_BINDING | wgpu::TextureUsages::COPY_DST,
+                },
                 view_formats: &[],
             });
+            if let Kind::Texels(data) = &resource.kind {
+                let mut rows = data.clone();
+                rows.resize(bytes as usize, 0);
+                let row = wgpu::TexelCopyBufferLayout {
+                    bytes_per_row: Some(TEXTURE_WIDTH as u32 * 16),
+                    ..Default::default()
+                };
+                gpu.queue().write_texture(texture.as_image_copy(), &rows, row, size);
+            }
             return Ok(Allocated::Texture(texture.create_view(&wgpu::TextureViewDescriptor::default())));
         }
         let mut usage = wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
         usage |= match &resource.kind {
-            Kind::Constant(_) => wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::STORAGE,
+            Kind::Constant(_) | Kind::Texels(_) => wgpu::BufferUsages::UNIFORM | wgpu::BufferUsages::STORAGE,
             Kind::Uniform => wgpu::BufferUsages::UNIFORM,
             _ => wgpu::BufferUsages::STORAGE,
         };
@@ -96,7 +111,7 @@ impl Allocated {
             usage,
             mapped_at_creation: false,
         });
-        if let Kind::Constant(data) = &resource.kind {
+        if let Kind::Constant(data) | Kind::Texels(data) = &resource.kind {
             gpu.queue().write_buffer(&buffer, 0, data);
         }
         Ok(Allocated::Buffer(buffer))

@@ -1,20 +1,10 @@
 //! What a plan is made for, and a plan in the making: resources and dispatches as the layers add them.
 
-use super::{Value, sign_words, texels};
+use super::{Value, Variant, sign_words, texels};
 use crate::gpu::{Limits, Storage};
 use crate::kernel::Dispatch;
 use crate::model::Dims;
 use crate::tensor::{Kind, Resource};
-
-/// Which kernels a plan uses where there are several. All give the same bits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Variant {
-    /// One value at a time, in plain loops: what the others are checked against.
-    Naive,
-    /// Register tiles.
-    #[default]
-    Fast,
-}
 
 /// What a plan is made for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,12 +15,14 @@ pub struct Target {
     pub storage: Storage,
     /// Which kernels.
     pub variant: Variant,
+    /// The smallest subgroup of the device, where its lanes were found to be in the order of invocations; else 0.
+    pub subgroup: u32,
 }
 
 impl Default for Target {
     /// WebGPU's guaranteed limits, activations in buffers, the fast kernels.
     fn default() -> Self {
-        Target { limits: Limits::default(), storage: Storage::Buffer, variant: Variant::default() }
+        Target { limits: Limits::default(), storage: Storage::Buffer, variant: Variant::default(), subgroup: 0 }
     }
 }
 
@@ -81,6 +73,11 @@ impl<'a> Build<'a> {
 
     pub fn constant(&mut self, label: String, bytes: Vec<u8>) -> usize {
         self.resource(label, Kind::Constant(bytes), 0)
+    }
+
+    /// Texels that no batch changes, in a texture where activations lie in one.
+    pub fn texels(&mut self, label: String, bytes: Vec<u8>) -> usize {
+        self.resource(label, Kind::Texels(bytes), 0)
     }
 
     pub fn push(&mut self, dispatch: Dispatch) {

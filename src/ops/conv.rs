@@ -31,7 +31,7 @@ pub(crate) fn forward(build: &mut Build, c: &Conv2d, p: &Params, x: Value, y: Va
     let k = c.kernel;
     let entry = match build.target.variant {
         Variant::Naive => "conv2d_forward",
-        Variant::Fast => "conv2d_forward_tiled",
+        _ => "conv2d_forward_tiled",
     };
     let gather = Gather {
         layer: &c.name,
@@ -59,8 +59,8 @@ pub(crate) fn input_grad(
 ) -> Result<()> {
     let k = c.kernel;
     let entry = match (build.target.variant, c.stride) {
-        (Variant::Fast, 1) => "conv2d_input_grad_tiled",
-        (Variant::Fast, 2) => "conv2d_input_grad_parity",
+        (Variant::Fast | Variant::Only(_), 1) => "conv2d_input_grad_tiled",
+        (Variant::Fast | Variant::Only(_), 2) => "conv2d_input_grad_parity",
         _ => "conv2d_input_grad",
     };
     let gather = Gather {

@@ -17,7 +17,7 @@ pub(crate) fn cross_entropy_forward(build: &mut Build, x: Value, y: Value, sampl
         kernel,
         layer: "cross_entropy".into(),
         bindings: vec![("x", x.id), ("samples", samples), ("y", y.id), ("loss", loss), ("health", health)],
-        grid: Grid::Samples(size),
+        grid: Grid::Flat { items: 1, samples: 1, size, y: 1 },
         flops: 8 * x.dims.c as u64,
     });
 }

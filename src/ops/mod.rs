@@ -12,9 +12,11 @@ pub(crate) mod pointwise;
 pub(crate) mod pool;
 pub(crate) mod quantise;
 pub(crate) mod step;
+mod tile;
 
+pub use build::Target;
 pub(crate) use build::{ACTIVATIONS, Build, Ids};
-pub use build::{Target, Variant};
+pub use tile::{Family, Tile, Variant};
 
 use crate::kernel::{Dispatch, Grid, Kernel};
 use crate::model::Dims;

@@ -1,0 +1,153 @@
+//! Tiles: which of several kernels computes a layer, and how much of it one invocation does. Every tile gives the same bits.
+
+use super::build::Target;
+use crate::error::{Error, Result};
+use crate::gpu::Storage;
+use std::fmt;
+use std::str::FromStr;
+
+/// Which kernels a plan uses where there are several. All give the same bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Variant {
+    /// One value at a time, in plain loops: what the others are checked against.
+    Naive,
+    /// What serves a device of this class best.
+    #[default]
+    Fast,
+    /// This tile for every layer that it can serve, the default for the others: for benches and tuning.
+    Only(Tile),
+}
+
+/// A family of kernels, written for one cost model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Family {
+    /// Register tiles; every invocation reads its own weights, from a uniform buffer where they fit. Runs anywhere.
+    Register,
+    /// Register tiles; the invocations of a subgroup read one weight each and hand them round. For adapters where memory
+    /// operations cost far more than arithmetic.
+    Broadcast,
+}
+
+const FAMILIES: [(Family, &str); 2] = [(Family::Register, "register"), (Family::Broadcast, "broadcast")];
+
+/// What one invocation computes: blocks of four output channels × pixels of a row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tile {
+    /// By which kernels.
+    pub family: Family,
+    /// Blocks of four output channels.
+    pub blocks: u32,
+    /// Pixels of one row; of a fully connected layer, samples.
+    pub pixels: u32,
+}
+
+/// Invocations that share weights in [`Family::Broadcast`].
+pub(crate) const SHARE: u32 = 8;
+
+impl Tile {
+    /// Shorthand.
+    pub const fn new(family: Family, blocks: u32, pixels: u32) -> Self {
+        Tile { family, blocks, pixels }
+    }
+
+    /// Every tile that is offered on a device, for benches and tuning. Not every layer can be served by each.
+    pub fn all(target: &Target) -> Vec<Tile> {
+        let mut all = vec![Tile::new(Family::Register, 4, 8), Tile::new(Family::Register, 4, 4)];
+        all.extend([Tile::new(Family::Register, 2, 8), Tile::new(Family::Register, 2, 4)]);
+        let broadcast = [(4, 4), (4, 8), (8, 4), (2, 8), (2, 4), (1, 8), (1, 4)];
+        all.extend(broadcast.map(|(blocks, pixels)| Tile::new(Family::Broadcast, blocks, pixels)));
+        all.retain(|tile| tile.family.is_offered(target));
+        all
+    }
+}
+
+impl Family {
+    /// Whether a device can run this family.
+    pub fn is_offered(self, target: &Target) -> bool {
+        match self {
+            Family::Register => true,
+            // A smaller subgroup would silently hand out other weights than were asked for.
+            Family::Broadcast => target.subgroup >= SHARE,
+        }
+    }
+
+    /// The family that serves a device of this class best: where activations lie in textures, memory operations are what
+    /// costs.
+    pub(crate) fn best(target: &Target) -> Self {
+        match target.storage {
+            Storage::Texture if Family::Broadcast.is_offered(target) => Family::Broadcast,
+            _ => Family::Register,
+        }
+    }
+}
+
+impl fmt::Display for Tile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = FAMILIES.iter().find(|(family, _)| *family == self.family).map_or("", |(_, name)| name);
+        write!(f, "{name}-{}x{}", self.blocks, self.pixels)
+    }
+}
+
+impl FromStr for Tile {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let fail = || Error::Usage(format!("no tile {text:?}: a family, blocks and pixels, as in register-4x8"));
+        let (family, size) = text.split_once('-').ok_or_else(fail)?;
+        let (family, _) = FAMILIES.iter().find(|(_, name)| *name == family).ok_or_else(fail)?;
+        let (blocks, pixels) = size.split_once('x').ok_or_else(fail)?;
+        let number = |t: &str| t.parse().ok().filter(|n| (1..=64).contains(n)).ok_or_else(fail);
+        Ok(Tile::new(*family, number(blocks)?, number(pixels)?))
+    }
+}
+
+impl fmt::Display for Variant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Variant::Naive => f.write_str("naive"),
+            Variant::Fast => f.write_str("fast"),
+            Variant::Only(tile) => tile.fmt(f),
+        }
+    }
+}
+
+impl FromStr for Variant {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        Ok(match text {
+            "naive" => Variant::Naive,
+            "fast" => Variant::Fast,
+            tile => Variant::Only(tile.parse()?),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_as_they_are_written() {
+        let target = Target { subgroup: 8, ..Target::default() };
+        for variant in
+            [Variant::Naive, Variant::Fast].into_iter().chain(Tile::all(&target).into_iter().map(Variant::Only))
+        {
+            assert_eq!(variant.to_string().parse::<Variant>().unwrap(), variant);
+        }
+        for wrong in ["", "register", "register-4", "register-0x4", "register-4x", "other-4x4", "register-4x4x4"] {
+            assert!(wrong.parse::<Variant>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_subgroup_too_small_is_offered_no_broadcast() {
+        for subgroup in [0, 1, 4, 7] {
+            let target = Target { subgroup, storage: Storage::Texture, ..Target::default() };
+            assert!(Tile::all(&target).iter().all(|tile| tile.family != Family::Broadcast));
+            assert_eq!(Family::best(&target), Family::Register);
+        }
+        let target = Target { subgroup: 8, storage: Storage::Texture, ..Target::default() };
+        assert_eq!(Family::best(&target), Family::Broadcast);
+    }
+}
