@@ -114,11 +114,10 @@ impl Gather<'_> {
 
     fn serves(&self, tile: Tile, epilogue: &Epilogue) -> bool {
         let (_, o4) = self.blocks();
-        // A word of signs that is written covers two blocks and four pixels.
-        let words = epilogue.relu.is_none() || tile.blocks.is_multiple_of(2);
-        let parity = self.dilate == 2 && tile.family == Family::Register;
-        let pairs = !parity || tile.blocks.is_multiple_of(2);
-        words && pairs && tile.pixels.is_multiple_of(4) && tile.blocks as usize <= o4.next_multiple_of(2)
+        // A word of signs covers two blocks and four pixels, so only a lone block without one can stand alone.
+        let lone = o4 == 1 && epilogue.relu.is_none() && !(self.dilate == 2 && tile.family == Family::Register);
+        let pairs = tile.blocks.is_multiple_of(2) || (tile.blocks == 1 && lone);
+        pairs && tile.pixels.is_multiple_of(4) && tile.blocks as usize <= o4.next_multiple_of(2)
     }
 
     /// What `benches/NOTES.md` found best.
