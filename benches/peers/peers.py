@@ -97,7 +97,8 @@ class Torch:
             x = (x - step_size * self.gradient(x, classes).sign()).clamp(lo, hi)
         return x
 
-    def check(self):
+    def saved_bytes(self):
+        """What autograd keeps between forward and backward, weights left out."""
         saved = {}
         weights = {w.untyped_storage().data_ptr() for w in self.params.values()}
 
@@ -109,12 +110,24 @@ class Torch:
 
         with self.torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
             self.loss(self.x0.detach().requires_grad_(), self.classes)
-        saved = sum(size for size, _ in saved.values()) / len(self.x0)
+        return sum(size for size, _ in saved.values())
+
+    def peak_bytes(self):
+        """The most that one input gradient has allocated at a time."""
+        with self.torch.profiler.profile(activities=[self.torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+            self.gradient(self.x0, self.classes)
+        changes = sorted((e.time_range.start, e.cpu_memory_usage) for e in profile.events() if e.name == "[memory]")
+        return max(itertools.accumulate(change for _, change in changes))
+
+    def check(self):
         with self.torch.no_grad():
             logits = self.run(self.layers, self.x0)
         gradient = self.gradient(self.x0, self.classes)
         logits, gradient = (t.cpu().contiguous().flatten().tolist() for t in (logits, gradient))
-        return {"logits": logits, "gradient": gradient, "bytes_per_sample": saved}
+        checked = {"logits": logits, "gradient": gradient}
+        if self.device == "cpu":
+            checked.update(bytes=self.peak_bytes() / len(self.x0), saved=self.saved_bytes() / len(self.x0))
+        return checked
 
     def step(self, steps):
         return (self.attack(self.x0, self.classes, EPS, STEP_SIZE, steps) - self.x0).abs().max().item()
@@ -225,7 +238,7 @@ class Ncnn:
         import numpy
 
         logits = [float(v) for image in self.images for v in numpy.array(self.logits(image)).ravel()]
-        return {"logits": logits, "gradient": None, "bytes_per_sample": None}
+        return {"logits": logits}
 
     def forward(self, times):
         for _ in range(times):

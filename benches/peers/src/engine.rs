@@ -36,7 +36,8 @@ impl Peer for Engine {
         Ok(Checked {
             logits,
             gradient: Some(gradient),
-            bytes_per_sample: Some(plan.bytes_per_sample() as f64),
+            bytes: Some(plan.bytes_per_sample() as f64),
+            saved: None,
             flops_forward: Some(plan.flops_forward() as f64),
         })
     }

@@ -150,10 +150,17 @@ fn values<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
     tensor.into_data().try_into_vec().map_err(|e| format!("{e:?}").into())
 }
 
+/// burn's version, which the crate itself does not tell.
+fn version() -> &'static str {
+    let lock = include_str!("../Cargo.lock");
+    let after = lock.split_once("name = \"burn\"\nversion = \"").map_or("", |(_, after)| after);
+    after.split('"').next().unwrap_or_default()
+}
+
 impl Peer for Burn {
     fn ready(&self) -> Ready {
         Ready {
-            name: "burn 0.22.1".into(),
+            name: format!("burn {}", version()),
             device: self.adapter.clone(),
             how: "wgpu (WGSL), autodiff, autotune".into(),
         }
@@ -162,7 +169,7 @@ impl Peer for Burn {
     fn check(&mut self) -> Result<Checked> {
         let logits = values(self.logits(self.x0.clone()))?;
         let gradient = Some(values(self.gradient(self.x0.clone())?)?);
-        Ok(Checked { logits, gradient, bytes_per_sample: None, flops_forward: None })
+        Ok(Checked { logits, gradient, ..Checked::default() })
     }
 
     fn step(&mut self, steps: u32) -> Result<f32> {

@@ -55,7 +55,7 @@ pub fn median(values: impl IntoIterator<Item = f64>) -> f64 {
 /// `software`: whether the adapter is the CPU, so that a second of its time is one of the process.
 pub fn rows(results: &Results, cold: Option<&ColdStarts>, software: bool) -> Vec<Row> {
     let mut rows: Vec<Row> = results.iter().flat_map(|(contest, seats)| speed(contest, seats, software)).collect();
-    rows.extend(results.iter().filter_map(|(contest, seats)| memory(contest, seats)));
+    rows.extend(results.iter().flat_map(|(contest, seats)| memory(contest, seats)));
     rows.extend(cold.into_iter().flat_map(starts));
     rows
 }
@@ -81,10 +81,7 @@ fn speed(contest: &Contest, seats: &[std::result::Result<Outcome, (Seat, String)
             Ok(peer) => peer,
         };
         let Some(ours) = ours(peer.seat.threads) else { continue };
-        let found = match peer.errors {
-            (logits, Some(gradient)) => format!("logits {logits:.0e}, gradient {gradient:.0e}"),
-            (logits, None) => format!("logits {logits:.0e}"),
-        };
+        let found = peer.errors.to_string();
         let peer_name = name(peer.seat, Some(peer));
         let row = |unit, figures: fn(&Outcome) -> &[f64]| {
             let [ours, theirs] = [ours, peer].map(|o| median(figures(o).iter().copied()));
@@ -100,14 +97,16 @@ fn speed(contest: &Contest, seats: &[std::result::Result<Outcome, (Seat, String)
     rows
 }
 
-/// Device memory that grows with the batch, beside what autograd saves.
-fn memory(contest: &Contest, seats: &[std::result::Result<Outcome, (Seat, String)>]) -> Option<Row> {
+/// Device memory that grows with the batch, beside what PyTorch allocates and what its autograd saves.
+fn memory(contest: &Contest, seats: &[std::result::Result<Outcome, (Seat, String)>]) -> Vec<Row> {
     let of = |kind| seats.iter().flatten().find(|o| o.seat.kind == kind);
-    let (ours, torch) = (of(Kind::Signstep)?, of(Kind::Torch)?);
-    let what = format!("{}: memory for each sample", contest.title());
-    let peer = format!("{}, saved by autograd", torch.ready.name);
-    let note = "signstep: everything on the device that grows with the batch";
-    Some(Row::new(&what, "bytes", &peer, ours.bytes_per_sample?, torch.bytes_per_sample?, note))
+    let (Some(ours), Some(torch)) = (of(Kind::Signstep), of(Kind::Torch)) else { return Vec::new() };
+    let what = format!("{}, memory", contest.title());
+    let row = |of: &str, theirs| {
+        let peer = format!("{}, {of}", torch.ready.name);
+        Some(Row::new(&what, "bytes / sample", &peer, ours.bytes?, theirs?, "signstep: all that grows with the batch"))
+    };
+    [row("allocated at most", torch.bytes), row("saved by autograd", torch.saved)].into_iter().flatten().collect()
 }
 
 fn starts(cold: &ColdStarts) -> Vec<Row> {
@@ -171,8 +170,7 @@ pub fn markdown(rows: &[Row]) -> String {
     table.set_header(["what", "unit", "peer", "signstep", "the peer", "signstep / peer", "check"]);
     for row in rows {
         let [ours, theirs] = [row.signstep, row.theirs].map(figure);
-        let ratio = row.ratio.map_or("–".into(), |r| if r < 10.0 { format!("{r:.2}") } else { figure(Some(r)) });
-        table.add_row([&row.what, row.unit, &row.peer, &ours, &theirs, &ratio, &row.note]);
+        table.add_row([&row.what, row.unit, &row.peer, &ours, &theirs, &figure(row.ratio), &row.note]);
     }
     table.to_string()
 }

@@ -40,16 +40,19 @@ pub struct Ready {
     pub how: String,
 }
 
-#[derive(Clone, Debug, Serialize, Deserialize)]
+/// What a peer finds for the case, and what it knows of itself.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Checked {
     /// `[N, K]`
     pub logits: Vec<f32>,
     /// `[N, C, H, W]`, of each sample's cross-entropy on its class.
     pub gradient: Option<Vec<f32>>,
-    /// Memory that grows with the batch, where the peer can tell.
-    pub bytes_per_sample: Option<f64>,
+    /// Most bytes that a gradient needs at a time, weights left out, for each sample.
+    pub bytes: Option<f64>,
+    /// Those that are kept from the forward to the backward pass, for each sample.
+    pub saved: Option<f64>,
     /// Floating-point operations of a direct forward pass, one sample: the engine's count, used for all.
-    #[serde(default)]
     pub flops_forward: Option<f64>,
 }
 
