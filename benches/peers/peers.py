@@ -114,9 +114,12 @@ class Torch:
 
     def peak_bytes(self):
         """The most that one input gradient has allocated at a time."""
-        with self.torch.profiler.profile(activities=[self.torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        cpu = self.torch.profiler.ProfilerActivity.CPU
+        with self.torch.profiler.profile(activities=[cpu], profile_memory=True) as profile:
             self.gradient(self.x0, self.classes)
-        changes = sorted((e.time_range.start, e.cpu_memory_usage) for e in profile.events() if e.name == "[memory]")
+        # profile.events() has only those that happen outside of any operator.
+        events = profile.profiler.kineto_results.events()
+        changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
         return max(itertools.accumulate(change for _, change in changes))
 
     def check(self):

@@ -1,7 +1,7 @@
 //! Peers on one case: each is checked against the engine, then all are timed in interleaved rounds.
 
 use crate::Result;
-use crate::case::{EPS, STEP_SIZE};
+use crate::case::{DIGITS, EPS, STEP_SIZE};
 use crate::common::relative_l2;
 use crate::table::median;
 use crate::worker::{Checked, Question, Ready, Timed, Worker};
@@ -98,7 +98,7 @@ impl Contest {
     pub fn title(&self) -> String {
         let network = match self.network.split_once('x') {
             Some((channels, side)) => format!("six 3×3 {channels}→{channels}, {side}×{side}"),
-            None => self.network.replace("resnet", "ResNet-"),
+            None => self.network.replace("resnet", "ResNet-").replace(DIGITS, "digits-cnn"),
         };
         let work = if self.work == Work::Step { "PGD step" } else { "forward" };
         format!("{network}, {work}, batch {}", self.batch)

@@ -12,7 +12,7 @@ mod on_burn;
 mod table;
 mod worker;
 
-use case::Case;
+use case::{Case, DIGITS};
 use clap::{Parser, Subcommand};
 use contest::{Contest, Kind, Seat, Setting, Work};
 use serde_json::json;
@@ -86,17 +86,19 @@ fn contests(software: bool) -> Vec<Contest> {
         seats.filter(|s| software || s.kind != Signstep || s.threads == 0).collect()
     };
     let torch = seats(&[(Signstep, 0), (Signstep, 1), (Torch, 1), (Torch, 0), (TorchCuda, 0)]);
-    let on_adapter =
-        |kind| if software { seats(&[(Signstep, 1), (kind, 1)]) } else { seats(&[(Signstep, 0), (kind, 0)]) };
-    let ncnn = [on_adapter(NcnnVulkan), seats(&[(NcnnCpu, 1)])].concat();
+    let own = if software { (Signstep, 1) } else { (Signstep, 0) };
+    let on_adapter = |kind| if software { (kind, 1) } else { (kind, 0) };
+    let burn = seats(&[own, on_adapter(Burn), (Torch, 1)]);
+    let ncnn = seats(&[own, on_adapter(NcnnVulkan), (NcnnCpu, 1)]);
     let mut contests = Vec::new();
     for (network, batch, seats) in [
-        ("resnet20", 64, torch.clone()),
-        ("resnet18", 16, torch),
-        ("resnet20", 8, on_adapter(Burn)),
-        ("resnet18", 2, on_adapter(Burn)),
+        (DIGITS, 64, &torch),
+        ("resnet20", 64, &torch),
+        ("resnet18", 16, &torch),
+        ("resnet20", 8, &burn),
+        ("resnet18", 2, &burn),
     ] {
-        contests.push(Contest { network, batch, work: Work::Step, seats });
+        contests.push(Contest { network, batch, work: Work::Step, seats: seats.clone() });
     }
     for (network, batch) in [("16x32", 16), ("32x16", 16), ("64x8", 16), ("64x32", 4), ("resnet20", 8), ("resnet18", 2)]
     {
