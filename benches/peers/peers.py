@@ -51,7 +51,7 @@ class Torch:
         where = self.torch.cuda.get_device_name() if cuda else f"CPU, {self.threads} thread{'s' * (self.threads > 1)}"
         return {"name": f"PyTorch {self.torch.__version__}", "device": where, "how": "eager, frozen, channels-last"}
 
-    def run(self, layers, x):
+    def run(self, layers, x, norms=False):
         F = self.torch.nn.functional
         for kind, a in layers:
             w, b = (self.params.get(f"{a.get('name')}.{part}") for part in ("weight", "bias"))
@@ -59,6 +59,8 @@ class Torch:
                 x = (x - x.new_tensor(a["mean"]).view(1, -1, 1, 1)) / x.new_tensor(a["std"]).view(1, -1, 1, 1)
             elif kind == "conv2d":
                 x = F.conv2d(x, w, b, a["stride"], a["padding"])
+                if norms:
+                    x = F.batch_norm(x, x.new_zeros(len(b)), x.new_ones(len(b)))
             elif kind == "relu":
                 x = F.relu(x)
             elif kind == "max_pool":
@@ -70,20 +72,20 @@ class Torch:
             elif kind == "linear":
                 x = F.linear(x, w, b)
             elif kind == "residual":
-                x = self.run(a["body"], x) + self.shortcut(a["shortcut"], x)
+                x = self.run(a["body"], x, norms) + self.shortcut(a["shortcut"], x, norms)
             else:
                 raise ValueError(f"no layer {kind}")
         return x
 
-    def shortcut(self, shortcut, x):
+    def shortcut(self, shortcut, x, norms):
         kind, a = shortcut
         if kind == "subsample":
             half = a["added"] // 2
             return self.torch.nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, half, half))
-        return self.run(a["layers"], x) if kind == "projection" else x
+        return self.run(a["layers"], x, norms) if kind == "projection" else x
 
-    def loss(self, x, classes):
-        return self.torch.nn.functional.cross_entropy(self.run(self.layers, x), classes, reduction="sum")
+    def loss(self, x, classes, norms=False):
+        return self.torch.nn.functional.cross_entropy(self.run(self.layers, x, norms), classes, reduction="sum")
 
     def gradient(self, x, classes):
         x = x.detach().requires_grad_()
@@ -97,8 +99,8 @@ class Torch:
             x = (x - step_size * self.gradient(x, classes).sign()).clamp(lo, hi)
         return x
 
-    def saved_bytes(self):
-        """What autograd keeps between forward and backward, weights left out."""
+    def saved_bytes(self, norms):
+        """What autograd keeps between forward and backward, weights left out; with `norms`, had batch norm not been folded."""
         saved = {}
         weights = {w.untyped_storage().data_ptr() for w in self.params.values()}
 
@@ -109,7 +111,7 @@ class Torch:
             return t
 
         with self.torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t):
-            self.loss(self.x0.detach().requires_grad_(), self.classes)
+            self.loss(self.x0.detach().requires_grad_(), self.classes, norms)
         return sum(size for size, _ in saved.values())
 
     def peak_bytes(self):
@@ -129,7 +131,8 @@ class Torch:
         logits, gradient = (t.cpu().contiguous().flatten().tolist() for t in (logits, gradient))
         checked = {"logits": logits, "gradient": gradient}
         if self.device == "cpu":
-            checked.update(bytes=self.peak_bytes() / len(self.x0), saved=self.saved_bytes() / len(self.x0))
+            sizes = {"bytes": self.peak_bytes(), "saved": self.saved_bytes(False), "saved_unfolded": self.saved_bytes(True)}
+            checked.update((name, size / len(self.x0)) for name, size in sizes.items())
         return checked
 
     def step(self, steps):

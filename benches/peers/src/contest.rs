@@ -4,7 +4,7 @@ use crate::Result;
 use crate::case::{DIGITS, EPS, STEP_SIZE};
 use crate::common::relative_l2;
 use crate::table::median;
-use crate::worker::{Checked, Question, Ready, Timed, Worker};
+use crate::worker::{Checked, Memory, Question, Ready, Timed, Worker};
 use serde::Serialize;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -75,9 +75,7 @@ pub struct Outcome {
     pub seat: Seat,
     pub ready: Ready,
     pub errors: Errors,
-    /// For each sample, as the peer tells ([`Checked`]).
-    pub bytes: Option<f64>,
-    pub saved: Option<f64>,
+    pub memory: Memory,
     /// Sample-steps, or GFLOP of direct convolutions, for each second of CPU time; one a round.
     pub per_core_second: Vec<f64>,
     /// The same for each second of wall time.
@@ -88,8 +86,7 @@ struct Player {
     seat: Seat,
     worker: Worker,
     errors: Errors,
-    bytes: Option<f64>,
-    saved: Option<f64>,
+    memory: Memory,
     times: u32,
     rounds: Vec<Timed>,
 }
@@ -136,8 +133,7 @@ impl Contest {
         let outcome = |p: Player| Outcome {
             seat: p.seat,
             errors: p.errors,
-            bytes: p.bytes,
-            saved: p.saved,
+            memory: p.memory,
             per_core_second: p.rounds.iter().map(|t| each * f64::from(p.times) / t.cpu).collect(),
             per_second: p.rounds.iter().map(|t| each * f64::from(p.times) / t.wall).collect(),
             ready: p.worker.ready.clone(),
@@ -154,7 +150,7 @@ impl Contest {
             return Err(format!("runs on {}, not on {}", worker.ready.device, setting.adapter.device).into());
         }
         let checked = worker.check()?;
-        let (bytes, saved) = (checked.bytes, checked.saved);
+        let memory = checked.memory;
         let errors = match answer {
             Some(answer) => Errors::between(&checked, answer, self.batch)?,
             None => {
@@ -169,7 +165,7 @@ impl Contest {
         self.time(&mut worker, 1)?;
         let first = self.time(&mut worker, 1)?;
         let times = (ROUND_SECONDS / first.cpu).ceil().clamp(1.0, 10.0) as u32;
-        Ok(Player { seat, worker, errors, bytes, saved, times, rounds: Vec::new() })
+        Ok(Player { seat, worker, errors, memory, times, rounds: Vec::new() })
     }
 
     fn time(&self, worker: &mut Worker, times: u32) -> Result<Timed> {
@@ -179,10 +175,10 @@ impl Contest {
         let timed = worker.time(Question::Step(times))?;
         let want = (STEP_SIZE * times as f32).min(EPS);
         let moved = timed.moved.unwrap_or(f32::NAN);
-        if !((moved - want).abs() <= 1e-5) {
-            return Err(format!("{times} steps moved a pixel by {moved}, not by {want}").into());
+        match (moved - want).abs() <= 1e-5 {
+            true => Ok(timed),
+            false => Err(format!("{times} steps moved a pixel by {moved}, not by {want}").into()),
         }
-        Ok(timed)
     }
 
     fn command(&self, seat: Seat, file: &Path, setting: &Setting) -> Command {

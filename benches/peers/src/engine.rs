@@ -2,7 +2,7 @@
 
 use crate::Result;
 use crate::case::{Case, EPS, STEP_SIZE};
-use crate::worker::{Checked, Peer, Ready};
+use crate::worker::{Checked, Memory, Peer, Ready};
 use signstep::attack::{Engine as _, Job, Sample};
 use signstep::{Adapter, Gpu, Network};
 
@@ -36,8 +36,7 @@ impl Peer for Engine {
         Ok(Checked {
             logits,
             gradient: Some(gradient),
-            bytes: Some(plan.bytes_per_sample() as f64),
-            saved: None,
+            memory: Memory { bytes: Some(plan.bytes_per_sample() as f64), ..Memory::default() },
             flops_forward: Some(plan.flops_forward() as f64),
         })
     }

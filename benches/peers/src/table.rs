@@ -102,22 +102,34 @@ fn memory(contest: &Contest, seats: &[std::result::Result<Outcome, (Seat, String
     let of = |kind| seats.iter().flatten().find(|o| o.seat.kind == kind);
     let (Some(ours), Some(torch)) = (of(Kind::Signstep), of(Kind::Torch)) else { return Vec::new() };
     let what = format!("{}, memory", contest.title());
-    let row = |of: &str, theirs| {
+    let row = |of: &str, theirs: Option<f64>| {
         let peer = format!("{}, {of}", torch.ready.name);
-        Some(Row::new(&what, "bytes / sample", &peer, ours.bytes?, theirs?, "signstep: all that grows with the batch"))
+        Some(Row::new(
+            &what,
+            "bytes / sample",
+            &peer,
+            ours.memory.bytes?,
+            theirs?,
+            "signstep: all that grows with the batch",
+        ))
     };
-    [row("allocated at most", torch.bytes), row("saved by autograd", torch.saved)].into_iter().flatten().collect()
+    let theirs = torch.memory;
+    let rows = [
+        row("allocated at most", theirs.bytes),
+        row("saved by autograd", theirs.saved),
+        row("saved by autograd, batch norm not folded", theirs.saved_unfolded),
+    ];
+    rows.into_iter().flatten().collect()
 }
 
 fn starts(cold: &ColdStarts) -> Vec<Row> {
     let mut rows = Vec::new();
     for (caches, ours) in [("shader cache empty", &cold.cold_caches), ("shader cache filled", &cold.warm_caches)] {
         let what = format!("cold start to 450 digits attacked, {caches}");
-        let measures: [(&str, fn(&Start) -> f64); 3] = [
-            ("seconds", |s| s.wall),
-            ("core-seconds", |s| s.cpu),
-            ("MiB at most", |s| s.peak_rss as f64 / f64::from(1 << 20)),
-        ];
+        type Measure = fn(&Start) -> f64;
+        let mebibytes: Measure = |s| s.peak_rss as f64 / f64::from(1 << 20);
+        let measures: [(&str, Measure); 3] =
+            [("seconds", |s| s.wall), ("core-seconds", |s| s.cpu), ("MiB at most", mebibytes)];
         for (unit, measure) in measures {
             rows.push(match (&cold.failed, cold.success_rates) {
                 (None, [Some(a), Some(b)]) => {

@@ -48,12 +48,22 @@ pub struct Checked {
     pub logits: Vec<f32>,
     /// `[N, C, H, W]`, of each sample's cross-entropy on its class.
     pub gradient: Option<Vec<f32>>,
-    /// Most bytes that a gradient needs at a time, weights left out, for each sample.
-    pub bytes: Option<f64>,
-    /// Those that are kept from the forward to the backward pass, for each sample.
-    pub saved: Option<f64>,
+    #[serde(flatten)]
+    pub memory: Memory,
     /// Floating-point operations of a direct forward pass, one sample: the engine's count, used for all.
     pub flops_forward: Option<f64>,
+}
+
+/// Bytes for each sample, weights left out, where the peer can tell.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Memory {
+    /// The most that a gradient needs at a time.
+    pub bytes: Option<f64>,
+    /// What is kept from the forward to the backward pass.
+    pub saved: Option<f64>,
+    /// The same, had batch norm not been folded.
+    pub saved_unfolded: Option<f64>,
 }
 
 /// Seconds of the process's CPU time and of wall time.
@@ -76,7 +86,10 @@ pub trait Peer {
 
 /// Answers questions until there are no more.
 pub fn serve(peer: Result<Box<dyn Peer>>) -> Result<()> {
-    let tell = |answer: &Answer| -> Result<()> { Ok(println!("{}", serde_json::to_string(answer)?)) };
+    let tell = |answer: &Answer| -> Result<()> {
+        println!("{}", serde_json::to_string(answer)?);
+        Ok(())
+    };
     let mut peer = match peer {
         Ok(peer) => peer,
         Err(e) => return tell(&Answer::Failed(e.to_string())),
