@@ -457,11 +457,8 @@ fn run_on_texels(
     plain: Option<&Allocated>,
 ) -> Result<()> {
     let words = [per_sample as u32, seed, 0, 0];
-    let params = Resource {
-        label: "params".into(),
-        kind: Kind::Constant(bytemuck::cast_slice(&words).to_vec()),
-        per_sample: 0,
-    };
+    let params =
+        Resource { label: "params".into(), kind: Kind::Constant(bytemuck::cast_slice(&words).to_vec()), per_sample: 0 };
     let bytes = per_sample * u64::from(samples) * 16;
     gpu.scope(dispatch.kernel.entry, || {
         let params = Allocated::new(gpu, &params, 1, dispatch.kernel.storage)?;
@@ -488,12 +485,20 @@ pub fn compare(got: &[Written], want: &[Written], tolerance: Option<f64>) -> std
     }
     for (got, want) in got.iter().zip(want) {
         if got.name != want.name || got.bytes.len() != want.bytes.len() {
-            return Err(format!("{} of {} bytes, not {} of {}", got.name, got.bytes.len(), want.name, want.bytes.len()));
+            return Err(format!(
+                "{} of {} bytes, not {} of {}",
+                got.name,
+                got.bytes.len(),
+                want.name,
+                want.bytes.len()
+            ));
         }
         let [g, w] = [&got.bytes, &want.bytes].map(|b| bytemuck::pod_collect_to_vec::<u8, u32>(b));
         let differ = g.iter().zip(&w).filter(|(g, w)| g != w).count();
         let float = |word: &u32| f64::from(f32::from_bits(*word));
-        if got.floats && let Some(at) = g.iter().position(|v| !float(v).is_finite()) {
+        if got.floats
+            && let Some(at) = g.iter().position(|v| !float(v).is_finite())
+        {
             return Err(format!("{}: {} at {at}, where {} is right", got.name, float(&g[at]), float(&w[at])));
         }
         if differ == 0 {
