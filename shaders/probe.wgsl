@@ -10,7 +10,7 @@ fn probe_empty() {
 //# kernel probe_fma
 // Arithmetic in registers and nothing else. The four chains feed each other: where chains are independent, LLVM's scheduler
 // puts one behind the other and every operation waits for the last one, so that a software adapter shows less than a third of
-// what it can do. The ring is damped: the factor is small, and nothing overflows however long it runs.
+// what it can do. The factors are small: numbers go round the ring and hardly grow, however long it runs.
 //# y: activation write                        [N, LEN]
 @compute @workgroup_size(WG)
 fn probe_fma(@builtin(global_invocation_id) id: vec3<u32>) {
@@ -21,10 +21,10 @@ fn probe_fma(@builtin(global_invocation_id) id: vec3<u32>) {
     var d = c.yzwx + vec4<f32>(0.125);
     for (var r = 0u; r < ROUNDS; r++) {
 //# for u in 0..UNROLL
-        a = fma(b.yzwx, k, a);
-        b = fma(c.yzwx, k, b);
-        c = fma(d.yzwx, k, c);
-        d = fma(a.yzwx, k, d);
+        a = fma(a, k, b.yzwx);
+        b = fma(b, k, c.yzwx);
+        c = fma(c, k, d.yzwx);
+        d = fma(d, k, a.yzwx);
 //# end
     }
     y_put(id.z * LEN + id.x, (a + b) + (c + d));

@@ -209,7 +209,7 @@ impl Trial {
         Ok(Trial { gpu: gpu.clone(), copies: bounds, written, storage, samples: setup.samples, turn: Cell::new(0) })
     }
 
-    /// Runs everything once and gives what was written, in the order of names.
+    /// Runs everything once and gives what was written: floats before words, in the order of names.
     ///
     /// # Errors
     /// Those of the device.
@@ -225,7 +225,7 @@ impl Trial {
             };
             all.push(Written { name, floats, bytes });
         }
-        all.sort_by_key(|w| w.name);
+        all.sort_by_key(|w| (!w.floats, w.name));
         Ok(all)
     }
 

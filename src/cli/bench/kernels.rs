@@ -14,6 +14,9 @@ use std::path::{Path, PathBuf};
 /// Samples that a kernel is checked on: an odd number, so that whoever takes two at once meets an end.
 const CHECKED: u32 = 3;
 
+/// What a kernel is called that has no faster variant.
+const ONLY: &str = "only";
+
 /// Rows that a user asks for.
 pub(super) struct Choice {
     pub kernels: Vec<String>,
@@ -152,9 +155,13 @@ pub(super) fn rows(bench: &Bench<'_>, choice: &Choice) -> Result<Vec<Row>> {
                     continue;
                 }
                 for pass in shape.passes(&model, &target(storage, variant))? {
-                    let known = rows[first..].iter().any(|r| same(&r.pass.dispatches, &pass.dispatches));
-                    if !known && takes(&by_kernel, pass.kernel()) {
-                        rows.push(Row::new(shape, variant.to_string(), storage, pass, choice.samples));
+                    let known = rows[first..].iter_mut().find(|r| same(&r.pass.dispatches, &pass.dispatches));
+                    match known {
+                        Some(row) if variant == Variant::Fast => row.variant = ONLY.into(),
+                        None if takes(&by_kernel, pass.kernel()) => {
+                            rows.push(Row::new(shape, variant.to_string(), storage, pass, choice.samples));
+                        }
+                        _ => {}
                     }
                 }
             }
@@ -173,7 +180,7 @@ fn same(a: &[Dispatch], b: &[Dispatch]) -> bool {
 
 /// Adds a kernel of a user's own in the place of the one naive kernel that was asked for, and keeps the rows beside it.
 pub(super) fn add_own(bench: &Bench<'_>, rows: &mut Vec<Row>, own: &Own) -> Result<()> {
-    let named: Vec<&Row> = rows.iter().filter(|r| r.variant == "naive").collect();
+    let named: Vec<&Row> = rows.iter().filter(|r| r.is_naive()).collect();
     let [naive] = named[..] else {
         let names: Vec<String> = named.iter().map(|r| format!("{} on {}", r.pass.kernel(), r.shape)).collect();
         let which = if names.is_empty() { "none".into() } else { names.join(", ") };
@@ -212,7 +219,7 @@ pub(super) fn check(bench: &Bench<'_>, rows: &[Row], mut told: impl FnMut(&Row))
         let fresh = |(shape, storage, pass, _): &&(Shape, Storage, &str, Vec<Written>)| {
             (*shape, *storage, *pass) == (row.shape, row.storage, row.pass.name)
         };
-        if row.variant == "naive" {
+        if row.is_naive() {
             let want = Trial::new(bench.gpu, &row.pass.dispatches, &row.pass.resources, &setup)?.outputs()?;
             finite(row, &want)?;
             continue;
@@ -249,6 +256,10 @@ fn wrong(row: &Row, said: &str) -> Error {
 impl Row {
     fn new(shape: Shape, variant: String, storage: Storage, pass: Pass, samples: u32) -> Self {
         Row { shape, variant, storage, pass, samples, custom: None, runs: None, time: Vec::new(), wall: Vec::new() }
+    }
+
+    fn is_naive(&self) -> bool {
+        self.variant == "naive" || self.variant == ONLY
     }
 
     /// One measure. Memory is made for it and given back, so that however many rows take turns, one is there at a time.
@@ -305,12 +316,11 @@ impl Row {
 /// All rows as they are told.
 pub(super) fn told(rows: &[Row], ceilings: &Ceilings) -> Vec<KernelRow> {
     let naive = |row: &Row| {
-        let same = |r: &&Row| {
-            r.variant == "naive" && (r.shape, r.storage, r.pass.name) == (row.shape, row.storage, row.pass.name)
-        };
+        let same =
+            |r: &&Row| r.is_naive() && (r.shape, r.storage, r.pass.name) == (row.shape, row.storage, row.pass.name);
         rows.iter().find(same).map(|r| Spread::of(&r.time).median)
     };
-    rows.iter().map(|row| row.told(ceilings, naive(row))).collect()
+    rows.iter().map(|row| row.told(ceilings, naive(row).filter(|_| row.variant != ONLY))).collect()
 }
 
 impl Ceilings {

@@ -22,6 +22,9 @@ const NETWORKS: [&str; 3] = ["digits-cnn", "resnet20", "resnet18"];
 /// Steps of one attack that is timed.
 const STEPS: u32 = 4;
 
+/// One measure is at least so long, in seconds.
+const MEASURE: f64 = 0.1;
+
 /// No submission of whole steps is made on hardware that is expected to take longer, in seconds.
 const SUBMISSION: f64 = 0.5;
 
@@ -45,6 +48,8 @@ struct Row {
     skipped: Option<String>,
     /// Rounds that the time allows.
     rounds: usize,
+    /// Attacks in one measure.
+    attacks: u32,
     /// CPU and wall time of one step, in seconds.
     cpu: Vec<f64>,
     wall: Vec<f64>,
@@ -112,27 +117,38 @@ pub(super) fn run(
 /// Seconds from nothing but the weights in memory to the end of the first step: the device opened, the plan made, kernels
 /// compiled (by a driver that may have them in a cache of its own), weights uploaded.
 fn start_up(bench: &Bench<'_>, model: &Model) -> Result<f64> {
+    let batch = Batch::new(model.input.len(), 1);
     let start = Instant::now();
     let gpu = Gpu::new(&crate::Adapter::Index(bench.gpu.summary().index))?;
     let net = Network::with_options(&gpu, model.clone(), &Options { memory: bench.memory, ..Options::default() })?;
-    steps(&net, 1, 1)?;
+    batch.attack(&net, 1)?;
     Ok(start.elapsed().as_secs_f64())
 }
 
-/// Attacks random images.
-fn steps(net: &Network, batch: usize, steps: u32) -> Result<()> {
-    let mut scatter = Scatter(batch as u64);
-    let images: Vec<f32> =
-        (0..batch * net.model().input.len()).map(|_| (scatter.signed().abs() * 255.0).round() / 255.0).collect();
-    let (eps, step_size) = (8.0 / 255.0, 1.0 / 255.0);
-    let samples = vec![Sample { class: 1, eps, step_size, direction: -1.0, ..Sample::default() }; batch];
-    let job = Job { x0: &images, samples: &samples, steps, bounds: (0.0, 1.0), seed: 0 };
-    net.iterate(&job, &mut |_| true).map(drop)
+/// Random images, and what is done with each.
+struct Batch {
+    images: Vec<f32>,
+    samples: Vec<Sample>,
+}
+
+impl Batch {
+    fn new(pixels: usize, batch: usize) -> Self {
+        let mut scatter = Scatter(batch as u64);
+        let pixel = |_| (scatter.signed().abs() * 255.0).round() / 255.0;
+        let (eps, step_size) = (8.0 / 255.0, 1.0 / 255.0);
+        let sample = Sample { class: 1, eps, step_size, direction: -1.0, ..Sample::default() };
+        Batch { images: (0..batch * pixels).map(pixel).collect(), samples: vec![sample; batch] }
+    }
+
+    fn attack(&self, net: &Network, steps: u32) -> Result<()> {
+        let job = Job { x0: &self.images, samples: &self.samples, steps, bounds: (0.0, 1.0), seed: 0 };
+        net.iterate(&job, &mut |_| true).map(drop)
+    }
 }
 
 impl Row {
     fn new(batch: usize) -> Self {
-        Row { batch, skipped: None, rounds: 0, cpu: Vec::new(), wall: Vec::new(), parts: Vec::new() }
+        Row { batch, skipped: None, rounds: 0, attacks: 1, cpu: Vec::new(), wall: Vec::new(), parts: Vec::new() }
     }
 }
 
@@ -148,33 +164,39 @@ impl Subject {
                     continue;
                 }
                 told(&self.net.model().arch.clone(), row.batch);
-                let start = Instant::now();
-                // Compiles, and makes memory for the batch.
-                steps(&self.net, row.batch, 1)?;
-                let first = start.elapsed().as_secs_f64();
-                let start = Instant::now();
-                if first < choice.max_seconds / 4.0 {
-                    steps(&self.net, row.batch, 1)?;
+                let batch = Batch::new(self.net.model().input.len(), row.batch);
+                // The first one compiles, and makes memory for the batch; where that takes long, it is all there is time for.
+                let mut step = 0.0;
+                for _ in 0..2 {
+                    let start = Instant::now();
+                    batch.attack(&self.net, 1)?;
+                    step = start.elapsed().as_secs_f64();
+                    if step > choice.max_seconds / 4.0 {
+                        break;
+                    }
                 }
-                let step =
-                    start.elapsed().as_secs_f64().max(if first < choice.max_seconds / 4.0 { 0.0 } else { first });
                 each = Some(step / row.batch as f64);
-                let possible = (choice.max_seconds / (step * f64::from(STEPS))).floor() as usize;
-                row.rounds = possible.clamp(1, choice.rounds);
+                let attack = step * f64::from(STEPS);
+                row.rounds = ((choice.max_seconds / attack) as usize).clamp(1, choice.rounds);
+                row.attacks = ((MEASURE / attack).ceil() as u32).clamp(1, 100);
                 continue;
             }
             if row.skipped.is_some() || round > row.rounds {
                 continue;
             }
             told(&self.net.model().arch.clone(), row.batch);
+            let batch = Batch::new(self.net.model().input.len(), row.batch);
             if row.wall.last().is_none_or(|step| *step < 0.5) {
                 // The batch before was another one.
-                steps(&self.net, row.batch, 1)?;
+                batch.attack(&self.net, 1)?;
             }
             let (cpu, wall) = (process_time(), Instant::now());
-            steps(&self.net, row.batch, STEPS)?;
-            row.wall.push(wall.elapsed().as_secs_f64() / f64::from(STEPS));
-            row.cpu.push(process_time().saturating_sub(cpu).as_secs_f64() / f64::from(STEPS));
+            for _ in 0..row.attacks {
+                batch.attack(&self.net, STEPS)?;
+            }
+            let steps = f64::from(STEPS * row.attacks);
+            row.wall.push(wall.elapsed().as_secs_f64() / steps);
+            row.cpu.push(process_time().saturating_sub(cpu).as_secs_f64() / steps);
         }
         Ok(())
     }
