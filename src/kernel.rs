@@ -35,6 +35,7 @@ const FILES: &[(&str, &str)] = &[
     ("quantise", include_str!("../shaders/quantise.wgsl")),
     ("sample", include_str!("../shaders/sample.wgsl")),
     ("step", include_str!("../shaders/step.wgsl")),
+    ("store", include_str!("../shaders/store.wgsl")),
     ("subgroup", include_str!("../shaders/subgroup.wgsl")),
 ];
 
@@ -181,6 +182,9 @@ impl Kernel {
             "conv2d_forward" | "conv2d_input_grad" => c("IC4") * (1 + c("R") * (1 + c("S") * 5)) + 10,
             "conv2d_forward_tiled" | "conv2d_input_grad_tiled" => c("IC4") * (1 + c("R")),
             "conv2d_input_grad_parity" => c("IC4"),
+            "conv2d_forward_broadcast" | "conv2d_input_grad_broadcast" => c("IC4") * c("R"),
+            "conv2d_input_grad_parity_broadcast" => c("IC4") * (1 + c("R")),
+            "linear_forward_broadcast" | "linear_input_grad_broadcast" => c("L"),
             "linear_forward" | "linear_input_grad" => c("L"),
             "cross_entropy_forward" => 2 * c("K") + c("K").div_ceil(4),
             "global_avg_pool_forward" => c("IH") * c("IW"),
