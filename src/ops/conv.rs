@@ -114,8 +114,8 @@ impl Gather<'_> {
 
     fn serves(&self, tile: Tile, epilogue: &Epilogue) -> bool {
         let (_, o4) = self.blocks();
-        // A word of signs that is written covers two blocks and four pixels.
-        let words = epilogue.relu.is_none() || tile.blocks.is_multiple_of(2);
+        // A word of signs, written or read, covers two blocks and four pixels: a tile of one block begins at every second one.
+        let words = tile.blocks.is_multiple_of(2) || (o4 == 1 && epilogue.relu.is_none());
         let parity = self.dilate == 2 && tile.family == Family::Register;
         let pairs = !parity || tile.blocks.is_multiple_of(2);
         words && pairs && tile.pixels.is_multiple_of(4) && tile.blocks as usize <= o4.next_multiple_of(2)
