@@ -210,47 +210,50 @@ pub(super) fn add_own(bench: &Bench<'_>, rows: &mut Vec<Row>, own: &Own) -> Resu
     Ok(())
 }
 
-/// Checks every row against the naive kernel of its shape and place, bit by bit, before anything is timed.
-pub(super) fn check(bench: &Bench<'_>, rows: &[Row], mut told: impl FnMut(&Row)) -> Result<()> {
-    let mut known: Option<(Shape, Storage, &'static str, Vec<Written>)> = None;
-    for row in rows.iter().filter(|r| r.custom.is_none()) {
-        told(row);
-        let setup = Setup::once(CHECKED);
-        let fresh = |(shape, storage, pass, _): &&(Shape, Storage, &str, Vec<Written>)| {
-            (*shape, *storage, *pass) == (row.shape, row.storage, row.pass.name)
-        };
-        if row.is_naive() {
-            let want = Trial::new(bench.gpu, &row.pass.dispatches, &row.pass.resources, &setup)?.outputs()?;
-            finite(row, &want)?;
+/// Checks every row against the naive kernel of its shape and place, bit by bit, before anything is timed. Rows that are
+/// wrong are taken out, and told.
+pub(super) fn check(bench: &Bench<'_>, rows: &mut Vec<Row>, mut told: impl FnMut(&Row)) -> Result<Vec<String>> {
+    let outputs =
+        |pass: &Pass| Trial::new(bench.gpu, &pass.dispatches, &pass.resources, &Setup::once(CHECKED))?.outputs();
+    // What the naive kernel gives, of the shapes so far.
+    let mut known: Vec<(Shape, Storage, &'static str, Vec<Written>)> = Vec::new();
+    let mut wrong = Vec::new();
+    let mut sound = Vec::new();
+    for row in rows.drain(..) {
+        told(&row);
+        if row.custom.is_some() {
+            sound.push(row);
             continue;
         }
-        let got = Trial::new(bench.gpu, &row.pass.dispatches, &row.pass.resources, &setup)?.outputs()?;
-        if known.as_ref().filter(fresh).is_none() {
-            let target = Target {
-                limits: bench.gpu.limits().clone(),
-                storage: row.storage,
-                variant: Variant::Naive,
-                subgroup: bench.subgroup,
-            };
-            let passes = row.shape.passes(&row.shape.model()?, &target)?;
-            let naive = passes.into_iter().find(|p| p.name == row.pass.name);
-            let naive = naive.ok_or_else(|| Error::Internal(format!("no naive {} on {}", row.pass.name, row.shape)))?;
-            let want = Trial::new(bench.gpu, &naive.dispatches, &naive.resources, &setup)?.outputs()?;
-            known = Some((row.shape, row.storage, row.pass.name, want));
+        let got = outputs(&row.pass)?;
+        let key = (row.shape, row.storage, row.pass.name);
+        if !known.iter().any(|(shape, storage, pass, _)| (*shape, *storage, *pass) == key) {
+            let want = if row.is_naive() { got.clone() } else { outputs(&naive(bench, &row)?)? };
+            known.push((key.0, key.1, key.2, want));
         }
-        let (_, _, _, want) = known.as_ref().expect("set above");
-        trial::compare(&got, want, None).map_err(|said| wrong(row, &said))?;
+        let same = known.iter().find(|(shape, storage, pass, _)| (*shape, *storage, *pass) == key);
+        let (_, _, _, want) = same.expect("put there above");
+        match trial::compare(&got, want, None) {
+            Ok(_) => sound.push(row),
+            Err(said) => wrong.push(format!(
+                "{} ({}) on {} is not what the naive kernel gives: {said}",
+                row.pass.kernel(),
+                row.variant,
+                row.shape
+            )),
+        }
     }
-    Ok(())
+    *rows = sound;
+    Ok(wrong)
 }
 
-fn finite(row: &Row, written: &[Written]) -> Result<()> {
-    trial::compare(written, written, None).map(drop).map_err(|said| wrong(row, &said))
-}
-
-fn wrong(row: &Row, said: &str) -> Error {
-    let (kernel, shape, variant) = (row.pass.kernel(), row.shape, &row.variant);
-    Error::Internal(format!("{kernel} ({variant}) on {shape} is not what the naive kernel gives: {said}"))
+/// The naive kernel of a row.
+fn naive(bench: &Bench<'_>, row: &Row) -> Result<Pass> {
+    let (limits, variant) = (bench.gpu.limits().clone(), Variant::Naive);
+    let target = Target { limits, storage: row.storage, variant, subgroup: bench.subgroup };
+    let passes = row.shape.passes(&row.shape.model()?, &target)?;
+    let same = passes.into_iter().find(|p| p.name == row.pass.name);
+    same.ok_or_else(|| Error::Internal(format!("no naive {} on {}", row.pass.name, row.shape)))
 }
 
 impl Row {

@@ -218,8 +218,11 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
     if let Some(own) = &own {
         kernels::add_own(&bench, &mut rows, own)?;
     }
-    time(&bench, rows, models, &choice, &mut results)?;
+    let wrong = time(&bench, rows, models, &choice, &mut results)?;
     deliver(args, &results)?;
+    if !wrong.is_empty() {
+        return Err(Error::Internal(format!("{} kernels were not timed: {}", wrong.len(), wrong.join("; "))));
+    }
     if let Some(before) = &before {
         complain("note", &baseline::compare(before, &results, threshold)?);
     }
@@ -299,17 +302,17 @@ fn row_choice(args: &BenchArgs, gpu: &Gpu) -> kernels::Choice {
     kernels::Choice { kernels, shapes, variants, storages, samples }
 }
 
-/// Checks, then times in rounds.
+/// Checks, then times in rounds, and gives what is wrong and was left out.
 fn time(
     bench: &kernels::Bench<'_>,
     mut rows: Vec<kernels::Row>,
     models: Vec<crate::Model>,
     choice: &steps::Choice,
     results: &mut Results,
-) -> Result<()> {
+) -> Result<Vec<String>> {
     let bar =
         progress_bar((rows.len() * (choice.rounds + 1) + models.len() * choice.batches.len() * choice.rounds) as u64);
-    kernels::check(bench, &rows, |row| {
+    let wrong = kernels::check(bench, &mut rows, |row| {
         bar.set_message(format!("checking {} on {}", row.pass.kernel(), row.shape));
         bar.inc(1);
     })?;
@@ -344,7 +347,7 @@ fn time(
         results.warnings.push("the adapter has no timestamps: times are wall time".into());
     }
     results.warnings.iter().for_each(warn);
-    Ok(())
+    Ok(wrong)
 }
 
 /// Tells results where they were asked for.
