@@ -31,6 +31,7 @@ const FILES: &[(&str, &str)] = &[
     ("pad", include_str!("../shaders/pad.wgsl")),
     ("pointwise", include_str!("../shaders/pointwise.wgsl")),
     ("pool", include_str!("../shaders/pool.wgsl")),
+    ("probe", include_str!("../shaders/probe.wgsl")),
     ("quantise", include_str!("../shaders/quantise.wgsl")),
     ("sample", include_str!("../shaders/sample.wgsl")),
     ("step", include_str!("../shaders/step.wgsl")),
@@ -164,6 +165,10 @@ impl Kernel {
         names.collect::<std::collections::BTreeSet<_>>().into_iter().collect()
     }
 
+    fn types(&self, source: &Source) -> Vec<wgpu::BindingType> {
+        source.bindings.iter().map(|(_, access)| access.binding_type(self.storage)).collect()
+    }
+
     /// The value of a constant, where there is one of that name.
     pub fn constant(&self, name: &str) -> Option<u32> {
         self.consts.iter().find(|(n, _)| *n == name).map(|(_, v)| *v)
@@ -185,6 +190,7 @@ impl Kernel {
             "max_pool_forward" | "max_pool_input_grad" | "avg_pool_forward" | "avg_pool_input_grad" => {
                 c("SIZE") * (1 + c("SIZE"))
             }
+            "probe_fma" => c("ROUNDS"),
             _ => 10,
         }
     }
@@ -454,6 +460,17 @@ impl Dispatch {
         n: u32,
         resource: impl Fn(usize) -> (&'a Allocated, u64),
     ) -> Result<Bound> {
+        self.bind_to(gpu, n, None, resource)
+    }
+
+    /// The same, with a pipeline of other text ([`Dispatch::pipeline_of`]) where one is given.
+    pub(crate) fn bind_to<'a>(
+        &self,
+        gpu: &Gpu,
+        n: u32,
+        other: Option<Arc<Pipeline>>,
+        resource: impl Fn(usize) -> (&'a Allocated, u64),
+    ) -> Result<Bound> {
         let source = self.kernel.source()?;
         let mut entries = Vec::with_capacity(source.bindings.len());
         for (binding, (name, _)) in (0..).zip(&source.bindings) {
@@ -463,14 +480,21 @@ impl Dispatch {
             let (memory, bytes) = resource(*id);
             entries.push(wgpu::BindGroupEntry { binding, resource: memory.binding(bytes) });
         }
-        let types = source.bindings.iter().map(|(_, access)| access.binding_type(self.kernel.storage)).collect();
-        let pipeline = gpu.pipeline(format!("{:?}", self.kernel), || Ok((self.kernel.entry, source.text, types)))?;
+        let types = self.kernel.types(&source);
+        let make = || gpu.pipeline(format!("{:?}", self.kernel), || Ok((self.kernel.entry, source.text, types)));
+        let pipeline = other.map_or_else(make, Ok)?;
         let group = gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some(self.kernel.entry),
             layout: &pipeline.layout,
             entries: &entries,
         });
         Ok(Bound { pipeline, group, grid: self.grid.workgroups(n) })
+    }
+
+    /// A pipeline of someone else's text that takes the bindings of this dispatch.
+    pub(crate) fn pipeline_of(&self, gpu: &Gpu, entry: &str, text: &str) -> Result<Arc<Pipeline>> {
+        let types = self.kernel.types(&self.kernel.source()?);
+        gpu.scope(entry, || Ok(Arc::new(Pipeline::new(gpu.device(), entry, text.into(), &types))))
     }
 }
 

@@ -2,6 +2,7 @@
 //! everything else to standard error.
 
 mod attack;
+mod bench;
 mod devices;
 mod engine;
 mod forecast;
@@ -69,6 +70,9 @@ enum Command {
     /// Show a network: layers, shapes, parameters, work and memory
     #[command(after_help = format!("Examples:\n  signstep info\n  signstep info --plan --batch 64\n\n{ENVIRONMENT}"))]
     Info(InfoArgs),
+    /// Time the kernels and whole steps on a device, beside what it can do at most
+    #[command(after_help = format!("{}\n\n{ENVIRONMENT}", bench::HELP))]
+    Bench(Box<bench::BenchArgs>),
 }
 
 /// What `attack` can be told. Distances are in pixel units of [0, 1], as decimals or fractions (8/255).
@@ -248,8 +252,19 @@ struct InfoArgs {
 
 /// Runs what the arguments ask for.
 pub fn main() -> ExitCode {
+    run(std::env::args_os())
+}
+
+/// Runs `signstep bench PART` with the arguments that a bench target was given: what `cargo bench` calls.
+pub fn bench(part: &str) -> ExitCode {
+    // Cargo says `--bench` to all of them.
+    let given = std::env::args_os().skip(1).filter(|a| a != "--bench");
+    run(["signstep".into(), "bench".into(), part.into()].into_iter().chain(given))
+}
+
+fn run(arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
     hush();
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(e) => {
             match e.kind() {
@@ -266,6 +281,7 @@ pub fn main() -> ExitCode {
         Some(Command::Merge(args)) => merge::run(&args),
         Some(Command::Devices(args)) => devices::run(&args),
         Some(Command::Info(args)) => info::run(&args),
+        Some(Command::Bench(args)) => bench::run(&args),
         None => attack::run(&defaults()),
     };
     match result {
