@@ -140,8 +140,13 @@ pub(super) fn rows(bench: &Bench<'_>, choice: &Choice) -> Result<Vec<Row>> {
     let by_kernel = patterns("--kernel", &choice.kernels)?;
     check_names("--kernel", &by_kernel, &kernels().into_iter().map(String::from).collect::<Vec<_>>())?;
     let by_variant = patterns("--variant", &choice.variants)?;
-    let target =
-        |storage, variant| Target { limits: bench.gpu.limits().clone(), storage, variant, subgroup: bench.subgroup };
+    let target = |storage, variant| Target {
+        limits: bench.gpu.limits().clone(),
+        storage,
+        variant,
+        subgroup: bench.subgroup,
+        ..Target::default()
+    };
     let every: Vec<String> =
         variants(&target(choice.storages[0], Variant::Fast)).iter().map(ToString::to_string).collect();
     check_names("--variant", &by_variant, &every)?;
@@ -250,7 +255,7 @@ pub(super) fn check(bench: &Bench<'_>, rows: &mut Vec<Row>, mut told: impl FnMut
 /// The naive kernel of a row.
 fn naive(bench: &Bench<'_>, row: &Row) -> Result<Pass> {
     let (limits, variant) = (bench.gpu.limits().clone(), Variant::Naive);
-    let target = Target { limits, storage: row.storage, variant, subgroup: bench.subgroup };
+    let target = Target { limits, storage: row.storage, variant, subgroup: bench.subgroup, ..Target::default() };
     let passes = row.shape.passes(&row.shape.model()?, &target)?;
     let same = passes.into_iter().find(|p| p.name == row.pass.name);
     same.ok_or_else(|| Error::Internal(format!("no naive {} on {}", row.pass.name, row.shape)))
