@@ -150,11 +150,15 @@ pub(super) fn rows(bench: &Bench<'_>, choice: &Choice) -> Result<Vec<Row>> {
         let model = shape.model()?;
         for &storage in &choice.storages {
             let first = rows.len();
+            let mut passes: Vec<&'static str> = Vec::new();
             for variant in variants(&target(storage, Variant::Fast)) {
                 if !takes(&by_variant, &variant.to_string()) {
                     continue;
                 }
                 for pass in shape.passes(&model, &target(storage, variant))? {
+                    if !passes.contains(&pass.name) {
+                        passes.push(pass.name);
+                    }
                     let known = rows[first..].iter_mut().find(|r| same(&r.pass.dispatches, &pass.dispatches));
                     match known {
                         Some(row) if variant == Variant::Fast => row.variant = ONLY.into(),
@@ -165,6 +169,8 @@ pub(super) fn rows(bench: &Bench<'_>, choice: &Choice) -> Result<Vec<Row>> {
                     }
                 }
             }
+            // What computes the same stands together.
+            rows[first..].sort_by_key(|r| passes.iter().position(|p| *p == r.pass.name));
         }
     }
     if rows.is_empty() {
