@@ -70,13 +70,12 @@ impl Access {
         let buffer = |ty| wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None };
         match (self, storage) {
             (Access::Uniform, _) => buffer(wgpu::BufferBindingType::Uniform),
-            (Access::ActivationRead, Storage::Texture) => wgpu::BindingType::Texture {
-                sample_type: wgpu::TextureSampleType::Float { filterable: false },
-                view_dimension: wgpu::TextureViewDimension::D2,
-                multisampled: false,
-            },
-            (Access::ActivationWrite, Storage::Texture) => wgpu::BindingType::StorageTexture {
-                access: wgpu::StorageTextureAccess::WriteOnly,
+            // Storage textures where it reads, too: they have no levels of detail, which some adapters compute for each load.
+            (Access::ActivationRead | Access::ActivationWrite, Storage::Texture) => wgpu::BindingType::StorageTexture {
+                access: match self {
+                    Access::ActivationRead => wgpu::StorageTextureAccess::ReadOnly,
+                    _ => wgpu::StorageTextureAccess::WriteOnly,
+                },
                 format: wgpu::TextureFormat::Rgba32Float,
                 view_dimension: wgpu::TextureViewDimension::D2,
             },
@@ -317,8 +316,8 @@ impl Expander<'_> {
             ["activation" | "texels", "read", ..] if texture => (
                 Access::ActivationRead,
                 format!(
-                    "{at} var {name}_tex: texture_2d<f32>;\n\
-                     fn {name}_at(i: u32) -> vec4<f32> {{ return textureLoad({name}_tex, vec2<u32>(i & 2047u, i >> 11u), 0); }}"
+                    "{at} var {name}_tex: texture_storage_2d<rgba32float, read>;\n\
+                     fn {name}_at(i: u32) -> vec4<f32> {{ return textureLoad({name}_tex, vec2<u32>(i & 2047u, i >> 11u)); }}"
                 ),
             ),
             ["activation" | "texels", "read", ..] => (

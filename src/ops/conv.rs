@@ -81,10 +81,13 @@ pub(crate) fn input_grad(
 }
 
 fn emit(build: &mut Build, g: &Gather, epilogue: Epilogue) -> Result<()> {
-    match g.tile(build, &epilogue) {
+    let first = build.dispatches.len();
+    let shape = g.shape(&epilogue);
+    match g.tile(build, &shape, &epilogue) {
         Some(tile) if tile.family == Family::Broadcast => broadcast(build, g, tile, epilogue),
         tile => sliced(build, g, tile, epilogue),
     }
+    build.sites.push((first..build.dispatches.len(), shape));
     Ok(())
 }
 
@@ -99,26 +102,38 @@ impl Gather<'_> {
         self.x.dims.c.min(4)
     }
 
+    /// What a choice among tiles depends on.
+    fn shape(&self, epilogue: &Epilogue) -> String {
+        let pass = match self.pass {
+            Pass::Forward => "forward",
+            Pass::InputGrad => "input_grad",
+        };
+        let Gather { kernel, stride, dilate, padding, .. } = self;
+        let (x, y) = (self.x.dims, self.y.dims);
+        format!("conv2d_{pass} {x} to {y} kernel {kernel} stride {stride}/{dilate} padding {padding}{epilogue}")
+    }
+
     /// The tile that computes this, none for the naive kernel.
-    fn tile(&self, build: &Build, epilogue: &Epilogue) -> Option<Tile> {
+    fn tile(&self, build: &Build, shape: &str, epilogue: &Epilogue) -> Option<Tile> {
         if self.dilate > 2 {
             return None;
         }
-        let tile = match build.target.variant {
+        let target = build.target;
+        let wanted = match target.variant {
             Variant::Naive => return None,
-            Variant::Only(tile) if self.serves(tile, epilogue) && tile.family.is_offered(build.target) => tile,
-            _ => self.default_tile(Family::best(build.target), epilogue),
+            Variant::Only(tile) => Some(tile),
+            Variant::Fast => target.tuning.tile(shape),
         };
-        Some(tile)
+        let wanted = wanted.filter(|tile| self.serves(*tile, epilogue) && tile.family.is_offered(target));
+        Some(wanted.unwrap_or_else(|| self.default_tile(Family::best(target), epilogue)))
     }
 
     fn serves(&self, tile: Tile, epilogue: &Epilogue) -> bool {
         let (_, o4) = self.blocks();
-        // A word of signs, written or read, covers two blocks and four pixels: a tile of one block begins at every second one.
-        let words = tile.blocks.is_multiple_of(2) || (o4 == 1 && epilogue.relu.is_none());
-        let parity = self.dilate == 2 && tile.family == Family::Register;
-        let pairs = !parity || tile.blocks.is_multiple_of(2);
-        words && pairs && tile.pixels.is_multiple_of(4) && tile.blocks as usize <= o4.next_multiple_of(2)
+        // A word of signs covers two blocks and four pixels, so only a lone block without one can stand alone.
+        let lone = o4 == 1 && epilogue.relu.is_none() && !(self.dilate == 2 && tile.family == Family::Register);
+        let pairs = tile.blocks.is_multiple_of(2) || (tile.blocks == 1 && lone);
+        pairs && tile.pixels.is_multiple_of(4) && tile.blocks as usize <= o4.next_multiple_of(2)
     }
 
     /// What `benches/NOTES.md` found best.

@@ -79,6 +79,12 @@ impl Bench<'_> {
         self.gpu.summary().kind == "software"
     }
 
+    /// What plans for the device are made for.
+    fn target(&self, storage: Storage, variant: Variant) -> Target {
+        let limits = self.gpu.limits().clone();
+        Target { limits, storage, variant, subgroup: self.subgroup, ..Target::default() }
+    }
+
     /// Bytes that no cache holds.
     fn working_set(&self) -> u64 {
         if self.software() { 64 << 20 } else { 256 << 20 }
@@ -255,9 +261,7 @@ pub(super) fn check(bench: &Bench<'_>, rows: &mut Vec<Row>, mut told: impl FnMut
 
 /// The naive kernel of a row.
 fn naive(bench: &Bench<'_>, row: &Row) -> Result<Pass> {
-    let (limits, variant) = (bench.gpu.limits().clone(), Variant::Naive);
-    let target = Target { limits, storage: row.storage, variant, subgroup: bench.subgroup };
-    let passes = row.shape.passes(&row.shape.model()?, &target)?;
+    let passes = row.shape.passes(&row.shape.model()?, &bench.target(row.storage, Variant::Naive))?;
     let same = passes.into_iter().find(|p| p.name == row.pass.name);
     same.ok_or_else(|| Error::Internal(format!("no naive {} on {}", row.pass.name, row.shape)))
 }
