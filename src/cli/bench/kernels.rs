@@ -146,8 +146,7 @@ pub(super) fn rows(bench: &Bench<'_>, choice: &Choice) -> Result<Vec<Row>> {
     let by_kernel = patterns("--kernel", &choice.kernels)?;
     check_names("--kernel", &by_kernel, &kernels().into_iter().map(String::from).collect::<Vec<_>>())?;
     let by_variant = patterns("--variant", &choice.variants)?;
-    let target =
-        |storage, variant| Target { limits: bench.gpu.limits().clone(), storage, variant, subgroup: bench.subgroup };
+    let target = |storage, variant| bench.target(storage, variant);
     let every: Vec<String> =
         variants(&target(choice.storages[0], Variant::Fast)).iter().map(ToString::to_string).collect();
     check_names("--variant", &by_variant, &every)?;
