@@ -87,7 +87,7 @@ fn a_kernel_of_ones_own_is_timed_when_it_is_right_and_refused_when_it_is_not() {
     own("taps.wgsl", &taps);
     bench.refused(&format!("{} --tolerance 0.01", line("taps.wgsl")), 1, "taps.wgsl: conv2d_forward is not");
     own("nan.wgsl", &text.replacen(fma, "acc[p] = bitcast<f32>(0x7fc00000u + id.z) * fma(", 1));
-    bench.refused(&format!("{} --tolerance 1e9", line("nan.wgsl")), 1, "NaN");
+    bench.refused(&format!("{} --tolerance 1e9", line("nan.wgsl")), 1, "NaN or infinity");
 
     own("broken.wgsl", &text.replacen(fma, "acc[p] = nonsense(", 1));
     let at = text.lines().position(|l| l.contains(fma)).unwrap() + 1;
@@ -216,6 +216,11 @@ fn probes_give_finite_figures_and_results() {
     for probe in probe::all(gpu.storage(), true) {
         let figure = probe.figure(probe.seconds(gpu, &clock).unwrap());
         assert!(figure.is_finite() && figure > 0.0, "{}: {figure} {}", probe.name, probe.unit);
+        if gpu.device().features().contains(signstep::wgpu::Features::TIMESTAMP_QUERY) && probe.name == "fma" {
+            let by_device = probe.seconds(gpu, &Clock::Timestamps).unwrap();
+            let by_wall = probe.seconds(gpu, &Clock::Wall).unwrap();
+            assert!(by_device > 0.0 && by_device < 10.0 * by_wall, "{by_device} s and {by_wall} s");
+        }
         let outputs = probe.trial(gpu, 0, 0).unwrap().outputs().unwrap();
         // What is compared with itself is the same, unless something is not finite.
         assert_eq!(trial::compare(&outputs, &outputs, None), Ok(0.0), "{}", probe.name);

@@ -45,7 +45,7 @@ pub(super) fn compare(before: &Results, now: &Results, threshold: f64) -> Result
     if both.is_empty() {
         return Err(Error::Usage("--baseline: it has no row in common with this run".into()));
     }
-    let mut slower: Vec<_> = both.iter().filter(|(_, change)| !(*change <= threshold)).collect();
+    let mut slower: Vec<_> = both.iter().filter(|(_, c)| c.is_nan() || *c > threshold).collect();
     slower.sort_by(|a, b| b.1.total_cmp(&a.1));
     if slower.is_empty() {
         let change = both.iter().map(|(_, change)| *change).fold(f64::MIN, f64::max);

@@ -79,6 +79,12 @@ impl Bench<'_> {
         self.gpu.summary().kind == "software"
     }
 
+    /// What plans for the device are made for.
+    fn target(&self, storage: Storage, variant: Variant) -> Target {
+        let limits = self.gpu.limits().clone();
+        Target { limits, storage, variant, subgroup: self.subgroup, ..Target::default() }
+    }
+
     /// Bytes that no cache holds.
     fn working_set(&self) -> u64 {
         if self.software() { 64 << 20 } else { 256 << 20 }
@@ -140,13 +146,7 @@ pub(super) fn rows(bench: &Bench<'_>, choice: &Choice) -> Result<Vec<Row>> {
     let by_kernel = patterns("--kernel", &choice.kernels)?;
     check_names("--kernel", &by_kernel, &kernels().into_iter().map(String::from).collect::<Vec<_>>())?;
     let by_variant = patterns("--variant", &choice.variants)?;
-    let target = |storage, variant| Target {
-        limits: bench.gpu.limits().clone(),
-        storage,
-        variant,
-        subgroup: bench.subgroup,
-        ..Target::default()
-    };
+    let target = |storage, variant| bench.target(storage, variant);
     let every: Vec<String> =
         variants(&target(choice.storages[0], Variant::Fast)).iter().map(ToString::to_string).collect();
     check_names("--variant", &by_variant, &every)?;
@@ -155,11 +155,15 @@ pub(super) fn rows(bench: &Bench<'_>, choice: &Choice) -> Result<Vec<Row>> {
         let model = shape.model()?;
         for &storage in &choice.storages {
             let first = rows.len();
+            let mut passes: Vec<&'static str> = Vec::new();
             for variant in variants(&target(storage, Variant::Fast)) {
                 if !takes(&by_variant, &variant.to_string()) {
                     continue;
                 }
                 for pass in shape.passes(&model, &target(storage, variant))? {
+                    if !passes.contains(&pass.name) {
+                        passes.push(pass.name);
+                    }
                     let known = rows[first..].iter_mut().find(|r| same(&r.pass.dispatches, &pass.dispatches));
                     match known {
                         Some(row) if variant == Variant::Fast => row.variant = ONLY.into(),
@@ -170,6 +174,8 @@ pub(super) fn rows(bench: &Bench<'_>, choice: &Choice) -> Result<Vec<Row>> {
                     }
                 }
             }
+            // What computes the same stands together.
+            rows[first..].sort_by_key(|r| passes.iter().position(|p| *p == r.pass.name));
         }
     }
     if rows.is_empty() {
@@ -254,9 +260,7 @@ pub(super) fn check(bench: &Bench<'_>, rows: &mut Vec<Row>, mut told: impl FnMut
 
 /// The naive kernel of a row.
 fn naive(bench: &Bench<'_>, row: &Row) -> Result<Pass> {
-    let (limits, variant) = (bench.gpu.limits().clone(), Variant::Naive);
-    let target = Target { limits, storage: row.storage, variant, subgroup: bench.subgroup, ..Target::default() };
-    let passes = row.shape.passes(&row.shape.model()?, &target)?;
+    let passes = row.shape.passes(&row.shape.model()?, &bench.target(row.storage, Variant::Naive))?;
     let same = passes.into_iter().find(|p| p.name == row.pass.name);
     same.ok_or_else(|| Error::Internal(format!("no naive {} on {}", row.pass.name, row.shape)))
 }

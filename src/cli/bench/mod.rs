@@ -250,10 +250,10 @@ fn check(args: &BenchArgs, kernels: bool) -> Result<()> {
     if args.samples == Some(0) {
         return fail("--samples must be one or more");
     }
-    if !(args.max_seconds > 0.0) {
+    if args.max_seconds.is_nan() || args.max_seconds <= 0.0 {
         return fail("--max-seconds must be more than zero");
     }
-    if args.tolerance.is_some_and(|t| !(t >= 0.0)) {
+    if args.tolerance.is_some_and(|t| t.is_nan() || t < 0.0) {
         return fail("--tolerance must not be negative");
     }
     if !kernels && (args.wgsl.is_some() || args.dump.is_some()) {
@@ -336,8 +336,7 @@ fn time(
     bar.finish_and_clear();
     results.probes = ceilings.told();
     let drift = results.probes.iter().find(|p| p.name == "fma").map_or(1.0, |p| p.value.drift());
-    // NaN is a drift too.
-    if !(drift <= DRIFT) {
+    if drift.is_nan() || drift > DRIFT {
         results.warnings.push(format!(
             "clocks drift: the fma probe's fast rounds were {drift:.2} times as fast as its slow ones; something else runs, or \
              the clock changes"

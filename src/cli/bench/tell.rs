@@ -168,7 +168,8 @@ pub(super) fn page(all: &[Results]) -> String {
         Made by `signstep bench --table` of the files in `results/`, which `signstep bench --save` writes. Medians of interleaved \
         rounds on random data. On a software adapter a second is one of process CPU time, for there the device is the process; on \
         hardware times are timestamps of the device. \"Of ceiling\" is the share of what the probes reached on the same adapter in \
-        the same run: of arithmetic, of copies, or of dispatches that do nothing, whichever allows least. GB/s counts inputs, \
+        the same run: of arithmetic, of copies, or of dispatches that do nothing, whichever allows least; a kernel that reads more \
+        than it writes may pass the copies. GB/s counts inputs, \
         outputs and weights once. \"Each, x largest\" is the time for one sample as a multiple of that in the largest batch.";
     let pages = all.iter().map(markdown);
     [intro.to_string()].into_iter().chain(pages).collect::<Vec<_>>().join("\n\n") + "\n"
