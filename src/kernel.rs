@@ -35,6 +35,7 @@ const FILES: &[(&str, &str)] = &[
     ("sample", include_str!("../shaders/sample.wgsl")),
     ("step", include_str!("../shaders/step.wgsl")),
     ("subgroup", include_str!("../shaders/subgroup.wgsl")),
+    ("workgroup", include_str!("../shaders/workgroup.wgsl")),
 ];
 
 /// One kernel for one shape: entry point, constants, and where activations lie. Equal kernels share a pipeline.
@@ -177,6 +178,13 @@ impl Kernel {
             "conv2d_forward_tiled" | "conv2d_input_grad_tiled" => c("IC4") * (1 + c("R")),
             "conv2d_input_grad_parity" => c("IC4"),
             "linear_forward" | "linear_input_grad" => c("L"),
+            "conv2d_forward_workgroup"
+            | "conv2d_input_grad_workgroup"
+            | "linear_forward_workgroup"
+            | "linear_input_grad_workgroup" => {
+                let lines = c("IC4") * c("R").div_ceil(c("STEP"));
+                lines.div_ceil(c("LS")) + 1 + lines * (1 + c("WIDEST").div_ceil(c("TAPS"))) + 40
+            }
             "cross_entropy_forward" => 2 * c("K") + c("K").div_ceil(4),
             "global_avg_pool_forward" => c("IH") * c("IW"),
             "max_pool_forward" | "max_pool_input_grad" | "avg_pool_forward" | "avg_pool_input_grad" => {

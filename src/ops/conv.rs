@@ -1,6 +1,6 @@
 //! Convolution: `shaders/conv2d.wgsl`. The input gradient is a convolution with the weights transposed and turned by 180°.
 
-use super::{Build, Variant};
+use super::{Build, Tile, Variant};
 use super::{Epilogue, Value, blocks, slice_bytes, slices, workgroup};
 use crate::error::Result;
 use crate::kernel::{Dispatch, Grid, Kernel};
@@ -80,6 +80,10 @@ pub(crate) fn input_grad(
 }
 
 fn emit(build: &mut Build, entry: &'static str, g: &Gather, epilogue: Epilogue) -> Result<()> {
+    if let Some(tile) = workgroup::wanted(build) {
+        emit_workgroup(build, entry, g, epilogue, tile);
+        return Ok(());
+    }
     let (i4, o4) = (blocks(g.x.dims.c) as usize, blocks(g.y.dims.c) as usize);
     let cb = g.x.dims.c.min(4);
     let strip = i4 * g.kernel * g.kernel * cb;
@@ -145,4 +149,29 @@ fn emit(build: &mut Build, entry: &'static str, g: &Gather, epilogue: Epilogue) 
         });
     }
     Ok(())
+}
+
+/// The same as a product of matrices.
+fn emit_workgroup(build: &mut Build, entry: &'static str, g: &Gather, epilogue: Epilogue, tile: Tile) {
+    let (inputs, outputs) = (g.x.dims.c, g.y.dims.c);
+    let forward = entry.starts_with("conv2d_forward");
+    let product = workgroup::Product {
+        entry: if forward { "conv2d_forward_workgroup" } else { "conv2d_input_grad_workgroup" },
+        layer: g.layer,
+        x: g.x,
+        y: g.y,
+        linear: false,
+        kernel: g.kernel,
+        stride: g.stride,
+        step: g.dilate,
+        padding: g.padding,
+        cb: inputs.min(4),
+        weight: &|[b, j], [c4, i], r, s| {
+            let (o, i) = (4 * b + j, 4 * c4 + i);
+            if o < outputs && i < inputs { (g.weight)(o, i, r, s) } else { 0.0 }
+        },
+        bias: &|[b, j]| if 4 * b + j < outputs { (g.bias)(4 * b + j) } else { 0.0 },
+        flops: g.flops,
+    };
+    product.emit(build, tile, epilogue);
 }

@@ -55,6 +55,25 @@ fn emit(
     weight: &dyn Fn(usize, usize, usize, usize) -> f32,
     bias: &dyn Fn(usize, usize) -> f32,
 ) {
+    if let Some(tile) = workgroup::wanted(build) {
+        let product = workgroup::Product {
+            entry: if entry == "linear_forward" { "linear_forward_workgroup" } else { "linear_input_grad_workgroup" },
+            layer: &l.name,
+            x,
+            y,
+            linear: true,
+            kernel: 1,
+            stride: 1,
+            step: 1,
+            padding: 0,
+            cb: shape.cb,
+            weight: &|[b, k], [t, i], _, _| weight(b, k, t, i),
+            bias: &|[b, k]| bias(b, k),
+            flops: 2 * (l.inputs * l.outputs) as u64,
+        };
+        product.emit(build, tile, epilogue);
+        return;
+    }
     let strip = shape.texels_in * shape.cb;
     let (count, number, uniform) = slices(shape.blocks_out, 2, strip, build.target.limits.uniform_binding);
     let items = (count / 2) as u32;
