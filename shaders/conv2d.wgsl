@@ -8,6 +8,7 @@
 // kernel row, kernel column, channel within the block), then + bias, then + residual. Every variant keeps it, so every
 // variant gives the same bits. Taps outside the image add w·0.
 
+//# kernel conv2d_forward conv2d_input_grad conv2d_forward_tiled conv2d_input_grad_tiled conv2d_input_grad_parity
 struct Slice {
     first: vec4<u32>,                         // x: first block of four output channels
     bias: array<vec4<f32>, SLICE>,            // [SLICE] of 4 output channels
@@ -121,51 +122,12 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
 //# end
         }
     }
+    let live = true;
     let c4_0 = w.first.x + id.y * QT;
-//# for k in 0..(QT+1)/2
-//# for j in 0..PX/4
-    {
-        let w4 = q0 / 4u + $(j)u;
-        let c8 = c4_0 / 2u + $(k)u;
-//# if RELU == 1
-        var word = 0u;
+//# for q in 0..QT
+    let b_$q = w.bias[id.y * QT + $(q)u];
 //# end
-//# if MASK == 1
-        let word = signs[sign_index(n, min(c8, OC8 - 1u), h, min(w4, OW4 - 1u))];
-//# end
-//# for q in 0..2
-//# if 2*k+q < QT
-//# for p in 0..4
-        if (2u * c8 + $(q)u < OC4 && 4u * w4 + $(p)u < OW) {
-            let c4 = 2u * c8 + $(q)u;
-            let w_out = 4u * w4 + $(p)u;
-            let v = residual(acc_$(2*k+q)_$(4*j+p) + w.bias[id.y * QT + $(2*k+q)u], n, c4, h, w_out);
-//# if RELU == 1
-            if (not_finite(v)) {
-                atomicOr(&health[n], 1u);
-            }
-            let bits = positive(v);
-            word |= bits << $(8*p+4*q)u;
-            y_put(out_index(n, c4, h, w_out), gate(v, bits));
-//# end
-//# if MASK == 1
-            y_put(out_index(n, c4, h, w_out), gate(v, word >> $(8*p+4*q)u));
-//# end
-//# if RELU + MASK == 0
-            y_put(out_index(n, c4, h, w_out), v);
-//# end
-        }
-//# end
-//# end
-//# end
-//# if RELU == 1
-        if (c8 < OC8 && w4 < OW4) {
-            signs[sign_index(n, c8, h, w4)] = word;
-        }
-//# end
-    }
-//# end
-//# end
+//# include store
 }
 
 //# kernel conv2d_input_grad_parity
@@ -247,4 +209,127 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
 //# end
 //# end
 //# end
+}
+
+//# kernel conv2d_forward_broadcast conv2d_input_grad_broadcast
+// For adapters where a load costs far more than a multiply-add. The invocations of a subgroup lie side by side in a row
+// and need the same weights: each loads one texel in eight of a kernel row's weights and hands it round, and takes the pixels beyond its
+// own from its neighbours where they are in the subgroup (HALO). Kernel rows are a loop, not unrolled: its body
+// then fits an instruction cache, and one block's accumulators at a time fit the registers.
+//# w: texels read                             [OT·QT] biases, then [OT, IC4, R, S, CB, QT] of 4 output channels
+//# x: activation read                         [N, IC4, IH, IW] of 4 channels
+//# y: activation write                        [N, OC4, OH, OW] of 4 channels
+//# include epilogue
+//# include pad
+//# if RELU == 0
+//# health: storage read array<u32>            [N], for its length alone
+//# end
+const TILES: u32 = (OW + PX - 1u) / PX;
+@compute @workgroup_size(WG)
+fn $entry(@builtin(global_invocation_id) id: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
+    // Invocations without work do that of the first one, and store nothing: all lanes must be there to hand round.
+    let live = id.x < arrayLength(&health) * OH * TILES;
+    let item = select(0u, id.x, live);
+    let n = item / (OH * TILES);
+    let h = item / TILES % OH;
+    let q0 = item % TILES * PX;
+//# for q in 0..QT
+//# for p in 0..PX
+    var acc_$q_$p = vec4<f32>();
+//# end
+//# end
+    for (var cr = 0u; cr < IC4 * R; cr++) {
+        let base = OT * QT + (id.y * IC4 * R + cr) * (S * CB * QT) + (lane & 7u);
+//# for k in 0..(S*CB*QT+7)/8
+        let w_$k = w_at(base + $(8*k)u);
+//# end
+        let u = i32(h * STRIDE + cr % R) - i32(PAD);
+        let v = i32(q0 * STRIDE) - i32(PAD);
+//# for i in OWN_0..OWN_1
+        let x_$i = x_pad(n, cr / R, u, v + $i);
+//# end
+//# if HALO == 1
+//# for i in 0..PAD
+        let x_$i = select(vec4<f32>(), subgroupShuffle(x_$(i+PX*STRIDE), (lane & ~7u) | ((lane - 1u) & 7u)), q0 > 0u);
+//# end
+//# for i in OWN_1..(PX-1)*STRIDE+S
+        let x_$i = select(vec4<f32>(), subgroupShuffle(x_$(i-PX*STRIDE), (lane & ~7u) | ((lane + 1u) & 7u)), q0 + PX < OW);
+//# end
+//# end
+//# for q in 0..QT
+//# for s in 0..S
+//# for i in 0..CB
+        let w_$q_$s_$i = subgroupBroadcast(w_$(((s*CB+i)*QT+q)/8), $(((s*CB+i)*QT+q)%8)u);
+//# for p in 0..PX
+        acc_$q_$p = fma(vec4<f32>(x_$(p*STRIDE+s)[$i]), w_$q_$s_$i, acc_$q_$p);
+//# end
+//# end
+//# end
+//# end
+    }
+    let c4_0 = id.y * QT;
+//# for q in 0..QT
+    let b_$q = w_at(c4_0 + $(q)u);
+//# end
+//# include store
+}
+
+//# kernel conv2d_input_grad_parity_broadcast
+// Stride 2 backward in the same way. All rows of a workgroup have one parity, so that they meet the same kernel rows; columns
+// of both parities are in every tile, each with its own taps.
+//# w: texels read                             [OT·QT] biases, then [OT, IC4, R, S, CB, QT] of 4 output channels
+//# x: activation read                         [N, IC4, IH, IW] of 4 channels
+//# y: activation write                        [N, OC4, OH, OW] of 4 channels
+//# include epilogue
+//# include pad
+//# health: storage read array<u32>            [N], for its length alone
+const TILES: u32 = (OW + PX - 1u) / PX;
+const ROWS: u32 = (OH + 1u) / 2u; // of one parity
+@compute @workgroup_size(WG)
+fn $entry(
+    @builtin(global_invocation_id) id: vec3<u32>,
+    @builtin(workgroup_id) group: vec3<u32>,
+    @builtin(subgroup_invocation_id) lane: u32,
+) {
+    let odd = group.y % 2u;
+    let item = select(0u, id.x, id.x < arrayLength(&health) * ROWS * TILES);
+    let n = item / (ROWS * TILES);
+    let h = item / TILES % ROWS * 2u + odd;
+    let q0 = item % TILES * PX;
+    let live = id.x < arrayLength(&health) * ROWS * TILES && h < OH;
+//# for q in 0..QT
+//# for p in 0..PX
+    var acc_$q_$p = vec4<f32>();
+//# end
+//# end
+    for (var c = 0u; c < IC4; c++) {
+        for (var r = (odd + PAD) & 1u; r < R; r += 2u) {
+            let base = OT * QT + ((group.y / 2u * IC4 + c) * R + r) * (S * CB * QT) + (lane & 7u);
+//# for k in 0..(S*CB*QT+7)/8
+            let w_$k = w_at(base + $(8*k)u);
+//# end
+            // h + r − PAD is even, and so is q0.
+            let u = (i32(h + r) - i32(PAD)) / 2;
+//# for v in 0..(PX+S-2-PAD)/2+PAD/2+1
+            let x_$v = x_pad(n, c, u, i32(q0 / 2u) + $v - ($(PAD/2)));
+//# end
+//# for q in 0..QT
+//# for s in 0..S
+//# for i in 0..CB
+            let w_$q_$s_$i = subgroupBroadcast(w_$(((s*CB+i)*QT+q)/8), $(((s*CB+i)*QT+q)%8)u);
+//# for p in 0..PX
+//# if (p + s + PAD) % 2 == 0
+            acc_$q_$p = fma(vec4<f32>(x_$((p+s-PAD)/2+PAD/2)[$i]), w_$q_$s_$i, acc_$q_$p);
+//# end
+//# end
+//# end
+//# end
+//# end
+        }
+    }
+    let c4_0 = group.y / 2u * QT;
+//# for q in 0..QT
+    let b_$q = w_at(c4_0 + $(q)u);
+//# end
+//# include store
 }

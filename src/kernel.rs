@@ -34,6 +34,7 @@ const FILES: &[(&str, &str)] = &[
     ("quantise", include_str!("../shaders/quantise.wgsl")),
     ("sample", include_str!("../shaders/sample.wgsl")),
     ("step", include_str!("../shaders/step.wgsl")),
+    ("store", include_str!("../shaders/store.wgsl")),
     ("subgroup", include_str!("../shaders/subgroup.wgsl")),
     ("workgroup", include_str!("../shaders/workgroup.wgsl")),
 ];
@@ -177,6 +178,9 @@ impl Kernel {
             "conv2d_forward" | "conv2d_input_grad" => c("IC4") * (1 + c("R") * (1 + c("S") * 5)) + 10,
             "conv2d_forward_tiled" | "conv2d_input_grad_tiled" => c("IC4") * (1 + c("R")),
             "conv2d_input_grad_parity" => c("IC4"),
+            "conv2d_forward_broadcast" | "conv2d_input_grad_broadcast" => c("IC4") * c("R"),
+            "conv2d_input_grad_parity_broadcast" => c("IC4") * (1 + c("R")),
+            "linear_forward_broadcast" | "linear_input_grad_broadcast" => c("L"),
             "linear_forward" | "linear_input_grad" => c("L"),
             "conv2d_forward_workgroup"
             | "conv2d_input_grad_workgroup"

@@ -5,6 +5,7 @@ mod common;
 use common::*;
 use signstep::attack::Engine;
 use signstep::model::{Dims, Layer};
+use signstep::plan::{Family, Tile};
 use signstep::{Model, Reference, Storage, Variant};
 
 /// A small random network that has a layer of the kind in question in its middle.
@@ -114,7 +115,8 @@ fn finish(mut layers: Vec<Layer>, input: Dims) -> Vec<Layer> {
     layers
 }
 
-/// Every bit of logits and input gradient equals that of the naive kernels in buffers.
+/// Every bit of logits and input gradient equals that of the naive kernels in buffers: the defaults for either storage, and
+/// one tile more, each time another one.
 fn bit_equal(rng: &mut Rng, input: Dims, layers: Vec<Layer>) {
     let layers = finish(layers, input);
     let model = random_model(rng, input, layers);
@@ -123,9 +125,16 @@ fn bit_equal(rng: &mut Rng, input: Dims, layers: Vec<Layer>) {
     let z = naive.logits(&images).unwrap();
     let g = naive.input_gradient(&images, &[0, 1, 2]).unwrap();
     assert!(g.gradient.iter().any(|v| *v != 0.0), "{:?}", model.layers);
-    for (storage, variant) in
-        [(Storage::Buffer, Variant::Fast), (Storage::Texture, Variant::Fast), (Storage::Texture, Variant::Naive)]
-    {
+    let tiles = Tile::all(naive.plan().target());
+    assert!(tiles.iter().any(|tile| tile.family == Family::Broadcast), "this device cannot show the broadcast tiles");
+    let tile = Variant::Only(tiles[rng.range(0, tiles.len() - 1)]);
+    let other = [Storage::Buffer, Storage::Texture][rng.range(0, 1)];
+    for (storage, variant) in [
+        (Storage::Buffer, Variant::Fast),
+        (Storage::Texture, Variant::Fast),
+        (Storage::Texture, Variant::Naive),
+        (other, tile),
+    ] {
         let what = format!("{storage:?} {variant:?} {input} {:?}", model.layers);
         let other = network(&model, storage, variant);
         assert_bits(&what, &other.logits(&images).unwrap().logits, &z.logits);

@@ -6,7 +6,7 @@ use common::{Rng, conv, linear, projected, residual};
 use proptest::prelude::*;
 use signstep::kernel::{Access, Dispatch, Grid};
 use signstep::model::{Conv2d, Dims, Layer, Linear, Model, Params, Shortcut, output};
-use signstep::plan::Plan;
+use signstep::plan::{Plan, Tile};
 use signstep::{Error, Kind, Limits, Resource, Storage, Target, Variant, weights};
 use std::collections::{BTreeMap, HashMap};
 
@@ -175,15 +175,21 @@ fn fits(plan: &Plan, n: u64, memory: u64) -> Result<(), String> {
         let bytes = match kind {
             Kind::Activation | Kind::Samples => 16 * elements,
             Kind::Words | Kind::Floats => 4 * elements,
-            Kind::Constant(data) => data.len() as u64,
+            Kind::Constant(data) | Kind::Texels(data) => data.len() as u64,
             Kind::Uniform => 16,
         };
         total += bytes;
-        if *kind == Kind::Activation && plan.target().storage == Storage::Texture {
-            let rows = elements.div_ceil(2048);
+        if matches!(kind, Kind::Activation | Kind::Texels(_)) && plan.target().storage == Storage::Texture {
+            let rows = (bytes / 16).div_ceil(2048);
             must(rows <= limits.texture_side && 2048 <= limits.texture_side, format!("{label}: {rows} rows"))?;
         } else {
             must(bytes <= limits.storage_binding.min(limits.buffer), format!("{label}: {bytes} bytes"))?;
+        }
+    }
+    for d in plan.dispatches() {
+        if let Grid::Flat { items, samples, size, .. } = d.grid {
+            let groups = (n.div_ceil(u64::from(samples)) * u64::from(items)).div_ceil(u64::from(size));
+            must(groups <= limits.workgroups, format!("{d}: {groups} workgroups along x"))?;
         }
     }
     let floats = plan.resources.iter().filter(|r| r.kind == Kind::Floats).map(|r| r.per_sample).max().unwrap();
@@ -208,9 +214,8 @@ fn check_dispatches(plan: &Plan) {
         let constant = |name: &str| d.kernel.consts.iter().find(|(n, _)| *n == name).map(|(_, v)| u64::from(*v));
         let size = constant("WG").unwrap();
         assert!(size >= 1 && size <= u64::from(limits.workgroup_size), "{what}: {size} invocations");
-        if let Grid::PerSample(x, y) = d.grid {
-            assert!(x >= 1 && y >= 1 && u64::from(x.max(y)) <= limits.workgroups, "{what}: grid {x}×{y}");
-        }
+        let [x, y, _] = d.grid.workgroups(1);
+        assert!(x >= 1 && y >= 1 && u64::from(x.max(y)) <= limits.workgroups, "{what}: grid {x}×{y}");
         let source = d.kernel.source().unwrap();
         let mut buffers = 0;
         let (mut read, mut written) = (Vec::new(), Vec::new());
@@ -218,7 +223,8 @@ fn check_dispatches(plan: &Plan) {
             let id =
                 d.bindings.iter().find(|(n, _)| n == name).unwrap_or_else(|| panic!("{what}: {name} is unbound")).1;
             let resource = &plan.resources[id];
-            let texture = resource.kind == Kind::Activation && d.kernel.storage == Storage::Texture;
+            let texels = matches!(resource.kind, Kind::Activation | Kind::Texels(_));
+            let texture = texels && d.kernel.storage == Storage::Texture;
             match access {
                 Access::Uniform => {
                     let bytes = resource.bytes(1, Storage::Buffer).unwrap();
@@ -227,7 +233,7 @@ fn check_dispatches(plan: &Plan) {
                 _ => buffers += u32::from(!texture),
             }
             let activation = matches!(access, Access::ActivationRead | Access::ActivationWrite);
-            assert_eq!(activation, resource.kind == Kind::Activation, "{what}: {name}");
+            assert_eq!(activation, texels, "{what}: {name}");
             match access {
                 Access::ActivationWrite | Access::StorageUpdate => written.push(id),
                 _ => read.push(id),
@@ -514,7 +520,7 @@ fn bodies(r: &mut Replay<'_>, layers: &[Layer], mut x: Value, found: &mut Vec<Ve
 }
 
 fn target(limits: Limits, storage: Storage, variant: Variant) -> Target {
-    Target { limits, storage, variant }
+    Target { limits, storage, variant, ..Target::default() }
 }
 
 fn check(plan: &Plan, model: &Model, memory: u64) {
@@ -548,8 +554,11 @@ proptest! {
         let model = maker.model();
         let limits = maker.limits();
         for storage in [Storage::Buffer, Storage::Texture] {
-            for variant in [Variant::Naive, Variant::Fast] {
-                match Plan::new(&model, &target(limits.clone(), storage, variant)) {
+            let subgroup = [0, 4, 8, 32][maker.rng.range(0, 3)];
+            let tiles = Tile::all(&Target { subgroup, ..target(limits.clone(), storage, Variant::Fast) });
+            let tile = Variant::Only(tiles[maker.rng.range(0, tiles.len() - 1)]);
+            for variant in [Variant::Naive, Variant::Fast, tile] {
+                match Plan::new(&model, &Target { subgroup, ..target(limits.clone(), storage, variant) }) {
                     Ok(plan) => check(&plan, &model, memory),
                     Err(Error::Model { place, detail }) => prop_assert!(!place.is_empty() && !detail.is_empty()),
                     Err(Error::OutOfMemory { what, .. }) => prop_assert!(!what.is_empty()),
@@ -583,9 +592,10 @@ fn shipped() -> [Model; 2] {
 fn the_shipped_networks_obey_everything() {
     for model in shipped() {
         for storage in [Storage::Buffer, Storage::Texture] {
-            for variant in [Variant::Naive, Variant::Fast] {
-                let plan = Plan::new(&model, &target(Limits::default(), storage, variant)).unwrap();
-                check(&plan, &model, 1 << 30);
+            let device = Target { subgroup: 8, ..target(Limits::default(), storage, Variant::Fast) };
+            let tiles = Tile::all(&device).into_iter().map(Variant::Only);
+            for variant in [Variant::Naive, Variant::Fast].into_iter().chain(tiles) {
+                check(&Plan::new(&model, &Target { variant, ..device.clone() }).unwrap(), &model, 1 << 30);
             }
         }
     }

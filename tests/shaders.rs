@@ -5,6 +5,7 @@ mod common;
 use naga::back::{glsl, hlsl, msl, spv};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use signstep::kernel::{Access, Dispatch, Kernel};
+use signstep::plan::Tile;
 use signstep::{Model, Plan, Storage, Target, Variant, weights};
 use std::collections::BTreeSet;
 
@@ -25,12 +26,19 @@ fn models() -> Vec<Model> {
     vec![digits, resnet, odd]
 }
 
+/// Kernels of every plan, and those that are of none.
+fn kernels() -> impl Iterator<Item = Kernel> {
+    dispatches().into_iter().map(|d| d.kernel).chain([signstep::kernel::subgroup_check()])
+}
+
 fn dispatches() -> Vec<Dispatch> {
     let mut all = Vec::new();
     for model in models() {
         for storage in [Storage::Buffer, Storage::Texture] {
-            for variant in [Variant::Naive, Variant::Fast] {
-                let plan = Plan::new(&model, &Target { storage, variant, ..Target::default() }).unwrap();
+            let device = Target { storage, subgroup: 8, ..Target::default() };
+            let tiles = Tile::all(&device).into_iter().map(Variant::Only);
+            for variant in [Variant::Naive, Variant::Fast].into_iter().chain(tiles) {
+                let plan = Plan::new(&model, &Target { variant, ..device.clone() }).unwrap();
                 all.extend([plan.start.clone(), plan.step.clone(), plan.logits.clone()]);
                 all.extend(plan.pixels.all().map(Clone::clone));
                 all.extend(plan.forward.into_iter().chain(plan.backward));
@@ -43,7 +51,7 @@ fn dispatches() -> Vec<Dispatch> {
 #[test]
 fn every_shader_translates_for_every_back_end() {
     let mut seen = std::collections::HashSet::new();
-    for kernel in dispatches().into_iter().map(|d| d.kernel) {
+    for kernel in kernels() {
         if !seen.insert(kernel.clone()) {
             continue;
         }
@@ -52,7 +60,7 @@ fn every_shader_translates_for_every_back_end() {
             |stage: &str, e: &dyn std::fmt::Debug| -> ! { panic!("{} {stage}: {e:?}\n{}", kernel.entry, source.text) };
         let module = naga::front::wgsl::parse_str(&source.text)
             .unwrap_or_else(|e| fail("parse", &e.emit_to_string(&source.text)));
-        let info = Validator::new(ValidationFlags::all(), Capabilities::empty())
+        let info = Validator::new(ValidationFlags::all(), Capabilities::SUBGROUP)
             .validate(&module)
             .unwrap_or_else(|e| fail("validate", &e));
         spv::write_vec(&module, &info, &spv::Options::default(), None).unwrap_or_else(|e| fail("SPIR-V", &e));
@@ -94,7 +102,7 @@ fn every_shader_translates_for_every_back_end() {
 /// A kernel that no plan uses would be dead text.
 #[test]
 fn every_entry_point_is_used_by_a_plan() {
-    let used: BTreeSet<&str> = dispatches().iter().map(|d| d.kernel.entry).collect();
+    let used: BTreeSet<&str> = kernels().map(|k| k.entry).collect();
     let all: BTreeSet<&str> = Kernel::entries().into_iter().collect();
     assert_eq!(used, all);
 }
@@ -132,7 +140,7 @@ fn sample_has_the_same_layout_on_both_sides() {
 fn no_float_product_is_added_without_fma() {
     // Float products stand alone in these lines; everything else that multiplies is an address.
     let floats = ["sum * (1.0", "dy_at(", "channels."];
-    for kernel in dispatches().into_iter().map(|d| d.kernel) {
+    for kernel in kernels() {
         for line in kernel.source().unwrap().text.lines().filter(|l| !l.trim_start().starts_with("//")) {
             if floats.iter().any(|f| line.contains(f)) && line.contains(" * ") {
                 let code = line.split("//").next().unwrap();

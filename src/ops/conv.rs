@@ -1,6 +1,8 @@
 //! Convolution: `shaders/conv2d.wgsl`. The input gradient is a convolution with the weights transposed and turned by 180°.
 
-use super::{Build, Tile, Variant};
+use super::tile::{Family, SHARE, Tile, WHOLE};
+use super::workgroup::{Gemm, LARGEST};
+use super::{Build, Variant};
 use super::{Epilogue, Value, blocks, slice_bytes, slices, workgroup};
 use crate::error::Result;
 use crate::kernel::{Dispatch, Grid, Kernel};
@@ -9,6 +11,7 @@ use crate::model::{Conv2d, Dims, Params};
 /// Weights as a gather sees them: output channel, input channel, kernel row, kernel column.
 struct Gather<'a> {
     layer: &'a str,
+    pass: Pass,
     x: Value,
     y: Value,
     kernel: usize,
@@ -22,6 +25,12 @@ struct Gather<'a> {
     flops: u64,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    Forward,
+    InputGrad,
+}
+
 fn flops(c: &Conv2d, y: Dims) -> u64 {
     2 * (c.inputs * c.outputs * c.kernel * c.kernel * y.h * y.w) as u64
 }
@@ -29,12 +38,9 @@ fn flops(c: &Conv2d, y: Dims) -> u64 {
 /// y = conv(x) + bias, then the epilogue.
 pub(crate) fn forward(build: &mut Build, c: &Conv2d, p: &Params, x: Value, y: Value, epilogue: Epilogue) -> Result<()> {
     let k = c.kernel;
-    let entry = match build.target.variant {
-        Variant::Naive => "conv2d_forward",
-        _ => "conv2d_forward_tiled",
-    };
     let gather = Gather {
         layer: &c.name,
+        pass: Pass::Forward,
         x,
         y,
         kernel: k,
@@ -45,7 +51,7 @@ pub(crate) fn forward(build: &mut Build, c: &Conv2d, p: &Params, x: Value, y: Va
         bias: &|o| p.bias[o],
         flops: flops(c, y.dims),
     };
-    emit(build, entry, &gather, epilogue)
+    emit(build, &gather, epilogue)
 }
 
 /// dx = convᵀ(dy), then the epilogue.
@@ -58,13 +64,9 @@ pub(crate) fn input_grad(
     epilogue: Epilogue,
 ) -> Result<()> {
     let k = c.kernel;
-    let entry = match (build.target.variant, c.stride) {
-        (Variant::Fast | Variant::Only(_), 1) => "conv2d_input_grad_tiled",
-        (Variant::Fast | Variant::Only(_), 2) => "conv2d_input_grad_parity",
-        _ => "conv2d_input_grad",
-    };
     let gather = Gather {
         layer: &c.name,
+        pass: Pass::InputGrad,
         x: dy,
         y: dx,
         kernel: k,
@@ -76,65 +78,138 @@ pub(crate) fn input_grad(
         bias: &|_| 0.0,
         flops: flops(c, dy.dims),
     };
-    emit(build, entry, &gather, epilogue)
+    emit(build, &gather, epilogue)
 }
 
-fn emit(build: &mut Build, entry: &'static str, g: &Gather, epilogue: Epilogue) -> Result<()> {
-    if let Some(tile) = workgroup::wanted(build) {
-        emit_workgroup(build, entry, g, epilogue, tile);
-        return Ok(());
+fn emit(build: &mut Build, g: &Gather, epilogue: Epilogue) -> Result<()> {
+    match g.tile(build, &epilogue) {
+        Some(tile) if tile.family == Family::Broadcast => broadcast(build, g, tile, epilogue),
+        Some(tile) if tile.family == Family::Workgroup => product(build, g, tile, epilogue),
+        tile => sliced(build, g, tile, epilogue),
     }
-    let (i4, o4) = (blocks(g.x.dims.c) as usize, blocks(g.y.dims.c) as usize);
-    let cb = g.x.dims.c.min(4);
+    Ok(())
+}
+
+impl Gather<'_> {
+    /// Blocks of four channels, read and written.
+    fn blocks(&self) -> (usize, usize) {
+        (blocks(self.x.dims.c) as usize, blocks(self.y.dims.c) as usize)
+    }
+
+    /// Input channels in a block: four, unless there are fewer in all.
+    fn in_block(&self) -> usize {
+        self.x.dims.c.min(4)
+    }
+
+    /// The tile that computes this, none for the naive kernel.
+    fn tile(&self, build: &Build, epilogue: &Epilogue) -> Option<Tile> {
+        // Products of matrices have all phases of a stride.
+        if self.dilate > 2 {
+            return workgroup::wanted(build);
+        }
+        let tile = match build.target.variant {
+            Variant::Naive => return None,
+            Variant::Only(tile) if self.serves(tile, epilogue) && tile.family.is_offered(build.target) => tile,
+            _ => self.default_tile(Family::best(build.target), epilogue),
+        };
+        Some(tile)
+    }
+
+    fn serves(&self, tile: Tile, epilogue: &Epilogue) -> bool {
+        if tile.family == Family::Workgroup {
+            return true;
+        }
+        let (_, o4) = self.blocks();
+        // A word of signs that is written covers two blocks and four pixels.
+        let words = epilogue.relu.is_none() || tile.blocks.is_multiple_of(2);
+        let parity = self.dilate == 2 && tile.family == Family::Register;
+        let pairs = !parity || tile.blocks.is_multiple_of(2);
+        words && pairs && tile.pixels.is_multiple_of(4) && tile.blocks as usize <= o4.next_multiple_of(2)
+    }
+
+    /// What `benches/NOTES.md` found best.
+    fn default_tile(&self, family: Family, epilogue: &Epilogue) -> Tile {
+        let (_, o4) = self.blocks();
+        let wide = if self.y.dims.w > 4 { 8 } else { 4 };
+        let lone = o4 == 1 && epilogue.relu.is_none();
+        let (blocks, pixels) = match family {
+            // One block's accumulators at a time are in registers: sixteen of them. A tap that meets every second pixel, or
+            // few channels, leave room for more pixels.
+            Family::Broadcast if lone => (1, wide),
+            Family::Broadcast => (if o4 >= 4 { 4 } else { 2 }, if self.dilate == 2 || o4 < 4 { wide } else { 4 }),
+            Family::Workgroup => (LARGEST.blocks, LARGEST.pixels),
+            // Large kernels are long programs as they are: a small tile keeps them from compiling for ten seconds.
+            Family::Register if self.kernel > 4 => (2, if self.dilate == 2 { 4 } else { wide }),
+            Family::Register if lone && self.dilate == 1 => (1, wide),
+            Family::Register => (if o4 >= 4 { 4 } else { 2 }, wide),
+        };
+        Tile::new(family, blocks, pixels)
+    }
+
+    /// Constants that every kernel of this operation has.
+    fn consts(&self, tile: Tile, size: u32) -> Vec<(&'static str, u32)> {
+        let (i4, _) = self.blocks();
+        vec![
+            ("IC4", i4 as u32),
+            ("IH", self.x.dims.h as u32),
+            ("IW", self.x.dims.w as u32),
+            ("R", self.kernel as u32),
+            ("S", self.kernel as u32),
+            ("CB", self.in_block() as u32),
+            ("STRIDE", self.stride as u32),
+            ("DILATE", self.dilate as u32),
+            ("PAD", self.padding.cast_unsigned()),
+            ("QT", tile.blocks),
+            ("PX", tile.pixels),
+            ("WG", size),
+        ]
+    }
+
+    /// Four output channels' weights for one input channel and tap; what does not exist is zero.
+    fn weights(&self, block: usize, i: usize, r: usize, s: usize) -> [f32; 4] {
+        std::array::from_fn(|j| {
+            let o = 4 * block + j;
+            if o < self.y.dims.c && i < self.x.dims.c { (self.weight)(o, i, r, s) } else { 0.0 }
+        })
+    }
+
+    fn biases(&self, block: usize) -> [f32; 4] {
+        std::array::from_fn(|j| if 4 * block + j < self.y.dims.c { (self.bias)(4 * block + j) } else { 0.0 })
+    }
+}
+
+/// The naive kernels and the register tiles: weights in slices, uniform where they fit.
+fn sliced(build: &mut Build, g: &Gather, tile: Option<Tile>, epilogue: Epilogue) {
+    let (i4, o4) = g.blocks();
+    let cb = g.in_block();
     let strip = i4 * g.kernel * g.kernel * cb;
-    // Output blocks and pixels in the registers of one invocation, and rows that it covers. 16 channels × 8 pixels is what
-    // the bench found best on lavapipe (benches/NOTES.md).
-    let pixels = if g.y.dims.w > 4 { 8 } else { 4 };
-    let (qt, px, rows) = match entry {
-        "conv2d_forward" | "conv2d_input_grad" => (2, 4, 1),
-        // Large kernels are long programs as they are: a small tile keeps them from compiling for ten seconds.
-        "conv2d_input_grad_parity" if g.kernel > 4 => (2, 4, 2),
-        "conv2d_forward_tiled" | "conv2d_input_grad_tiled" if g.kernel > 4 => (2, pixels, 1),
-        "conv2d_input_grad_parity" => (if o4 >= 4 { 4 } else { 2 }, pixels, 2),
-        // A word of signs that is written covers two blocks; a lone block (the gradient of a small image) writes none.
-        _ if o4 >= 4 => (4, pixels, 1),
-        _ if o4 == 1 && epilogue.relu.is_none() => (1, pixels, 1),
-        _ => (2, pixels, 1),
+    let entry = match (tile, g.pass, g.dilate) {
+        (None, Pass::Forward, _) => "conv2d_forward",
+        (None, Pass::InputGrad, _) => "conv2d_input_grad",
+        (Some(_), Pass::Forward, _) => "conv2d_forward_tiled",
+        (Some(_), Pass::InputGrad, 2) => "conv2d_input_grad_parity",
+        (Some(_), Pass::InputGrad, _) => "conv2d_input_grad_tiled",
     };
+    let tile = tile.unwrap_or(Tile::new(Family::Register, 2, 4));
+    let (qt, px) = (tile.blocks as usize, tile.pixels as usize);
+    let rows = if entry == "conv2d_input_grad_parity" { 2 } else { 1 };
     let (count, number, uniform) = slices(o4, qt, strip, build.target.limits.uniform_binding);
     let items = (g.y.dims.h.div_ceil(rows) * g.y.dims.w.div_ceil(px)) as u32;
     let size = workgroup(items);
-    let mut consts = vec![
-        ("IC4", i4 as u32),
-        ("IH", g.x.dims.h as u32),
-        ("IW", g.x.dims.w as u32),
-        ("R", g.kernel as u32),
-        ("S", g.kernel as u32),
-        ("CB", cb as u32),
-        ("STRIDE", g.stride as u32),
-        ("DILATE", g.dilate as u32),
-        ("PAD", g.padding.cast_unsigned()),
-        ("QT", qt as u32),
-        ("PX", px as u32),
-        ("SLICE", count as u32),
-        ("UNIFORM", u32::from(uniform)),
-        ("WG", size),
-    ];
+    let mut consts = g.consts(tile, size);
+    consts.extend([("SLICE", count as u32), ("UNIFORM", u32::from(uniform))]);
     let mut bindings = vec![("x", g.x.id), ("y", g.y.id)];
     epilogue.apply(build, g.y.dims, &mut consts, &mut bindings);
     let per_tap = g.kernel * cb;
-    let weight = |o: usize, i: usize, r: usize, s: usize| {
-        if o < g.y.dims.c && i < g.x.dims.c { (g.weight)(o, i, r, s) } else { 0.0 }
-    };
     for part in 0..number {
         let bytes = slice_bytes(
             part * count,
             count,
             strip,
-            |b| std::array::from_fn(|j| if 4 * b + j < g.y.dims.c { (g.bias)(4 * b + j) } else { 0.0 }),
+            |b| g.biases(b),
             |b, at| {
                 let (c4, r, s, i) = (at / (g.kernel * per_tap), at / per_tap % g.kernel, at / cb % g.kernel, at % cb);
-                std::array::from_fn(|j| weight(4 * b + j, 4 * c4 + i, r, s))
+                g.weights(b, 4 * c4 + i, r, s)
             },
         );
         let w = build.constant(format!("{} weights", g.layer), bytes);
@@ -148,15 +223,68 @@ fn emit(build: &mut Build, entry: &'static str, g: &Gather, epilogue: Epilogue) 
             flops: g.flops / number as u64,
         });
     }
-    Ok(())
 }
 
-/// The same as a product of matrices.
-fn emit_workgroup(build: &mut Build, entry: &'static str, g: &Gather, epilogue: Epilogue, tile: Tile) {
-    let (inputs, outputs) = (g.x.dims.c, g.y.dims.c);
-    let forward = entry.starts_with("conv2d_forward");
-    let product = workgroup::Product {
-        entry: if forward { "conv2d_forward_workgroup" } else { "conv2d_input_grad_workgroup" },
+/// Weights handed round in subgroups: they lie as texels, each tile's and kernel row's together.
+fn broadcast(build: &mut Build, g: &Gather, tile: Tile, epilogue: Epilogue) {
+    let (i4, o4) = g.blocks();
+    let (qt, cb, k) = (tile.blocks as usize, g.in_block(), g.kernel);
+    let parity = g.dilate == 2;
+    let entry = match (g.pass, parity) {
+        (Pass::Forward, _) => "conv2d_forward_broadcast",
+        (Pass::InputGrad, true) => "conv2d_input_grad_parity_broadcast",
+        (Pass::InputGrad, false) => "conv2d_input_grad_broadcast",
+    };
+    let across = g.y.dims.w.div_ceil(tile.pixels as usize) as u32;
+    let items = across * if parity { g.y.dims.h.div_ceil(2) } else { g.y.dims.h } as u32;
+    let tiles = o4.div_ceil(qt);
+    let mut consts = g.consts(tile, WHOLE);
+    consts.push(("OT", tiles as u32));
+    if !parity {
+        // Pixels of a row that one invocation owns, and those around them that its neighbours have: theirs can be had from
+        // the subgroup where a row of tiles never leaves it, and where the row's last tile is the image's end.
+        let (own, read) = (tile.pixels as i32 * g.stride as i32, (tile.pixels as i32 - 1) * g.stride as i32 + k as i32);
+        let halo = SHARE.is_multiple_of(across)
+            && (0..=k as i32 - g.stride as i32).contains(&g.padding)
+            && k as i32 - 1 <= own
+            && across as i32 * own >= g.x.dims.w as i32;
+        let (from, to) = if halo { (g.padding, read.min(g.padding + own)) } else { (0, read) };
+        consts.extend([("HALO", u32::from(halo)), ("OWN_0", from as u32), ("OWN_1", to as u32)]);
+    }
+    let mut bindings = vec![("x", g.x.id), ("y", g.y.id)];
+    epilogue.apply(build, g.y.dims, &mut consts, &mut bindings);
+    if epilogue.relu.is_none() {
+        bindings.push(("health", build.health));
+    }
+    let mut texels: Vec<[f32; 4]> = (0..tiles * qt).map(|b| g.biases(b)).collect();
+    for t in 0..tiles {
+        for c4 in 0..i4 {
+            for (r, s) in (0..k).flat_map(|r| (0..k).map(move |s| (r, s))) {
+                for i in 4 * c4..4 * c4 + cb {
+                    texels.extend((t * qt..(t + 1) * qt).map(|b| g.weights(b, i, r, s)));
+                }
+            }
+        }
+    }
+    // The last kernel row is read in whole eights too.
+    texels.resize(texels.len().next_multiple_of(SHARE as usize) + SHARE as usize, [0.0; 4]);
+    bindings.push(("w", build.texels(format!("{} weights", g.layer), bytemuck::cast_slice(&texels).to_vec())));
+    build.push(Dispatch {
+        kernel: Kernel { entry, consts, storage: build.target.storage },
+        layer: g.layer.into(),
+        bindings,
+        grid: Grid::Flat { items, samples: 1, size: WHOLE, y: tiles as u32 * if parity { 2 } else { 1 } },
+        flops: g.flops,
+    });
+}
+
+/// A product of matrices, cut into tiles of whole workgroups.
+fn product(build: &mut Build, g: &Gather, tile: Tile, epilogue: Epilogue) {
+    let gemm = Gemm {
+        entry: match g.pass {
+            Pass::Forward => "conv2d_forward_workgroup",
+            Pass::InputGrad => "conv2d_input_grad_workgroup",
+        },
         layer: g.layer,
         x: g.x,
         y: g.y,
@@ -165,13 +293,10 @@ fn emit_workgroup(build: &mut Build, entry: &'static str, g: &Gather, epilogue: 
         stride: g.stride,
         step: g.dilate,
         padding: g.padding,
-        cb: inputs.min(4),
-        weight: &|[b, j], [c4, i], r, s| {
-            let (o, i) = (4 * b + j, 4 * c4 + i);
-            if o < outputs && i < inputs { (g.weight)(o, i, r, s) } else { 0.0 }
-        },
-        bias: &|[b, j]| if 4 * b + j < outputs { (g.bias)(4 * b + j) } else { 0.0 },
+        cb: g.in_block(),
+        weights: &|b, c4, i, r, s| g.weights(b, 4 * c4 + i, r, s),
+        biases: &|b| g.biases(b),
         flops: g.flops,
     };
-    product.emit(build, tile, epilogue);
+    gemm.emit(build, tile, epilogue);
 }

@@ -1,6 +1,8 @@
 //! Fully connected layers: `shaders/linear.wgsl`. Weights are reordered so that the texels of a sample are read as they lie.
 
-use super::Build;
+use super::tile::{Family, SHARE, Tile, WHOLE};
+use super::workgroup::Gemm;
+use super::{Build, Variant};
 use super::{Epilogue, Value, blocks, slice_bytes, slices, texels, workgroup};
 use crate::kernel::{Dispatch, Grid, Kernel};
 use crate::model::{Dims, Linear, Params};
@@ -11,99 +13,163 @@ fn flat(d: Dims, t: usize, j: usize) -> Option<usize> {
     (c < d.c).then(|| c * d.h * d.w + t % (d.h * d.w))
 }
 
+/// A product of a matrix and the texels of each sample.
+struct Product<'a> {
+    layer: &'a Linear,
+    /// Entry points: naive, with weights handed round, and as tiles of whole workgroups.
+    entries: [&'static str; 3],
+    x: Value,
+    y: Value,
+    texels_in: usize,
+    /// Channels in a texel that is read.
+    cb: usize,
+    blocks_out: usize,
+    /// Of output `o` of block `b`, channel `i` of texel `t`.
+    weight: &'a dyn Fn(usize, usize, usize, usize) -> f32,
+    bias: &'a dyn Fn(usize, usize) -> f32,
+}
+
 /// y = W·x + bias, then the epilogue.
 pub(crate) fn forward(build: &mut Build, l: &Linear, p: &Params, x: Value, y: Value, epilogue: Epilogue) {
-    let weight = |o: usize, t: usize, j: usize| match flat(x.dims, t, j) {
-        Some(i) if o < l.outputs => p.weight[o * l.inputs + i],
-        _ => 0.0,
+    let product = Product {
+        layer: l,
+        entries: ["linear_forward", "linear_forward_broadcast", "linear_forward_workgroup"],
+        x,
+        y,
+        texels_in: texels(x.dims) as usize,
+        cb: x.dims.c.min(4),
+        blocks_out: blocks(y.dims.c) as usize,
+        weight: &|b, o, t, i| match flat(x.dims, t, i) {
+            Some(at) if 4 * b + o < l.outputs => p.weight[(4 * b + o) * l.inputs + at],
+            _ => 0.0,
+        },
+        bias: &|b, o| p.bias.get(4 * b + o).copied().unwrap_or(0.0),
     };
-    let bias = |o: usize| p.bias.get(o).copied().unwrap_or(0.0);
-    let shape =
-        Shape { texels_in: texels(x.dims) as usize, cb: x.dims.c.min(4), blocks_out: blocks(y.dims.c) as usize };
-    emit(build, "linear_forward", l, x, y, shape, epilogue, &|b, k, t, i| weight(4 * b + k, t, i), &|b, k| {
-        bias(4 * b + k)
-    });
+    emit(build, &product, epilogue);
 }
 
 /// dx = Wᵀ·dy, then the epilogue. Its outputs are the texels of x.
 pub(crate) fn input_grad(build: &mut Build, l: &Linear, p: &Params, dy: Value, dx: Value, epilogue: Epilogue) {
-    let weight = |t: usize, j: usize, o: usize| match flat(dx.dims, t, j) {
-        Some(i) if o < l.outputs && t < texels(dx.dims) as usize => p.weight[o * l.inputs + i],
-        _ => 0.0,
+    let product = Product {
+        layer: l,
+        entries: ["linear_input_grad", "linear_input_grad_broadcast", "linear_input_grad_workgroup"],
+        x: dy,
+        y: dx,
+        texels_in: blocks(l.outputs) as usize,
+        cb: l.outputs.min(4),
+        blocks_out: texels(dx.dims) as usize,
+        weight: &|b, o, t, i| match flat(dx.dims, b, o) {
+            Some(at) if 4 * t + i < l.outputs && b < texels(dx.dims) as usize => p.weight[(4 * t + i) * l.inputs + at],
+            _ => 0.0,
+        },
+        bias: &|_, _| 0.0,
     };
-    let shape =
-        Shape { texels_in: blocks(l.outputs) as usize, cb: l.outputs.min(4), blocks_out: texels(dx.dims) as usize };
-    emit(build, "linear_input_grad", l, dy, dx, shape, epilogue, &|b, k, t, i| weight(b, k, 4 * t + i), &|_, _| 0.0);
+    emit(build, &product, epilogue);
 }
 
-struct Shape {
-    texels_in: usize,
-    cb: usize,
-    blocks_out: usize,
-}
-
-/// `weight(block, output in it, texel, channel in it)`
-#[expect(clippy::too_many_arguments, reason = "two callers, right above, and no two of these belong together")]
-fn emit(
-    build: &mut Build,
-    entry: &'static str,
-    l: &Linear,
-    x: Value,
-    y: Value,
-    shape: Shape,
-    epilogue: Epilogue,
-    weight: &dyn Fn(usize, usize, usize, usize) -> f32,
-    bias: &dyn Fn(usize, usize) -> f32,
-) {
-    if let Some(tile) = workgroup::wanted(build) {
-        let product = workgroup::Product {
-            entry: if entry == "linear_forward" { "linear_forward_workgroup" } else { "linear_input_grad_workgroup" },
-            layer: &l.name,
-            x,
-            y,
-            linear: true,
-            kernel: 1,
-            stride: 1,
-            step: 1,
-            padding: 0,
-            cb: shape.cb,
-            weight: &|[b, k], [t, i], _, _| weight(b, k, t, i),
-            bias: &|[b, k]| bias(b, k),
-            flops: 2 * (l.inputs * l.outputs) as u64,
-        };
-        product.emit(build, tile, epilogue);
-        return;
+fn emit(build: &mut Build, p: &Product, epilogue: Epilogue) {
+    let tile = match build.target.variant {
+        Variant::Naive => None,
+        Variant::Only(tile) if tile.family.is_offered(build.target) => Some(tile),
+        _ => Some(Tile::new(Family::best(build.target), 4, 2)),
+    };
+    match tile {
+        // A word of signs covers two blocks.
+        Some(tile) if tile.family == Family::Broadcast && tile.blocks.is_multiple_of(2) => {
+            broadcast(build, p, tile, epilogue);
+        }
+        Some(tile) if tile.family == Family::Workgroup => product(build, p, tile, epilogue),
+        _ => sliced(build, p, epilogue),
     }
-    let strip = shape.texels_in * shape.cb;
-    let (count, number, uniform) = slices(shape.blocks_out, 2, strip, build.target.limits.uniform_binding);
+}
+
+/// One invocation for eight outputs, weights in slices.
+fn sliced(build: &mut Build, p: &Product, epilogue: Epilogue) {
+    let strip = p.texels_in * p.cb;
+    let (count, number, uniform) = slices(p.blocks_out, 2, strip, build.target.limits.uniform_binding);
     let items = (count / 2) as u32;
     let size = workgroup(items);
     let mut consts = vec![
-        ("L", shape.texels_in as u32),
-        ("CB", shape.cb as u32),
+        ("L", p.texels_in as u32),
+        ("CB", p.cb as u32),
         ("SLICE", count as u32),
         ("UNIFORM", u32::from(uniform)),
         ("WG", size),
     ];
-    let mut bindings = vec![("x", x.id), ("y", y.id)];
-    epilogue.apply(build, y.dims, &mut consts, &mut bindings);
+    let mut bindings = vec![("x", p.x.id), ("y", p.y.id)];
+    epilogue.apply(build, p.y.dims, &mut consts, &mut bindings);
     for part in 0..number {
         let bytes = slice_bytes(
             part * count,
             count,
             strip,
-            |b| std::array::from_fn(|k| bias(b, k)),
-            |b, at| std::array::from_fn(|k| weight(b, k, at / shape.cb, at % shape.cb)),
+            |b| std::array::from_fn(|o| (p.bias)(b, o)),
+            |b, at| std::array::from_fn(|o| (p.weight)(b, o, at / p.cb, at % p.cb)),
         );
-        let w = build.constant(format!("{} weights", l.name), bytes);
+        let w = build.constant(format!("{} weights", p.layer.name), bytes);
         let mut bindings = bindings.clone();
         bindings.push(("w", w));
         build.push(Dispatch {
-            kernel: Kernel { entry, consts: consts.clone(), storage: build.target.storage },
-            layer: l.name.clone(),
+            kernel: Kernel { entry: p.entries[0], consts: consts.clone(), storage: build.target.storage },
+            layer: p.layer.name.clone(),
             bindings,
             grid: Grid::PerSample(items.div_ceil(size), 1),
-            flops: 2 * (l.inputs * l.outputs / number) as u64,
+            flops: 2 * (p.layer.inputs * p.layer.outputs / number) as u64,
         });
     }
+}
+
+/// Blocks of outputs × samples in registers, weights handed round in subgroups.
+fn broadcast(build: &mut Build, p: &Product, tile: Tile, epilogue: Epilogue) {
+    let qt = tile.blocks as usize;
+    let tiles = p.blocks_out.div_ceil(qt);
+    let mut consts = vec![
+        ("L", p.texels_in as u32),
+        ("CB", p.cb as u32),
+        ("QT", tile.blocks),
+        ("PX", tile.pixels),
+        ("OT", tiles as u32),
+        ("WG", WHOLE),
+    ];
+    let mut bindings = vec![("x", p.x.id), ("y", p.y.id)];
+    epilogue.apply(build, p.y.dims, &mut consts, &mut bindings);
+    if epilogue.relu.is_none() {
+        bindings.push(("health", build.health));
+    }
+    let mut texels: Vec<[f32; 4]> = (0..tiles * qt).map(|b| std::array::from_fn(|o| (p.bias)(b, o))).collect();
+    for tile in 0..tiles {
+        for (t, i) in (0..p.texels_in).flat_map(|t| (0..p.cb).map(move |i| (t, i))) {
+            texels.extend((tile * qt..(tile + 1) * qt).map(|b| std::array::from_fn(|o| (p.weight)(b, o, t, i))));
+        }
+    }
+    // The last texels are read in whole eights too.
+    texels.resize(texels.len().next_multiple_of(SHARE as usize) + SHARE as usize, [0.0; 4]);
+    bindings.push(("w", build.texels(format!("{} weights", p.layer.name), bytemuck::cast_slice(&texels).to_vec())));
+    build.push(Dispatch {
+        kernel: Kernel { entry: p.entries[1], consts, storage: build.target.storage },
+        layer: p.layer.name.clone(),
+        bindings,
+        grid: Grid::Flat { items: 1, samples: tile.pixels, size: WHOLE, y: tiles as u32 },
+        flops: 2 * (p.layer.inputs * p.layer.outputs) as u64,
+    });
+}
+
+/// Tiles of whole workgroups.
+fn product(build: &mut Build, p: &Product, tile: Tile, epilogue: Epilogue) {
+    let gemm = Gemm {
+        entry: p.entries[2],
+        layer: &p.layer.name,
+        x: p.x,
+        y: p.y,
+        linear: true,
+        kernel: 1,
+        stride: 1,
+        step: 1,
+        padding: 0,
+        cb: p.cb,
+        weights: &|b, t, i, _, _| std::array::from_fn(|o| (p.weight)(b, o, t, i)),
+        biases: &|b| std::array::from_fn(|o| (p.bias)(b, o)),
+        flops: 2 * (p.layer.inputs * p.layer.outputs) as u64,
+    };
+    gemm.emit(build, tile, epilogue);
 }

@@ -49,6 +49,9 @@ pub struct Tile {
 /// Invocations that share weights in [`Family::Broadcast`].
 pub(crate) const SHARE: u32 = 8;
 
+/// Invocations in a workgroup of [`Family::Broadcast`]: whole subgroups, whatever their size.
+pub(crate) const WHOLE: u32 = 64;
+
 impl Tile {
     /// Shorthand.
     pub const fn new(family: Family, blocks: u32, pixels: u32) -> Self {
@@ -72,8 +75,8 @@ impl Family {
     pub fn is_offered(self, target: &Target) -> bool {
         match self {
             Family::Register => true,
-            // A smaller subgroup would silently hand out other weights than were asked for.
-            Family::Broadcast => target.subgroup >= SHARE,
+            // A smaller subgroup would silently hand out other weights than were asked for; and all must be whole.
+            Family::Broadcast => target.subgroup >= SHARE && target.limits.workgroup_size >= WHOLE,
             // What WebGPU guarantees is what the tiles are made for.
             Family::Workgroup => {
                 target.limits.workgroup_size >= workgroup::INVOCATIONS

@@ -7,6 +7,9 @@ use crate::kernel::{Dispatch, Grid, Kernel};
 /// Tiles that are offered, blocks of four outputs × pixels: the largest first, the last ones for single images.
 pub(super) const TILES: [(u32, u32); 7] = [(32, 128), (16, 128), (16, 64), (8, 128), (4, 256), (8, 32), (8, 16)];
 
+/// What serves large batches, cut for each layer.
+pub(super) const LARGEST: Tile = Tile::new(Family::Workgroup, TILES[0].0, TILES[0].1);
+
 /// Invocations and bytes of shared memory that a tile takes at most: what WebGPU guarantees. Less memory leaves room for
 /// more workgroups at a time.
 pub(super) const INVOCATIONS: u32 = 256;
@@ -14,7 +17,7 @@ pub(super) const STORAGE: u32 = 16 << 10;
 
 /// A convolution or a fully connected layer as a product: for each output block, line (input block and kernel row) and
 /// column, CB × 4 weights. A fully connected layer has one pixel, one row and one column, and its inputs are whole texels.
-pub(super) struct Product<'a> {
+pub(super) struct Gemm<'a> {
     pub entry: &'static str,
     pub layer: &'a str,
     pub x: Value,
@@ -29,9 +32,9 @@ pub(super) struct Product<'a> {
     pub padding: i32,
     /// Channels of an input block that count.
     pub cb: usize,
-    /// Output block and channel in it, input block and channel in it, kernel row and column; zero for what does not exist.
-    pub weight: &'a dyn Fn([usize; 2], [usize; 2], usize, usize) -> f32,
-    pub bias: &'a dyn Fn([usize; 2]) -> f32,
+    /// Of an output block, for an input block and channel in it, kernel row and column; zero for what does not exist.
+    pub weights: &'a dyn Fn(usize, usize, usize, usize, usize) -> [f32; 4],
+    pub biases: &'a dyn Fn(usize) -> [f32; 4],
     pub flops: u64,
 }
 
@@ -56,7 +59,7 @@ pub(super) fn wanted(build: &Build) -> Option<Tile> {
     }
 }
 
-impl Product<'_> {
+impl Gemm<'_> {
     /// Blocks that are read, and blocks that are written.
     fn blocks(&self) -> (u32, u32) {
         let (x, y) = (self.x.dims, self.y.dims);
@@ -104,9 +107,9 @@ impl Product<'_> {
         }
         loop {
             // The largest register tile that keeps 64 invocations busy, or else the smallest.
-            let register = [(2, 8), (2, 4), (1, 4)].into_iter().find(|(qt, px)| {
-                blocks % qt == 0 && pixels % px == 0 && blocks * pixels / (qt * px) >= 64
-            });
+            let register = [(2, 8), (2, 4), (1, 4)]
+                .into_iter()
+                .find(|(qt, px)| blocks % qt == 0 && pixels % px == 0 && blocks * pixels / (qt * px) >= 64);
             let (qt, px) = register.unwrap_or((1, 1));
             // Some 64 multiply-adds of texels for each invocation between two barriers; a fully connected layer reads
             // eight texels side by side.
@@ -133,7 +136,7 @@ impl Product<'_> {
         let (i4, _) = self.blocks();
         let (qt, tx) = (cut.qt as usize, (cut.blocks / cut.qt) as usize);
         let mut texels: Vec<[f32; 4]> = Vec::new();
-        texels.extend((0..(tiles * cut.blocks) as usize).map(|b| std::array::from_fn(|j| (self.bias)([b, j]))));
+        texels.extend((0..(tiles * cut.blocks) as usize).map(|b| (self.biases)(b)));
         // The first tap that a phase meets; the others follow `step` apart.
         let taps = |phase: usize| {
             let first = (self.padding - phase as i32).rem_euclid(self.step as i32) as usize;
@@ -145,7 +148,7 @@ impl Product<'_> {
                     for (s, column) in taps(w).flat_map(|s| (0..tx).map(move |t| (s, t))) {
                         for (i, q) in (0..self.cb).flat_map(|i| (0..qt).map(move |q| (i, q))) {
                             let b = tile * cut.blocks as usize + column * qt + q;
-                            texels.push(std::array::from_fn(|j| (self.weight)([b, j], [c4, i], r, s)));
+                            texels.push((self.weights)(b, c4, i, r, s));
                         }
                     }
                 }
