@@ -138,9 +138,12 @@ fn $entry(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index)
 //# for k in 0..W_TURNS
     var next_w_$k = vec4<f32>();
 //# end
+    // A zero that compilers cannot see. Where Mesa sees it, and two products are all there is, it adds the bias b first:
+    // x₁w₁ + (x₀w₀ + b).
+    let zero = w_at(TILES * BLOCKS + TILES * R * S * IC4 * $(BLOCKS*CB)u);
 //# for q in 0..QT
 //# for p in 0..PX
-    var acc_$q_$p = vec4<f32>();
+    var acc_$q_$p = zero;
 //# end
 //# end
 //# if RELU == 1

@@ -114,7 +114,7 @@ fn convolutions_with_strides() {
         let kernel = [3, 1, 3, 5, 3, 4, 3, 2, 7, 3, 1, 3][i];
         let stride = [2, 2, 2, 2, 3, 2, 2, 4, 2, 2, 3, 4][i];
         let padding = [1, 0, 1, 2, 0, 5, 1, 3, 3, 0, 0, 4][i];
-        let layers = vec![conv("a", c, 5, 1, 1, 0), Layer::Relu, conv("b", 5, k, kernel, stride, padding), Layer::Relu];
+        let layers = vec![conv("a", c, 5, 3, 1, 1), Layer::Relu, conv("b", 5, k, kernel, stride, padding), Layer::Relu];
         finish(rng, layers, Dims::new(c, h, w))
     });
 }

@@ -154,7 +154,7 @@ impl Gemm<'_> {
                 }
             }
         }
-        // The last slab may be fetched whole.
+        // The last slab may be fetched whole; sums begin at the first of these.
         let slab = (cut.lines * self.widest() * cut.blocks) as usize * self.cb;
         texels.extend(std::iter::repeat_n([0.0; 4], slab));
         bytemuck::cast_slice(&texels).to_vec()
