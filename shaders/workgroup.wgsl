@@ -37,11 +37,6 @@ const PW4: u32 = ((OW + STEP - 1u) / STEP + 3u) / 4u;  // groups in a row of a p
 var<workgroup> x_tile: array<array<vec4<f32>, $(COLUMNS/2*2+1)>, LS * G>;         // [LS, G] of COLUMNS texels
 var<workgroup> w_tile: array<array<vec4<f32>, $(CB*QT/2*2+1)>, LS * WIDEST * TX>; // [LS, columns, TX] of CB × QT texels
 //# if RELU == 1
-//# if LINEAR == 1
-const WORDS: u32 = BLOCKS / 2u * PIXELS;
-//# else
-const WORDS: u32 = BLOCKS / 2u * G;
-//# end
 var<workgroup> words: array<atomic<u32>, WORDS>; // signs, put together from several invocations
 //# end
 
@@ -153,7 +148,7 @@ fn $entry(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index)
 //# end
 
     // One round more than there are slabs: in the first there is nothing to work on yet, in the last nothing to fetch.
-    for (var slab = 0u; slab <= slabs; slab++) {
+    for (var slab = 0u; slab < slabs + 1u; slab++) {
         if (slab < slabs) {
 //# for k in 0..X_TURNS
             {

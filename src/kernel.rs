@@ -186,8 +186,8 @@ impl Kernel {
             | "conv2d_input_grad_workgroup"
             | "linear_forward_workgroup"
             | "linear_input_grad_workgroup" => {
-                let lines = c("IC4") * c("R").div_ceil(c("STEP"));
-                lines.div_ceil(c("LS")) + 1 + lines * (1 + c("WIDEST").div_ceil(c("TAPS"))) + 40
+                let slabs = (c("IC4") * c("R").div_ceil(c("STEP"))).div_ceil(c("LS")) + 1;
+                slabs * (1 + c("LS") * (1 + c("WIDEST").div_ceil(c("TAPS")))) + 2 * c("WORDS").div_ceil(c("WG")) + 4
             }
             "cross_entropy_forward" => 2 * c("K") + c("K").div_ceil(4),
             "global_avg_pool_forward" => c("IH") * c("IW"),

@@ -60,6 +60,34 @@ fn bit_equal(rng: &mut Rng, model: &Model, tiles: &[Tile], storages: &[Storage],
     }
 }
 
+/// What a kernel declares in workgroup memory, and how many invocations share it, fit what WebGPU guarantees, whatever the
+/// layer: kernels up to 7×7 with strides up to 4 and any number of channels, forward and backward.
+#[test]
+fn every_tile_fits_what_is_guaranteed() {
+    let mut rng = Rng::new(26);
+    let shapes = [(3, 64, 3, 1), (64, 130, 3, 2), (9, 20, 7, 4), (130, 9, 5, 1), (512, 512, 1, 2), (4, 4, 4, 3)];
+    for (c, k, kernel, stride) in shapes {
+        let layers = vec![conv("a", c, k, kernel, stride, 0), Layer::Relu, Layer::Flatten, linear("z", k, 10)];
+        let model = random_model(&mut rng, Dims::new(c, kernel, kernel), layers);
+        for tile in tiles()
+            .into_iter()
+            .chain([(1, 1), (3, 5), (64, 256), (256, 64)].map(|(b, p)| Tile::new(Family::Workgroup, b, p)))
+        {
+            let target = signstep::Target { variant: Variant::Only(tile), ..Default::default() };
+            let plan = signstep::Plan::new(&model, &target).unwrap();
+            let products = plan.dispatches().filter(|d| d.kernel.entry.ends_with("_workgroup"));
+            assert_eq!(products.clone().count(), 4);
+            for d in products {
+                let module = naga::front::wgsl::parse_str(&d.kernel.source().unwrap().text).unwrap();
+                let shared = module.global_variables.iter().filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup);
+                let bytes: u32 = shared.map(|(_, v)| module.types[v.ty].inner.size(module.to_ctx())).sum();
+                assert!((16..=16 << 10).contains(&bytes), "{tile}: {bytes} bytes in {d}");
+                assert!(d.kernel.constant("WG").is_some_and(|size| size <= 256), "{tile}: {d}");
+            }
+        }
+    }
+}
+
 /// Layers that end in a few logits whatever comes before.
 fn finish(rng: &mut Rng, mut layers: Vec<Layer>, input: Dims) -> Model {
     let d = signstep::model::output(&layers, input).unwrap();

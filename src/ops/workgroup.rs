@@ -89,8 +89,13 @@ impl Gemm<'_> {
     fn storage(&self, cut: &Cut, relu: bool) -> u32 {
         let x = cut.lines * cut.pixels / 4 * (self.columns() | 1);
         let w = cut.lines * self.widest() * (cut.blocks / cut.qt) * ((self.cb as u32 * cut.qt) | 1);
-        let words = if self.linear { cut.blocks / 2 * cut.pixels } else { cut.blocks / 2 * cut.pixels / 4 };
-        16 * (x + w) + if relu { 4 * words } else { 0 }
+        16 * (x + w) + 4 * self.words(cut, relu)
+    }
+
+    /// Words of signs that a tile writes: of a fully connected layer one for each sample.
+    fn words(&self, cut: &Cut, relu: bool) -> u32 {
+        let groups = if self.linear { cut.pixels } else { cut.pixels / 4 };
+        if relu { cut.blocks / 2 * groups } else { 0 }
     }
 
     /// Cuts the product into tiles of at most the size asked for.
@@ -199,6 +204,7 @@ impl Gemm<'_> {
             ("TAPS", if self.step == 1 && self.kernel <= 3 { self.kernel as u32 } else { 1 }),
             ("X_TURNS", x_texels.div_ceil(size)),
             ("W_TURNS", w_texels.div_ceil(size)),
+            ("WORDS", self.words(&cut, epilogue.relu.is_some())),
             ("WG", size),
         ];
         let mut bindings = vec![("x", self.x.id), ("y", self.y.id)];
