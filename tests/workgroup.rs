@@ -75,8 +75,8 @@ fn every_tile_fits_what_is_guaranteed() {
         {
             let target = signstep::Target { variant: Variant::Only(tile), ..Default::default() };
             let plan = signstep::Plan::new(&model, &target).unwrap();
-            let products = plan.dispatches().filter(|d| d.kernel.entry.ends_with("_workgroup"));
-            assert_eq!(products.clone().count(), 4);
+            let products: Vec<_> = plan.dispatches().filter(|d| d.kernel.entry.ends_with("_workgroup")).collect();
+            assert_eq!(products.len(), 4);
             for d in products {
                 let module = naga::front::wgsl::parse_str(&d.kernel.source().unwrap().text).unwrap();
                 let shared = module.global_variables.iter().filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup);
@@ -113,20 +113,19 @@ const EDGES: [(usize, usize, usize, usize); 12] = [
 
 const STORAGES: [Storage; 2] = [Storage::Buffer, Storage::Texture];
 
-/// One shape after the other, each with two tiles and one storage, all tiles in turn.
-fn in_turn(rng: &mut Rng, model: impl Fn(&mut Rng, usize, (usize, usize, usize, usize)) -> Model) {
+/// Every shape, or every second one, with one tile and one storage: all tiles in turn. Most of the time goes into compiling.
+fn in_turn(rng: &mut Rng, every: usize, model: impl Fn(&mut Rng, usize, (usize, usize, usize, usize)) -> Model) {
     let tiles = tiles();
-    for (i, edge) in EDGES.into_iter().enumerate() {
+    for (i, edge) in EDGES.into_iter().enumerate().step_by(every) {
         let model = model(rng, i, edge);
-        let some = [tiles[i % tiles.len()], tiles[(i + tiles.len() / 2) % tiles.len()]];
-        let storage = STORAGES[usize::from(i % 4 == 3)];
-        bit_equal(rng, &model, &some, &[storage], if i % 3 == 0 { &[33, 1] } else { &[3, 1] });
+        let storage = STORAGES[usize::from(i % 4 > 1)];
+        bit_equal(rng, &model, &tiles[i % tiles.len()..][..1], &[storage], if i % 3 == 0 { &[33, 1] } else { &[3, 1] });
     }
 }
 
 #[test]
 fn convolutions_of_stride_1() {
-    in_turn(&mut Rng::new(21), |rng, i, (c, k, h, w)| {
+    in_turn(&mut Rng::new(21), 1, |rng, i, (c, k, h, w)| {
         let kernel = [3, 3, 1, 5, 3, 4, 3, 2, 7, 3, 1, 6][i];
         let padding = [1, 0, 0, 2, 2, 5, 1, 1, 3, 1, 1, 7][i];
         let layers = vec![conv("a", c, k, kernel, 1, padding), Layer::Relu, conv("b", k, 6, 3, 1, 1)];
@@ -138,7 +137,7 @@ fn convolutions_of_stride_1() {
 /// the kernel.
 #[test]
 fn convolutions_with_strides() {
-    in_turn(&mut Rng::new(22), |rng, i, (c, k, h, w)| {
+    in_turn(&mut Rng::new(22), 1, |rng, i, (c, k, h, w)| {
         let kernel = [3, 1, 3, 5, 3, 4, 3, 2, 7, 3, 1, 3][i];
         let stride = [2, 2, 2, 2, 3, 2, 2, 4, 2, 2, 3, 4][i];
         let padding = [1, 0, 1, 2, 0, 5, 1, 3, 3, 0, 0, 4][i];
@@ -149,7 +148,7 @@ fn convolutions_with_strides() {
 
 #[test]
 fn residual_and_projected_blocks() {
-    in_turn(&mut Rng::new(23), |rng, i, (c, k, h, w)| {
+    in_turn(&mut Rng::new(23), 2, |rng, i, (c, k, h, w)| {
         let k = k.min(40);
         let mut layers = vec![conv("a", c, k, 3, 1, 1), Layer::Relu];
         match i % 3 {
@@ -169,18 +168,18 @@ fn residual_and_projected_blocks() {
 /// With a ReLU behind and without, over an image and over a row, backward into a masked image.
 #[test]
 fn fully_connected_layers() {
-    in_turn(&mut Rng::new(24), |rng, i, (c, k, h, w)| {
+    in_turn(&mut Rng::new(24), 2, |rng, i, (c, k, h, w)| {
         let input = Dims::new(c.min(20), h, w.min(9));
-        let mut layers = if i % 2 == 0 { vec![conv("a", input.c, 6, 3, 1, 1), Layer::Relu] } else { vec![] };
+        let mut layers = if i % 4 == 0 { vec![conv("a", input.c, 6, 3, 1, 1), Layer::Relu] } else { vec![] };
         let d = signstep::model::output(&layers, input).unwrap();
         layers.extend([Layer::Flatten, linear("y", d.len(), k), Layer::Relu, linear("z", k, 3 + i)]);
         random_model(rng, input, layers)
     });
 }
 
-/// One network that has everything, with every tile in either storage.
+/// One network that has everything, with every tile.
 #[test]
-fn every_tile_in_both_storages() {
+fn every_tile() {
     let mut rng = Rng::new(25);
     let input = Dims::new(3, 9, 10);
     let layers = vec![
@@ -194,5 +193,7 @@ fn every_tile_in_both_storages() {
         linear("z", 70, 11),
     ];
     let model = random_model(&mut rng, input, layers);
-    bit_equal(&mut rng, &model, &tiles(), &STORAGES, &[5, 1]);
+    for (i, tile) in tiles().into_iter().enumerate() {
+        bit_equal(&mut rng, &model, &[tile], &[STORAGES[i % 2]], &[5, 1]);
+    }
 }
