@@ -54,6 +54,7 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
     }
     let c8 = w.first.x / 2u + id.y;
     var word = 0u;
+    var bad = false;
     for (var k = 0u; k < 2u; k++) {
         for (var p = 0u; p < 4u; p++) {
             let q = 4u * w4 + p;
@@ -61,9 +62,7 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
             if (c4 < OC4 && q < OW) {
                 let v = residual(acc[4u * k + p] + w.bias[2u * id.y + k], n, c4, h, q);
 //# if RELU == 1
-                if (not_finite(v)) {
-                    atomicOr(&health[n], 1u);
-                }
+                bad |= not_finite(v);
                 let bits = positive(v);
                 word |= bits << (8u * p + 4u * k);
                 y_put(out_index(n, c4, h, q), gate(v, bits));
@@ -74,6 +73,9 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
         }
     }
 //# if RELU == 1
+    if (bad) {
+        atomicOr(&health[n], 1u);
+    }
     // The last slice may hold blocks that do not exist, whose word would be another sample's.
     if (c8 < OC8) {
         signs[sign_index(n, c8, h, w4)] = word;

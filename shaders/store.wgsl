@@ -1,5 +1,8 @@
 // Inside of a kernel: writes a tile of QT blocks of four channels × PX pixels of row h, from pixel q0 of sample n on, with all
 // that the epilogue does to it. Takes acc_Q_P, biases b_Q, the first block c4_0, and whether the invocation is live.
+//# if RELU == 1
+    var bad = false; // one atomic at the end: some adapters pay for each, taken or not
+//# end
 //# for k in 0..(QT+1)/2
 //# for j in 0..PX/4
     {
@@ -19,9 +22,7 @@
             let w_out = 4u * w4 + $(p)u;
             let v = residual(acc_$(2*k+q)_$(4*j+p) + b_$(2*k+q), n, c4, h, w_out);
 //# if RELU == 1
-            if (not_finite(v)) {
-                atomicOr(&health[n], 1u);
-            }
+            bad |= not_finite(v);
             let bits = positive(v);
             word |= bits << $(8*p+4*q)u;
             y_put(out_index(n, c4, h, w_out), gate(v, bits));
@@ -43,4 +44,9 @@
 //# end
     }
 //# end
+//# end
+//# if RELU == 1
+    if (bad) {
+        atomicOr(&health[n], 1u);
+    }
 //# end

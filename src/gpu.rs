@@ -424,7 +424,7 @@ pub(crate) struct Pipeline {
 }
 
 impl Pipeline {
-    fn new(device: &wgpu::Device, entry: &str, text: String, bindings: &[wgpu::BindingType]) -> Self {
+    pub(crate) fn new(device: &wgpu::Device, entry: &str, text: String, bindings: &[wgpu::BindingType]) -> Self {
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(entry),
             source: wgpu::ShaderSource::Wgsl(text.into()),

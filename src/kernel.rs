@@ -31,6 +31,7 @@ const FILES: &[(&str, &str)] = &[
     ("pad", include_str!("../shaders/pad.wgsl")),
     ("pointwise", include_str!("../shaders/pointwise.wgsl")),
     ("pool", include_str!("../shaders/pool.wgsl")),
+    ("probe", include_str!("../shaders/probe.wgsl")),
     ("quantise", include_str!("../shaders/quantise.wgsl")),
     ("sample", include_str!("../shaders/sample.wgsl")),
     ("step", include_str!("../shaders/step.wgsl")),
@@ -70,13 +71,12 @@ impl Access {
         let buffer = |ty| wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None };
         match (self, storage) {
             (Access::Uniform, _) => buffer(wgpu::BufferBindingType::Uniform),
-            (Access::ActivationRead, Storage::Texture) => wgpu::BindingType::Texture {
-                sample_type: wgpu::TextureSampleType::Float { filterable: false },
-                view_dimension: wgpu::TextureViewDimension::D2,
-                multisampled: false,
-            },
-            (Access::ActivationWrite, Storage::Texture) => wgpu::BindingType::StorageTexture {
-                access: wgpu::StorageTextureAccess::WriteOnly,
+            // Storage textures where it reads, too: they have no levels of detail, which some adapters compute for each load.
+            (Access::ActivationRead | Access::ActivationWrite, Storage::Texture) => wgpu::BindingType::StorageTexture {
+                access: match self {
+                    Access::ActivationRead => wgpu::StorageTextureAccess::ReadOnly,
+                    _ => wgpu::StorageTextureAccess::WriteOnly,
+                },
                 format: wgpu::TextureFormat::Rgba32Float,
                 view_dimension: wgpu::TextureViewDimension::D2,
             },
@@ -166,6 +166,10 @@ impl Kernel {
         names.collect::<std::collections::BTreeSet<_>>().into_iter().collect()
     }
 
+    fn types(&self, source: &Source) -> Vec<wgpu::BindingType> {
+        source.bindings.iter().map(|(_, access)| access.binding_type(self.storage)).collect()
+    }
+
     /// The value of a constant, where there is one of that name.
     pub fn constant(&self, name: &str) -> Option<u32> {
         self.consts.iter().find(|(n, _)| *n == name).map(|(_, v)| *v)
@@ -194,6 +198,7 @@ impl Kernel {
             "max_pool_forward" | "max_pool_input_grad" | "avg_pool_forward" | "avg_pool_input_grad" => {
                 c("SIZE") * (1 + c("SIZE"))
             }
+            "probe_fma" => c("ROUNDS"),
             _ => 10,
         }
     }
@@ -319,8 +324,8 @@ impl Expander<'_> {
             ["activation" | "texels", "read", ..] if texture => (
                 Access::ActivationRead,
                 format!(
-                    "{at} var {name}_tex: texture_2d<f32>;\n\
-                     fn {name}_at(i: u32) -> vec4<f32> {{ return textureLoad({name}_tex, vec2<u32>(i & 2047u, i >> 11u), 0); }}"
+                    "{at} var {name}_tex: texture_storage_2d<rgba32float, read>;\n\
+                     fn {name}_at(i: u32) -> vec4<f32> {{ return textureLoad({name}_tex, vec2<u32>(i & 2047u, i >> 11u)); }}"
                 ),
             ),
             ["activation" | "texels", "read", ..] => (
@@ -463,6 +468,17 @@ impl Dispatch {
         n: u32,
         resource: impl Fn(usize) -> (&'a Allocated, u64),
     ) -> Result<Bound> {
+        self.bind_to(gpu, n, None, resource)
+    }
+
+    /// The same, with a pipeline of other text ([`Dispatch::pipeline_of`]) where one is given.
+    pub(crate) fn bind_to<'a>(
+        &self,
+        gpu: &Gpu,
+        n: u32,
+        other: Option<Arc<Pipeline>>,
+        resource: impl Fn(usize) -> (&'a Allocated, u64),
+    ) -> Result<Bound> {
         let source = self.kernel.source()?;
         let mut entries = Vec::with_capacity(source.bindings.len());
         for (binding, (name, _)) in (0..).zip(&source.bindings) {
@@ -472,14 +488,21 @@ impl Dispatch {
             let (memory, bytes) = resource(*id);
             entries.push(wgpu::BindGroupEntry { binding, resource: memory.binding(bytes) });
         }
-        let types = source.bindings.iter().map(|(_, access)| access.binding_type(self.kernel.storage)).collect();
-        let pipeline = gpu.pipeline(format!("{:?}", self.kernel), || Ok((self.kernel.entry, source.text, types)))?;
+        let types = self.kernel.types(&source);
+        let make = || gpu.pipeline(format!("{:?}", self.kernel), || Ok((self.kernel.entry, source.text, types)));
+        let pipeline = other.map_or_else(make, Ok)?;
         let group = gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some(self.kernel.entry),
             layout: &pipeline.layout,
             entries: &entries,
         });
         Ok(Bound { pipeline, group, grid: self.grid.workgroups(n) })
+    }
+
+    /// A pipeline of someone else's text that takes the bindings of this dispatch.
+    pub(crate) fn pipeline_of(&self, gpu: &Gpu, entry: &str, text: &str) -> Result<Arc<Pipeline>> {
+        let types = self.kernel.types(&self.kernel.source()?);
+        gpu.scope(entry, || Ok(Arc::new(Pipeline::new(gpu.device(), entry, text.into(), &types))))
     }
 }
 
@@ -534,6 +557,16 @@ pub fn run_alone(
         gpu.wait(gpu.submit(encoder))
     })?;
     Ok(gpu.read(&[(memory[read].buffer(), bytes(read))])?.remove(0))
+}
+
+/// A number that changes when the text of any shader does.
+pub fn fingerprint() -> u64 {
+    FILES.iter().fold(0, |sum, (name, text)| sum ^ hash(name.as_bytes()).rotate_left(1) ^ hash(text.as_bytes()))
+}
+
+/// FNV-1a: for names of files, not for secrets.
+pub fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// A kernel that shows what subgroups do on a device.

@@ -69,6 +69,7 @@
 //! | `ops` | each layer's forward and input gradient as [`kernel::Dispatch`]es |
 //! | [`plan`] | the order of dispatches and the memory they share, as data |
 //! | `network` | [`Network`]: a plan on a device; images from slices or from the host program's buffers |
+//! | [`trial`], [`probe`] | dispatches of a plan alone, on random data; what a device can do at most: for benches |
 //! | [`task`] | [`Task`]: work on a thread of its own, as a future |
 //! | `data`, `report`, `cli` | feature `cli`: files, tables and pictures, the program |
 //!
@@ -119,11 +120,14 @@ pub mod model;
 mod network;
 mod ops;
 pub mod plan;
+pub mod probe;
 pub mod reference;
 #[cfg(feature = "cli")]
 pub mod report;
 pub mod task;
 mod tensor;
+pub mod trial;
+pub mod tune;
 pub mod weights;
 
 pub use attack::{Attack, Method, Norm, Outcome, Targets};

@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Storage};
 use crate::kernel::{Bound, Dispatch};
 use crate::model::{Dims, Layer, Model};
-use crate::plan::{Plan, Target, Variant};
+use crate::plan::{Plan, Target, Tuning, Variant};
 use crate::tensor::{Allocated, Kind};
 use crate::weights::Tensors;
 use std::cell::OnceCell;
@@ -33,6 +33,8 @@ pub struct Options {
     pub storage: Option<Storage>,
     /// Which kernels.
     pub variant: Variant,
+    /// Tiles that were measured on this device ([`crate::tune`]). Results do not depend on them.
+    pub tuning: Tuning,
     /// Bytes that the network may take on the device, weights and everything that grows with the batch together.
     pub memory: u64,
     /// The largest batch that runs at once; `None` leaves it to memory and limits. Results do not depend on it.
@@ -41,7 +43,13 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Options { storage: None, variant: Variant::default(), memory: DEFAULT_MEMORY, batch: None }
+        Options {
+            storage: None,
+            variant: Variant::default(),
+            tuning: Tuning::default(),
+            memory: DEFAULT_MEMORY,
+            batch: None,
+        }
     }
 }
 
@@ -133,6 +141,7 @@ impl Network {
             storage: options.storage.unwrap_or(gpu.storage()),
             variant: options.variant,
             subgroup: crate::kernel::subgroup(gpu)?,
+            tuning: options.tuning.clone(),
         };
         let plan = Plan::new(&model, &target)?;
         let chunk = plan.largest_batch(options.memory)?.min(options.batch.unwrap_or(usize::MAX)).max(1);

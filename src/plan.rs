@@ -14,8 +14,9 @@ use crate::ops::{self, ACTIVATIONS, Build, Epilogue, Ids, Residual, ResidualKind
 use crate::tensor::{Kind, Resource, TEXTURE_WIDTH};
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 
-pub use crate::ops::{Family, Target, Tile, Variant};
+pub use crate::ops::{Family, Target, Tile, Tuning, Variant};
 
 /// Rounds of all loops of one invocation together. Some software adapters leave a loop after 65,535, and say nothing.
 const MAX_ROUNDS: u64 = 32_000;
@@ -37,10 +38,23 @@ pub struct Plan {
     pub pixels: PixelDispatches,
     /// What the dispatches' bindings refer to.
     pub resources: Vec<Resource>,
+    /// Where one of several tiles was chosen.
+    pub sites: Vec<Site>,
     pub(crate) ids: Ids,
     target: Target,
     arch: String,
     input: Dims,
+}
+
+/// A layer in one direction, for which one of several tiles was chosen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Site {
+    /// Whether its dispatches are in [`Plan::forward`]; else they are in [`Plan::backward`].
+    pub is_forward: bool,
+    /// Where they are there.
+    pub range: Range<usize>,
+    /// What the choice depends on: equal for layers of one shape and epilogue.
+    pub shape: String,
 }
 
 /// What happens to pixels that never see the host, each in one dispatch for the whole batch.
@@ -141,11 +155,17 @@ impl Plan {
             snap: ops::quantise::snap(&build, model.input, &ids),
             quantise: ops::quantise::quantise(&build, model.input, &ids),
         };
-        let Build { mut resources, activations, mut dispatches, .. } = build;
+        let Build { mut resources, activations, mut dispatches, sites, .. } = build;
         assign_slots(&activations, &mut dispatches, &mut resources);
         let backward = dispatches.split_off(forward_end + 1);
         let logits = dispatches.pop().expect("pushed above");
+        let site = |(range, shape): (Range<usize>, String)| {
+            let is_forward = range.start < forward_end;
+            let from = if is_forward { 0 } else { forward_end + 1 };
+            Site { is_forward, range: range.start - from..range.end - from, shape }
+        };
         let plan = Plan {
+            sites: sites.into_iter().map(site).collect(),
             forward: dispatches,
             backward,
             start,
@@ -189,6 +209,12 @@ impl Plan {
             }
         }
         Ok(())
+    }
+
+    /// The dispatches of a site.
+    pub fn at(&self, site: &Site) -> &[Dispatch] {
+        let list = if site.is_forward { &self.forward } else { &self.backward };
+        &list[site.range.clone()]
     }
 
     /// Every dispatch there is, whether a run needs it or not.

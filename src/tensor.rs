@@ -83,8 +83,8 @@ impl Allocated {
                 dimension: wgpu::TextureDimension::D2,
                 format: wgpu::TextureFormat::Rgba32Float,
                 usage: match &resource.kind {
-                    Kind::Activation => wgpu::TextureUsages::TEXTURE_BINDING | wgpu::TextureUsages::STORAGE_BINDING,
-                    _ => wgpu::TextureUsages::TEXTURE_BINDING | wgpu::TextureUsages::COPY_DST,
+                    Kind::Activation => wgpu::TextureUsages::STORAGE_BINDING,
+                    _ => wgpu::TextureUsages::STORAGE_BINDING | wgpu::TextureUsages::COPY_DST,
                 },
                 view_formats: &[],
             });

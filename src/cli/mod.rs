@@ -2,11 +2,13 @@
 //! everything else to standard error.
 
 mod attack;
+mod bench;
 mod devices;
 mod engine;
 mod forecast;
 mod info;
 mod merge;
+mod tune;
 mod verify;
 
 use crate::error::{Error, Result};
@@ -66,9 +68,18 @@ enum Command {
     /// List the devices that can be used
     #[command(after_help = format!("Examples:\n  signstep devices\n  signstep devices --json -v\n\n{ENVIRONMENT}"))]
     Devices(DevicesArgs),
+    /// Find the fastest kernels for a network on this device, and keep them for later runs; results do not depend on them
+    #[command(after_help = format!(
+        "Examples:\n  signstep tune\n  signstep tune --model net.safetensors --batch 64\n\n{ENVIRONMENT}\n  \
+         SIGNSTEP_CACHE     folder where tunings are kept [default: signstep in the folder for caches]"
+    ))]
+    Tune(TuneArgs),
     /// Show a network: layers, shapes, parameters, work and memory
     #[command(after_help = format!("Examples:\n  signstep info\n  signstep info --plan --batch 64\n\n{ENVIRONMENT}"))]
     Info(InfoArgs),
+    /// Time the kernels and whole steps on a device, beside what it can do at most
+    #[command(after_help = format!("{}\n\n{ENVIRONMENT}", bench::HELP))]
+    Bench(Box<bench::BenchArgs>),
 }
 
 /// What `attack` can be told. Distances are in pixel units of [0, 1], as decimals or fractions (8/255).
@@ -231,6 +242,19 @@ struct DevicesArgs {
 }
 
 #[derive(Args, Debug)]
+struct TuneArgs {
+    /// Weights (safetensors) [default: digits-cnn, inside the program]
+    #[arg(long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// Device: part of its name, or its index in `signstep devices`
+    #[arg(long, value_name = "NAME|INDEX")]
+    device: Option<String>,
+    /// Batch that is timed
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    batch: u32,
+}
+
+#[derive(Args, Debug)]
 struct InfoArgs {
     /// Weights (safetensors) [default: digits-cnn, inside the program]
     #[arg(long, value_name = "FILE")]
@@ -248,8 +272,19 @@ struct InfoArgs {
 
 /// Runs what the arguments ask for.
 pub fn main() -> ExitCode {
+    run(std::env::args_os())
+}
+
+/// Runs `signstep bench PART` with the arguments that a bench target was given: what `cargo bench` calls.
+pub fn bench(part: &str) -> ExitCode {
+    // Cargo says `--bench` to all of them.
+    let given = std::env::args_os().skip(1).filter(|a| a != "--bench");
+    run(["signstep".into(), "bench".into(), part.into()].into_iter().chain(given))
+}
+
+fn run(arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
     hush();
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(e) => {
             match e.kind() {
@@ -266,6 +301,8 @@ pub fn main() -> ExitCode {
         Some(Command::Merge(args)) => merge::run(&args),
         Some(Command::Devices(args)) => devices::run(&args),
         Some(Command::Info(args)) => info::run(&args),
+        Some(Command::Bench(args)) => bench::run(&args),
+        Some(Command::Tune(args)) => tune::run(&args),
         None => attack::run(&defaults()),
     };
     match result {

@@ -1,10 +1,12 @@
 //! What a plan is made for, and a plan in the making: resources and dispatches as the layers add them.
 
+use super::tile::Tuning;
 use super::{Value, Variant, sign_words, texels};
 use crate::gpu::{Limits, Storage};
 use crate::kernel::Dispatch;
 use crate::model::Dims;
 use crate::tensor::{Kind, Resource};
+use std::ops::Range;
 
 /// What a plan is made for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,12 +19,20 @@ pub struct Target {
     pub variant: Variant,
     /// The smallest subgroup of the device, where its lanes were found to be in the order of invocations; else 0.
     pub subgroup: u32,
+    /// Tiles that were measured on this device, for [`Variant::Fast`].
+    pub tuning: Tuning,
 }
 
 impl Default for Target {
     /// WebGPU's guaranteed limits, activations in buffers, the fast kernels.
     fn default() -> Self {
-        Target { limits: Limits::default(), storage: Storage::Buffer, variant: Variant::default(), subgroup: 0 }
+        Target {
+            limits: Limits::default(),
+            storage: Storage::Buffer,
+            variant: Variant::default(),
+            subgroup: 0,
+            tuning: Tuning::default(),
+        }
     }
 }
 
@@ -56,6 +66,8 @@ pub(crate) struct Build<'a> {
     pub resources: Vec<Resource>,
     pub activations: Vec<(String, u64)>,
     pub dispatches: Vec<Dispatch>,
+    /// Where one of several tiles was chosen: its dispatches, and the shape that decided.
+    pub sites: Vec<(Range<usize>, String)>,
 }
 
 /// Ids of activations that have no slot yet begin here.
@@ -63,7 +75,14 @@ pub(crate) const ACTIVATIONS: usize = 1 << 30;
 
 impl<'a> Build<'a> {
     pub fn new(target: &'a Target) -> Self {
-        Build { target, health: 0, resources: Vec::new(), activations: Vec::new(), dispatches: Vec::new() }
+        Build {
+            target,
+            health: 0,
+            resources: Vec::new(),
+            activations: Vec::new(),
+            dispatches: Vec::new(),
+            sites: Vec::new(),
+        }
     }
 
     pub fn resource(&mut self, label: impl Into<String>, kind: Kind, per_sample: u64) -> usize {

@@ -82,11 +82,14 @@ pub(crate) fn input_grad(
 }
 
 fn emit(build: &mut Build, g: &Gather, epilogue: Epilogue) -> Result<()> {
-    match g.tile(build, &epilogue) {
+    let first = build.dispatches.len();
+    let shape = g.shape(&epilogue);
+    match g.tile(build, &shape, &epilogue) {
         Some(tile) if tile.family == Family::Broadcast => broadcast(build, g, tile, epilogue),
         Some(tile) if tile.family == Family::Workgroup => product(build, g, tile, epilogue),
         tile => sliced(build, g, tile, epilogue),
     }
+    build.sites.push((first..build.dispatches.len(), shape));
     Ok(())
 }
 
@@ -101,30 +104,41 @@ impl Gather<'_> {
         self.x.dims.c.min(4)
     }
 
-    /// The tile that computes this, none for the naive kernel.
-    fn tile(&self, build: &Build, epilogue: &Epilogue) -> Option<Tile> {
-        // Products of matrices have all phases of a stride.
-        if self.dilate > 2 {
-            return workgroup::wanted(build);
-        }
-        let tile = match build.target.variant {
-            Variant::Naive => return None,
-            Variant::Only(tile) if self.serves(tile, epilogue) && tile.family.is_offered(build.target) => tile,
-            _ => self.default_tile(Family::best(build.target), epilogue),
+    /// What a choice among tiles depends on.
+    fn shape(&self, epilogue: &Epilogue) -> String {
+        let pass = match self.pass {
+            Pass::Forward => "forward",
+            Pass::InputGrad => "input_grad",
         };
-        Some(tile)
+        let Gather { kernel, stride, dilate, padding, .. } = self;
+        let (x, y) = (self.x.dims, self.y.dims);
+        format!("conv2d_{pass} {x} to {y} kernel {kernel} stride {stride}/{dilate} padding {padding}{epilogue}")
+    }
+
+    /// The tile that computes this, none for the naive kernel.
+    fn tile(&self, build: &Build, shape: &str, epilogue: &Epilogue) -> Option<Tile> {
+        let target = build.target;
+        let wanted = match target.variant {
+            Variant::Naive => return None,
+            Variant::Only(tile) => Some(tile),
+            Variant::Fast => target.tuning.tile(shape),
+        };
+        let wanted = wanted.filter(|tile| self.serves(*tile, epilogue) && tile.family.is_offered(target));
+        let family = Family::best(target);
+        let default = (self.dilate <= 2 || family == Family::Workgroup).then(|| self.default_tile(family, epilogue));
+        wanted.or(default)
     }
 
     fn serves(&self, tile: Tile, epilogue: &Epilogue) -> bool {
-        if tile.family == Family::Workgroup {
-            return true;
+        // Products of matrices are cut to fit, whatever the stride.
+        if self.dilate > 2 || tile.family == Family::Workgroup {
+            return tile.family == Family::Workgroup;
         }
         let (_, o4) = self.blocks();
-        // A word of signs that is written covers two blocks and four pixels.
-        let words = epilogue.relu.is_none() || tile.blocks.is_multiple_of(2);
-        let parity = self.dilate == 2 && tile.family == Family::Register;
-        let pairs = !parity || tile.blocks.is_multiple_of(2);
-        words && pairs && tile.pixels.is_multiple_of(4) && tile.blocks as usize <= o4.next_multiple_of(2)
+        // A word of signs covers two blocks and four pixels, so only a lone block without one can stand alone.
+        let lone = o4 == 1 && epilogue.relu.is_none() && !(self.dilate == 2 && tile.family == Family::Register);
+        let pairs = tile.blocks.is_multiple_of(2) || (tile.blocks == 1 && lone);
+        pairs && tile.pixels.is_multiple_of(4) && tile.blocks as usize <= o4.next_multiple_of(2)
     }
 
     /// What `benches/NOTES.md` found best.

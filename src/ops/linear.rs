@@ -1,7 +1,7 @@
 //! Fully connected layers: `shaders/linear.wgsl`. Weights are reordered so that the texels of a sample are read as they lie.
 
 use super::tile::{Family, SHARE, Tile, WHOLE};
-use super::workgroup::Gemm;
+use super::workgroup::{Gemm, LARGEST};
 use super::{Build, Variant};
 use super::{Epilogue, Value, blocks, slice_bytes, slices, texels, workgroup};
 use crate::kernel::{Dispatch, Grid, Kernel};
@@ -68,11 +68,21 @@ pub(crate) fn input_grad(build: &mut Build, l: &Linear, p: &Params, dy: Value, d
 }
 
 fn emit(build: &mut Build, p: &Product, epilogue: Epilogue) {
-    let tile = match build.target.variant {
+    let first = build.dispatches.len();
+    let shape = format!("{} {} to {}{epilogue}", p.entries[0], p.x.dims, p.y.dims);
+    let target = build.target;
+    let wanted = match target.variant {
+        Variant::Only(tile) => Some(tile),
         Variant::Naive => None,
-        Variant::Only(tile) if tile.family.is_offered(build.target) => Some(tile),
-        _ => Some(Tile::new(Family::best(build.target), 4, 2)),
+        Variant::Fast => target.tuning.tile(&shape),
     };
+    let wanted = wanted.filter(|tile| tile.family.is_offered(target));
+    let default = || match Family::best(target) {
+        Family::Workgroup => LARGEST,
+        family => Tile::new(family, 4, 2),
+    };
+    let default = (target.variant != Variant::Naive).then(default);
+    let tile = wanted.or(default);
     match tile {
         // A word of signs covers two blocks.
         Some(tile) if tile.family == Family::Broadcast && tile.blocks.is_multiple_of(2) => {
@@ -81,6 +91,7 @@ fn emit(build: &mut Build, p: &Product, epilogue: Epilogue) {
         Some(tile) if tile.family == Family::Workgroup => product(build, p, tile, epilogue),
         _ => sliced(build, p, epilogue),
     }
+    build.sites.push((first..build.dispatches.len(), shape));
 }
 
 /// One invocation for eight outputs, weights in slices.

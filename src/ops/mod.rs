@@ -17,10 +17,11 @@ mod workgroup;
 
 pub use build::Target;
 pub(crate) use build::{ACTIVATIONS, Build, Ids};
-pub use tile::{Family, Tile, Variant};
+pub use tile::{Family, Tile, Tuning, Variant};
 
 use crate::kernel::{Dispatch, Grid, Kernel};
 use crate::model::Dims;
+use std::fmt;
 
 /// An activation with its shape, and the sign bits if it is the output of a ReLU.
 #[derive(Clone, Copy, Debug)]
@@ -84,6 +85,20 @@ pub(crate) fn workgroup(items: u32) -> u32 {
 
 type Consts = Vec<(&'static str, u32)>;
 type Bindings = Vec<(&'static str, usize)>;
+
+/// As part of a shape by which tiles are chosen.
+impl fmt::Display for Epilogue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self.residual.map(|r| r.kind) {
+            None => "",
+            Some(ResidualKind::Same) => " residual",
+            Some(ResidualKind::Subsample { .. }) => " subsampled",
+            Some(ResidualKind::Spread { .. }) => " spread",
+        })?;
+        f.write_str(if self.relu.is_some() { " relu" } else { "" })?;
+        f.write_str(if self.mask.is_some() { " mask" } else { "" })
+    }
+}
 
 impl Epilogue {
     /// Adds its constants and bindings for an output of shape `out`.

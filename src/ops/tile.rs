@@ -4,8 +4,10 @@ use super::build::Target;
 use super::workgroup;
 use crate::error::{Error, Result};
 use crate::gpu::Storage;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// Which kernels a plan uses where there are several. All give the same bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -95,6 +97,52 @@ impl Family {
     }
 }
 
+/// Which tile is fastest for which shape on one device, as `tune` found it. Cheap to clone.
+///
+/// As text, one line for each shape: `SHAPE: TILE`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tuning(Arc<BTreeMap<String, Tile>>);
+
+impl Tuning {
+    /// Nothing is known yet.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// Shapes and their tiles.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, Tile)> {
+        self.0.iter().map(|(shape, tile)| (shape.as_str(), *tile))
+    }
+
+    pub(crate) fn tile(&self, shape: &str) -> Option<Tile> {
+        self.0.get(shape).copied()
+    }
+}
+
+impl FromIterator<(String, Tile)> for Tuning {
+    fn from_iter<I: IntoIterator<Item = (String, Tile)>>(tiles: I) -> Self {
+        Tuning(Arc::new(tiles.into_iter().collect()))
+    }
+}
+
+impl fmt::Display for Tuning {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.iter().try_for_each(|(shape, tile)| writeln!(f, "{shape}: {tile}"))
+    }
+}
+
+impl FromStr for Tuning {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let line = |line: &str| {
+            let (shape, tile) = line.rsplit_once(": ").ok_or_else(|| Error::Usage(format!("no tile in {line:?}")))?;
+            Ok((shape.to_string(), tile.parse()?))
+        };
+        text.lines().map(line).collect()
+    }
+}
+
 impl fmt::Display for Tile {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let name = FAMILIES.iter().find(|(family, _)| *family == self.family).map_or("", |(_, name)| name);
@@ -151,6 +199,17 @@ mod tests {
         }
         for wrong in ["", "register", "register-4", "register-0x4", "register-4x", "other-4x4", "register-4x4x4"] {
             assert!(wrong.parse::<Variant>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn tunings_are_read_as_they_are_written() {
+        let tiles = [("conv2d_forward 3×8×8 to 16×8×8", Family::Broadcast), ("b: c", Family::Register)];
+        let tuning: Tuning = tiles.into_iter().map(|(s, f)| (s.to_string(), Tile::new(f, 4, 8))).collect();
+        assert_eq!(tuning.to_string().parse::<Tuning>().unwrap(), tuning);
+        assert!("".parse::<Tuning>().unwrap().is_empty());
+        for wrong in ["a", "a: ", "a: broadcast", "a: broadcast-4x4\nb"] {
+            assert!(wrong.parse::<Tuning>().is_err(), "{wrong}");
         }
     }
 

@@ -1,7 +1,7 @@
 //! Tiles of a whole workgroup: `shaders/workgroup.wgsl`. Convolutions and fully connected layers as products of matrices, and
 //! how much of one a workgroup does.
 
-use super::{Build, Consts, Epilogue, Family, Tile, Value, Variant, blocks};
+use super::{Build, Consts, Epilogue, Family, Tile, Value, blocks};
 use crate::kernel::{Dispatch, Grid, Kernel};
 
 /// Tiles that are offered, blocks of four outputs × pixels: the largest first, the last ones for single images.
@@ -49,14 +49,6 @@ struct Cut {
     px: u32,
     /// Lines in a slab.
     lines: u32,
-}
-
-/// The tile that a plan asks of this family, if it does.
-pub(super) fn wanted(build: &Build) -> Option<Tile> {
-    match build.target.variant {
-        Variant::Only(tile) if tile.family == Family::Workgroup && tile.family.is_offered(build.target) => Some(tile),
-        _ => None,
-    }
 }
 
 impl Gemm<'_> {

@@ -1,0 +1,304 @@
+//! Peers on one case: each is checked against the engine, then all are timed in interleaved rounds.
+
+use crate::Result;
+use crate::case::{DIGITS, EPS, STEP_SIZE};
+use crate::common::relative_l2;
+use crate::table::median;
+use crate::worker::{Checked, Memory, Question, Ready, Timed, Worker};
+use serde::Serialize;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// How far a peer's logits may be from the engine's, relative L2 of the worst sample.
+const LOGITS_TOLERANCE: f64 = 1e-5;
+/// The same for input gradients: of the median sample, and of the worst. A ReLU whose input is within rounding of zero falls
+/// on either side, in one sample of ten or so, and moves that sample's gradient by up to a thousandth.
+const GRADIENT_TOLERANCES: (f64, f64) = (1e-5, 1e-2);
+/// CPU time that one timed question should take.
+const ROUND_SECONDS: f64 = 0.7;
+/// A peer that has used so much wall time takes part in no round after its third.
+const PATIENCE_SECONDS: f64 = 60.0;
+const FEWEST_ROUNDS: usize = 3;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    Signstep,
+    Burn,
+    NcnnVulkan,
+    NcnnCpu,
+    Torch,
+    TorchCuda,
+}
+
+/// A peer with so many threads; 0: as many as it likes.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Seat {
+    pub kind: Kind,
+    pub threads: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Work {
+    /// Steps of the attack: forward, input gradient, sign, clamp.
+    Step,
+    /// Logits.
+    Forward,
+}
+
+/// Who does what on which network. The first seat is the engine's, which the others are checked against.
+#[derive(Clone, Debug, Serialize)]
+pub struct Contest {
+    pub network: &'static str,
+    pub batch: usize,
+    pub work: Work,
+    pub seats: Vec<Seat>,
+}
+
+/// What is known of the machine and the command line.
+pub struct Setting {
+    pub python: PathBuf,
+    /// Where cases and logs are written.
+    pub folder: PathBuf,
+    pub rounds: usize,
+    /// The engine's adapter.
+    pub adapter: Ready,
+    /// `discrete`, `software`, …
+    pub kind: String,
+}
+
+/// What came of a seat.
+#[derive(Debug, Serialize)]
+pub struct Outcome {
+    pub seat: Seat,
+    pub ready: Ready,
+    pub errors: Errors,
+    pub memory: Memory,
+    /// Sample-steps, or GFLOP of direct convolutions, for each second of CPU time; one a round.
+    pub per_core_second: Vec<f64>,
+    /// The same for each second of wall time.
+    pub per_second: Vec<f64>,
+}
+
+struct Player {
+    seat: Seat,
+    worker: Worker,
+    errors: Errors,
+    memory: Memory,
+    times: u32,
+    rounds: Vec<Timed>,
+}
+
+impl Contest {
+    pub fn title(&self) -> String {
+        let network = match self.network.split_once('x') {
+            Some((channels, side)) => format!("six 3×3 {channels}→{channels}, {side}×{side}"),
+            None => self.network.replace("resnet", "ResNet-").replace(DIGITS, "digits-cnn"),
+        };
+        let work = if self.work == Work::Step { "PGD step" } else { "forward" };
+        format!("{network}, {work}, batch {}", self.batch)
+    }
+
+    /// Runs it. What a seat cannot do is told in its place.
+    pub fn run(&self, setting: &Setting) -> Result<Vec<std::result::Result<Outcome, (Seat, String)>>> {
+        let file = setting.folder.join(format!("{}-{}.safetensors", self.network, self.batch));
+        prepare(self.network, self.batch, &file)?;
+        let mut answer: Option<Checked> = None;
+        let mut seats = Vec::new();
+        for &seat in &self.seats {
+            eprintln!("{}: {seat:?}", self.title());
+            seats.push(self.enter(seat, &file, setting, &mut answer).map_err(|e| (seat, e.to_string())));
+            if answer.is_none() {
+                let why = seats.pop().and_then(std::result::Result::err).map(|(_, why)| why).unwrap_or_default();
+                return Err(format!("{}: signstep itself: {why}", self.title()).into());
+            }
+        }
+        for round in 0..setting.rounds {
+            for seat in &mut seats {
+                let Ok(player) = seat else { continue };
+                let used: f64 = player.rounds.iter().map(|t| t.wall).sum();
+                if round < FEWEST_ROUNDS || used < PATIENCE_SECONDS {
+                    match self.time(&mut player.worker, player.times) {
+                        Ok(timed) => player.rounds.push(timed),
+                        Err(e) => *seat = Err((player.seat, e.to_string())),
+                    }
+                }
+            }
+        }
+        // What one question does, in the unit of the table.
+        let flops = answer.and_then(|a| a.flops_forward).unwrap_or(f64::NAN);
+        let each = self.batch as f64 * if self.work == Work::Step { 1.0 } else { flops / 1e9 };
+        let outcome = |p: Player| Outcome {
+            seat: p.seat,
+            errors: p.errors,
+            memory: p.memory,
+            per_core_second: p.rounds.iter().map(|t| each * f64::from(p.times) / t.cpu).collect(),
+            per_second: p.rounds.iter().map(|t| each * f64::from(p.times) / t.wall).collect(),
+            ready: p.worker.ready.clone(),
+        };
+        Ok(seats.into_iter().map(|seat| seat.map(outcome)).collect())
+    }
+
+    /// Starts a peer, checks it against `answer` (which the first one gives), and finds how much it can do in a round.
+    fn enter(&self, seat: Seat, file: &Path, setting: &Setting, answer: &mut Option<Checked>) -> Result<Player> {
+        let log = setting.folder.join(format!("{:?}.log", seat.kind));
+        let mut worker = Worker::start(self.command(seat, file, setting), log)?;
+        let on_adapter = matches!(seat.kind, Kind::Burn | Kind::NcnnVulkan);
+        if on_adapter && worker.ready.device != setting.adapter.device {
+            return Err(format!("runs on {}, not on {}", worker.ready.device, setting.adapter.device).into());
+        }
+        let checked = worker.check()?;
+        let memory = checked.memory;
+        let errors = match answer {
+            Some(answer) => Errors::between(&checked, answer, self.batch)?,
+            None => {
+                *answer = Some(checked);
+                Errors::default()
+            }
+        };
+        if !errors.small() {
+            return Err(format!("disagrees: {errors}").into());
+        }
+        // Compiles what is left to compile.
+        self.time(&mut worker, 1)?;
+        let first = self.time(&mut worker, 1)?;
+        let times = (ROUND_SECONDS / first.cpu).ceil().clamp(1.0, 10.0) as u32;
+        Ok(Player { seat, worker, errors, memory, times, rounds: Vec::new() })
+    }
+
+    fn time(&self, worker: &mut Worker, times: u32) -> Result<Timed> {
+        if self.work == Work::Forward {
+            return worker.time(Question::Forward(times));
+        }
+        let timed = worker.time(Question::Step(times))?;
+        let want = (STEP_SIZE * times as f32).min(EPS);
+        let moved = timed.moved.unwrap_or(f32::NAN);
+        match (moved - want).abs() <= 1e-5 {
+            true => Ok(timed),
+            false => Err(format!("{times} steps moved a pixel by {moved}, not by {want}").into()),
+        }
+    }
+
+    fn command(&self, seat: Seat, file: &Path, setting: &Setting) -> Command {
+        let own = |peer: &str| {
+            let mut command = own_program();
+            command.args(["worker", peer, self.network, &self.batch.to_string(), &setting.kind]);
+            command
+        };
+        let python = |arguments: &[&str]| {
+            let mut command = Command::new(&setting.python);
+            command.arg(script()).arg(arguments[0]).arg(file).args(&arguments[1..]);
+            command
+        };
+        let mut command = match seat.kind {
+            Kind::Signstep => own("signstep"),
+            Kind::Burn => own("burn"),
+            Kind::NcnnVulkan => python(&["ncnn", "--device", "vulkan", "--adapter", &setting.adapter.device]),
+            Kind::NcnnCpu => python(&["ncnn"]),
+            Kind::Torch => python(&["torch", "--threads", &seat.threads.to_string()]),
+            Kind::TorchCuda => python(&["torch", "--device", "cuda"]),
+        };
+        command.current_dir(&setting.folder).env_remove("LP_NUM_THREADS");
+        if seat.threads > 0 {
+            command.env("LP_NUM_THREADS", seat.threads.to_string());
+        }
+        command
+    }
+}
+
+pub fn script() -> &'static str {
+    concat!(env!("CARGO_MANIFEST_DIR"), "/peers.py")
+}
+
+pub fn own_program() -> Command {
+    Command::new(std::env::current_exe().expect("this program has a path"))
+}
+
+/// Writes a case in a process of its own: a process that is started counts as large as the one that starts it, so this one
+/// stays small.
+pub fn prepare(network: &str, batch: usize, file: &Path) -> Result<()> {
+    let status = own_program().args(["worker", "prepare", network, &batch.to_string()]).arg(file).status()?;
+    if status.success() { Ok(()) } else { Err(format!("{}: cannot be written", file.display()).into()) }
+}
+
+/// ‖got − want‖ / ‖want‖ by sample.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub struct Errors {
+    /// Of the worst sample.
+    pub logits: f64,
+    /// Of the median sample and of the worst, where the peer has gradients.
+    pub gradient: Option<(f64, f64)>,
+}
+
+impl Errors {
+    fn between(got: &Checked, want: &Checked, samples: usize) -> Result<Self> {
+        let logits = distances(&got.logits, &want.logits, samples)?;
+        let gradient = match (&got.gradient, &want.gradient) {
+            (Some(got), Some(want)) => Some(distances(got, want, samples)?),
+            _ => None,
+        };
+        let worst = |sorted: &[f64]| sorted[samples - 1];
+        Ok(Errors { logits: worst(&logits), gradient: gradient.map(|g| (median(g.iter().copied()), worst(&g))) })
+    }
+
+    /// NaN is not small.
+    fn small(&self) -> bool {
+        let (median, worst) = self.gradient.unwrap_or_default();
+        self.logits <= LOGITS_TOLERANCE && median <= GRADIENT_TOLERANCES.0 && worst <= GRADIENT_TOLERANCES.1
+    }
+}
+
+impl fmt::Display for Errors {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "logits {:.0e}", self.logits)?;
+        self.gradient.map_or(Ok(()), |(median, worst)| write!(f, ", gradient {median:.0e}, worst {worst:.0e}"))
+    }
+}
+
+/// Of each sample, the smallest first; NaN where anything is NaN, and last.
+fn distances(got: &[f32], want: &[f32], samples: usize) -> Result<Vec<f64>> {
+    if got.len() != want.len() || want.is_empty() {
+        return Err(format!("gives {} values, not {}", got.len(), want.len()).into());
+    }
+    let each = want.len() / samples;
+    let one = |(got, want): (&[f32], &[f32])| {
+        let want: Vec<f64> = want.iter().map(|v| f64::from(*v)).collect();
+        // The sign of a NaN is the processor's, and would decide whether it is sorted first or last.
+        match relative_l2(got, &want) {
+            e if e.is_nan() => f64::NAN.abs(),
+            e => e,
+        }
+    };
+    let mut distances: Vec<f64> = got.chunks(each).zip(want.chunks(each)).map(one).collect();
+    distances.sort_by(f64::total_cmp);
+    Ok(distances)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn errors(logits: &[f32], gradient: &[f32]) -> Errors {
+        let checked = |logits: &[f32], gradient: &[f32]| Checked {
+            logits: logits.to_vec(),
+            gradient: Some(gradient.to_vec()),
+            ..Checked::default()
+        };
+        Errors::between(&checked(logits, gradient), &checked(&[1.0; 3], &[1.0; 3]), 3).unwrap()
+    }
+
+    #[test]
+    fn errors_are_seen() {
+        assert!(errors(&[1.0; 3], &[1.0, 1.001, 1.0]).small());
+        assert!(!errors(&[1.0; 3], &[1.0, 1.001, 1.001]).small(), "gradients, two of three");
+        assert!(!errors(&[1.0; 3], &[1.0, 1.1, 1.0]).small(), "a gradient far off");
+        assert!(!errors(&[1.0, 1.0, 1.001], &[1.0; 3]).small(), "logits");
+        for nan in [f32::NAN, -f32::NAN] {
+            assert!(!errors(&[1.0, nan, 1.0], &[1.0; 3]).small(), "NaN among logits");
+            assert!(!errors(&[1.0; 3], &[1.0, nan, 1.0]).small(), "NaN in a gradient");
+        }
+        assert!(distances(&[1.0], &[1.0; 2], 1).is_err(), "a value too few");
+    }
+}

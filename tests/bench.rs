@@ -1,0 +1,262 @@
+//! `signstep bench` as a user runs it, and the trials and probes below it.
+
+mod common;
+#[path = "common/program.rs"]
+mod program;
+
+use program::{Bench, json, names};
+use signstep::model::Dims;
+use signstep::trial::{self, Clock, Custom, Setup, Trial};
+use signstep::{Plan, Storage, Target, Variant, probe};
+use std::fs;
+use std::time::{Duration, Instant};
+
+/// A kernel that compiles and runs in no time.
+const SMALL: &str = "bench --kernel conv2d_forward --shape conv3x3s1-3-8-8x8 --rounds 1 --samples 2";
+
+impl Bench {
+    /// Runs what must fail with `code` and one line of error that holds `word`.
+    fn refused(&self, line: &str, code: i32, word: &str) {
+        let output = self.run(line);
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(code), "signstep {line}: {errors}");
+        let told: Vec<&str> = errors.lines().filter(|l| l.starts_with("error: ")).collect();
+        assert!(told.len() == 1 && told[0].contains(word), "signstep {line}: `{word}` is missing from\n{errors}");
+    }
+
+    /// Writes down the naive kernel and gives its text.
+    fn dumped(&self) -> String {
+        self.ok("bench --kernel conv2d_forward --shape conv3x3s1-3-8-8x8 --variant naive --dump dump");
+        let name = names(&self.path("dump")).into_iter().find(|n| n.ends_with(".wgsl")).expect("WGSL");
+        fs::read_to_string(self.path("dump").join(name)).unwrap()
+    }
+}
+
+#[test]
+fn shaders_are_written_in_four_languages_whole_or_not_at_all() {
+    let bench = Bench::new();
+    bench.ok("bench --kernel conv2d_* --shape conv3x3s1-3-8-8x8,conv3x3s2-8-8-8x8 --dump dump");
+    let files = names(&bench.path("dump"));
+    for ending in [".wgsl", ".spv", ".metal", ".hlsl"] {
+        assert_eq!(files.iter().filter(|f| f.ends_with(ending)).count() * 4, files.len(), "{ending} of {files:?}");
+    }
+    assert!(files.len() >= 16, "{files:?}");
+    for file in files.iter().filter(|f| f.ends_with(".wgsl")) {
+        let text = fs::read_to_string(bench.path("dump").join(file)).unwrap();
+        let module = naga::front::wgsl::parse_str(&text).unwrap_or_else(|e| panic!("{file}: {e}"));
+        let entry = file.split("--").next().unwrap();
+        assert!(module.entry_points.iter().any(|e| e.name == entry), "{file}");
+    }
+    for file in files.iter().filter(|f| f.ends_with(".spv")) {
+        assert_eq!(fs::read(bench.path("dump").join(file)).unwrap()[..4], 0x0723_0203_u32.to_le_bytes(), "{file}");
+    }
+    // A folder that holds something is left as it is.
+    bench.refused("bench --kernel conv2d_forward --shape conv3x3s1-3-8-8x8 --dump dump", 8, "not an empty folder");
+    assert_eq!(names(&bench.path("dump")), files);
+    fs::write(bench.path("file"), "").unwrap();
+    bench.refused("bench --kernel conv2d_forward --shape conv3x3s1-3-8-8x8 --dump file/dump", 8, "file");
+    assert_eq!(names(bench.folder.path()), ["dump", "file"]);
+}
+
+#[test]
+fn a_kernel_of_ones_own_is_timed_when_it_is_right_and_refused_when_it_is_not() {
+    let bench = Bench::new();
+    let text = bench.dumped();
+    let own = |name: &str, text: &str| fs::write(bench.path(name), text).unwrap();
+
+    own("right.wgsl", &text);
+    let results = json(&bench.ok(&format!("{SMALL} --wgsl right.wgsl --entry conv2d_forward --format json")));
+    let rows = results["kernels"].as_array().unwrap();
+    let variants: Vec<&str> = rows.iter().map(|r| r["variant"].as_str().unwrap()).collect();
+    assert_eq!(variants, ["naive", "own:right"]);
+    assert!(rows.iter().all(|r| r["time"]["median"].as_f64().unwrap() > 0.0));
+
+    let fma = "acc[p] = fma(";
+    assert!(text.contains(fma), "{text}");
+    // One channel in a thousandth too large; one tap left out; not a number.
+    let nearly = text.replacen("acc[4u * k + p] + w.bias", "acc[4u * k + p] * 1.001 + w.bias", 1);
+    assert_ne!(nearly, text);
+    own("nearly.wgsl", &nearly);
+    let line = |name: &str| format!("{SMALL} --wgsl {name} --entry conv2d_forward");
+    bench.refused(&line("nearly.wgsl"), 1, "differ in bits");
+    assert!(bench.run(&line("nearly.wgsl")).stdout.is_empty());
+    bench.ok(&format!("{} --tolerance 0.01", line("nearly.wgsl")));
+    bench.refused(&format!("{} --tolerance 1e-5", line("nearly.wgsl")), 1, "relative distance");
+    let taps = text.replacen("s < S;", "s < S - 1u;", 1);
+    assert_ne!(taps, text);
+    own("taps.wgsl", &taps);
+    bench.refused(&format!("{} --tolerance 0.01", line("taps.wgsl")), 1, "taps.wgsl: conv2d_forward is not");
+    own("nan.wgsl", &text.replacen(fma, "acc[p] = bitcast<f32>(0x7fc00000u + id.z) * fma(", 1));
+    bench.refused(&format!("{} --tolerance 1e9", line("nan.wgsl")), 1, "NaN or infinity");
+
+    own("broken.wgsl", &text.replacen(fma, "acc[p] = nonsense(", 1));
+    let at = text.lines().position(|l| l.contains(fma)).unwrap() + 1;
+    bench.refused(&line("broken.wgsl"), 3, &format!("broken.wgsl:{at}:"));
+    bench.refused(&format!("{SMALL} --wgsl right.wgsl --entry other"), 3, "there is conv2d_forward");
+    bench.refused(&line("absent.wgsl"), 3, "absent.wgsl: cannot be read");
+    own("bindings.wgsl", &text.replacen("@binding(0)", "@binding(7)", 1));
+    bench.refused(&line("bindings.wgsl"), 3, "bindings.wgsl");
+    bench.refused(&format!("{} --grid 1", line("right.wgsl")), 2, "--grid");
+    bench.refused(
+        "bench --kernel conv2d_forward --shape conv3x3s1-*-8x8 --wgsl right.wgsl --entry f",
+        2,
+        "one naive kernel",
+    );
+}
+
+#[test]
+fn results_are_kept_compared_and_made_into_a_page() {
+    let bench = Bench::new();
+    let text = bench.ok(&format!("{SMALL} --save=kept/results --format json"));
+    let saved = names(&bench.path("kept/results"));
+    assert!(saved.len() == 1 && saved[0].ends_with("-vulkan.json"), "{saved:?}");
+    let kept = fs::read_to_string(bench.path("kept/results").join(&saved[0])).unwrap();
+    assert_eq!(json(&kept), json(&text));
+    let results = json(&text);
+    assert_eq!(results["schema_version"], 1);
+    let probes: Vec<&str> = results["probes"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
+    assert_eq!(probes, ["fma", "copy", "empty", "dispatch", "submission"]);
+    let row = &results["kernels"][0];
+    for figure in ["gflops_per_s", "gbytes_per_s", "share"] {
+        assert!(row[figure].as_f64().unwrap() > 0.0, "{figure} in {row}");
+    }
+
+    // The same rows, ten times as fast or as slow: this run is slower, or is not.
+    let baseline = |factor: f64| {
+        let mut other = results.clone();
+        let time = &mut other["kernels"][0]["time"]["median"];
+        *time = (time.as_f64().unwrap() * factor).into();
+        fs::write(bench.path("baseline.json"), other.to_string()).unwrap();
+    };
+    let line = format!("{SMALL} --baseline baseline.json --fail-over 150%");
+    baseline(0.01);
+    bench.refused(
+        &line,
+        1,
+        "1 of 1 rows are slower than the baseline by more than 150.0 %: conv2d_forward conv3x3s1-3-8-8x8",
+    );
+    baseline(100.0);
+    bench.ok(&line);
+    fs::write(bench.path("baseline.json"), text.replacen("\"name\": \"", "\"name\": \"another ", 1)).unwrap();
+    bench.refused(&line, 2, "results of another");
+    fs::write(bench.path("baseline.json"), text.replacen("\"schema_version\": 1", "\"schema_version\": 9", 1)).unwrap();
+    bench.refused(&line, 3, "schema 9");
+    bench.refused(&format!("{SMALL} --baseline absent.json"), 3, "absent.json");
+
+    bench.ok("bench --table=kept/results");
+    let page = fs::read_to_string(bench.path("kept/RESULTS.md")).unwrap();
+    assert!(page.contains("conv3x3s1-3-8-8x8") && page.contains("**Ceilings, as measured**"), "{page}");
+    bench.refused("bench --table=absent", 3, "absent");
+    fs::create_dir(bench.path("empty")).unwrap();
+    bench.refused("bench --table=empty", 3, "holds no results");
+    fs::write(bench.path("kept/results/broken.json"), "{").unwrap();
+    bench.refused("bench --table=kept/results", 3, "broken.json");
+    assert_eq!(fs::read_to_string(bench.path("kept/RESULTS.md")).unwrap(), page);
+}
+
+#[test]
+fn whole_steps_are_timed_by_batch_within_the_time_there_is() {
+    let bench = Bench::new();
+    let csv = bench
+        .ok("bench --network digits-cnn --batch 8,1,8,100000 --rounds 1 --max-seconds 2 --format csv --out steps.csv");
+    assert!(csv.is_empty(), "{csv}");
+    let csv = fs::read_to_string(bench.path("steps.csv")).unwrap();
+    let rows: Vec<Vec<&str>> = csv.lines().map(|l| l.split(',').collect()).collect();
+    let column = |name: &str| rows[0].iter().position(|c| *c == name).unwrap();
+    let steps: Vec<&Vec<&str>> = rows.iter().filter(|r| r[0] == "step").collect();
+    let batches: Vec<&str> = steps.iter().map(|r| r[column("samples")]).collect();
+    assert_eq!(batches, ["1", "8", "100000"]);
+    for row in &steps[..2] {
+        for name in ["median", "wall_s", "growth", "start_up_s", "bytes_per_sample", "other_share"] {
+            assert!(row[column(name)].parse::<f64>().is_ok_and(|v| v > 0.0), "{name} in {row:?}");
+        }
+    }
+    assert_eq!(steps[1][column("growth")], "1");
+    assert!(steps[2][column("skipped")].contains("--max-seconds") && steps[2][column("median")].is_empty());
+    assert_eq!(names(bench.folder.path()), ["steps.csv"]);
+}
+
+#[test]
+fn what_cannot_be_is_told_before_anything_runs() {
+    let bench = Bench::new();
+    for (line, code, word) in [
+        ("bench --kernel nonsense", 2, "conv2d_forward, "),
+        (
+            "bench --kernel conv2d_forward --shape relu-8-8x8",
+            2,
+            "no kernel conv2d_forward runs on the shape relu-8-8x8",
+        ),
+        ("bench --shape conv3x3s1-0-8-8x8", 2, "conv3x3s1-0-8-8x8"),
+        ("bench --shape maxpool9s1-8-8x8", 2, "a window must fit"),
+        ("bench --shape nonsense*", 2, "conv3x3s1-3-16-32x32"),
+        ("bench --variant nonsense", 2, "naive, fast"),
+        ("bench --network nonsense", 2, "resnet20"),
+        ("bench --model absent.safetensors", 3, "absent.safetensors"),
+        ("bench --batch 0", 2, "--batch 0"),
+        ("bench --rounds 0", 2, "--rounds"),
+        ("bench --samples 0 kernels", 2, "--samples"),
+        ("bench --max-seconds nan", 2, "--max-seconds"),
+        ("bench --fail-over 5%", 2, "--baseline"),
+        ("bench steps --dump x", 2, "about kernels"),
+        ("bench --device reference", 2, "reference"),
+        ("bench --device nonsense", 4, "nonsense"),
+        ("bench --wgsl x.wgsl --entry f", 2, "--kernel"),
+    ] {
+        bench.refused(line, code, word);
+    }
+    assert!(names(bench.folder.path()).is_empty());
+}
+
+#[test]
+fn probes_give_finite_figures_and_results() {
+    let gpu = common::gpu();
+    let start = Instant::now();
+    let process = || start.elapsed();
+    let clock = Clock::of(gpu, &process);
+    for probe in probe::all(gpu.storage(), true) {
+        let figure = probe.figure(probe.seconds(gpu, &clock).unwrap());
+        assert!(figure.is_finite() && figure > 0.0, "{}: {figure} {}", probe.name, probe.unit);
+        if gpu.device().features().contains(signstep::wgpu::Features::TIMESTAMP_QUERY) && probe.name == "fma" {
+            let by_device = probe.seconds(gpu, &Clock::Timestamps).unwrap();
+            let by_wall = probe.seconds(gpu, &Clock::Wall).unwrap();
+            assert!(by_device > 0.0 && by_device < 10.0 * by_wall, "{by_device} s and {by_wall} s");
+        }
+        let outputs = probe.trial(gpu, 0, 0).unwrap().outputs().unwrap();
+        // What is compared with itself is the same, unless something is not finite.
+        assert_eq!(trial::compare(&outputs, &outputs, None), Ok(0.0), "{}", probe.name);
+        assert!(outputs.iter().all(|w| w.bytes.iter().any(|b| *b != 0)), "{}", probe.name);
+    }
+}
+
+#[test]
+fn a_trial_is_repeatable_and_its_copies_are_not_equal() {
+    let gpu = common::gpu();
+    let mut rng = common::Rng::new(3);
+    let layers = vec![signstep::model::Layer::Relu, common::conv("c", 5, 9, 3, 1, 1), signstep::model::Layer::Relu];
+    let layers = layers.into_iter().chain([signstep::model::Layer::GlobalAvgPool, common::linear("z", 9, 3)]).collect();
+    let model = common::random_model(&mut rng, Dims::new(5, 7, 6), layers);
+    for storage in [Storage::Buffer, Storage::Texture] {
+        let target = Target { limits: gpu.limits().clone(), storage, variant: Variant::Naive, ..Target::default() };
+        let plan = Plan::new(&model, &target).unwrap();
+        let dispatches: Vec<_> = plan.forward.iter().filter(|d| d.layer == "c").cloned().collect();
+        let new = |setup| Trial::new(gpu, &dispatches, &plan.resources, &setup).unwrap();
+        let once = new(Setup::once(3)).outputs().unwrap();
+        assert_eq!(trial::compare(&new(Setup::once(3)).outputs().unwrap(), &once, None), Ok(0.0));
+        let copies = new(Setup { samples: 3, working_set: 1 << 14, memory: 1 << 20 });
+        let first = copies.outputs().unwrap();
+        assert_eq!(trial::compare(&first, &once, None), Ok(0.0));
+        assert!(trial::compare(&copies.outputs().unwrap(), &once, None).is_err(), "the second copy is the first one");
+        let measure = copies.time(&Clock::Process(&|| Duration::from_secs(1)), 2).unwrap();
+        assert!(measure.time == 0.0 && measure.wall > 0.0);
+
+        let source = dispatches[0].kernel.source().unwrap();
+        let custom = Custom::compile(gpu, &dispatches[0], dispatches[0].kernel.entry, &source.text).unwrap();
+        let same = Trial::with_custom(gpu, &dispatches, &plan.resources, &Setup::once(3), &custom).unwrap();
+        assert_eq!(trial::compare(&same.outputs().unwrap(), &once, None), Ok(0.0));
+    }
+    assert!(Custom::compile(gpu, &plan_of(&model).forward[0], "f", "nonsense").is_err());
+}
+
+fn plan_of(model: &signstep::Model) -> Plan {
+    Plan::new(model, &Target::default()).unwrap()
+}
