@@ -51,6 +51,8 @@ pub struct Limits {
     pub workgroups: u64,
     /// Invocations in a workgroup along x.
     pub workgroup_size: u32,
+    /// Memory that a workgroup shares, in bytes.
+    pub workgroup_storage: u32,
 }
 
 impl Default for Limits {
@@ -63,6 +65,7 @@ impl Default for Limits {
             texture_side: 8192,
             workgroups: 65_535,
             workgroup_size: 256,
+            workgroup_storage: 16 << 10,
         }
     }
 }
@@ -76,6 +79,7 @@ impl Limits {
             texture_side: u64::from(l.max_texture_dimension_2d),
             workgroups: u64::from(l.max_compute_workgroups_per_dimension),
             workgroup_size: l.max_compute_workgroup_size_x.min(l.max_compute_invocations_per_workgroup),
+            workgroup_storage: l.max_compute_workgroup_storage_size,
         }
     }
 }
@@ -157,6 +161,7 @@ fn summarise(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
             ("texture_side", limits.texture_side),
             ("workgroups", limits.workgroups),
             ("workgroup_size", u64::from(limits.workgroup_size)),
+            ("workgroup_storage", u64::from(limits.workgroup_storage)),
             ("subgroup_min", u64::from(info.subgroup_min_size)),
             ("subgroup_max", u64::from(info.subgroup_max_size)),
         ],

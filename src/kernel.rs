@@ -37,6 +37,7 @@ const FILES: &[(&str, &str)] = &[
     ("step", include_str!("../shaders/step.wgsl")),
     ("store", include_str!("../shaders/store.wgsl")),
     ("subgroup", include_str!("../shaders/subgroup.wgsl")),
+    ("workgroup", include_str!("../shaders/workgroup.wgsl")),
 ];
 
 /// One kernel for one shape: entry point, constants, and where activations lie. Equal kernels share a pipeline.
@@ -185,6 +186,13 @@ impl Kernel {
             "conv2d_input_grad_parity_broadcast" => c("IC4") * (1 + c("R")),
             "linear_forward_broadcast" | "linear_input_grad_broadcast" => c("L"),
             "linear_forward" | "linear_input_grad" => c("L"),
+            "conv2d_forward_workgroup"
+            | "conv2d_input_grad_workgroup"
+            | "linear_forward_workgroup"
+            | "linear_input_grad_workgroup" => {
+                let slabs = (c("IC4") * c("R").div_ceil(c("STEP"))).div_ceil(c("LS")) + 1;
+                slabs * (1 + c("LS") * (1 + c("WIDEST").div_ceil(c("TAPS")))) + 2 * c("WORDS").div_ceil(c("WG")) + 4
+            }
             "cross_entropy_forward" => 2 * c("K") + c("K").div_ceil(4),
             "global_avg_pool_forward" => c("IH") * c("IW"),
             "max_pool_forward" | "max_pool_input_grad" | "avg_pool_forward" | "avg_pool_input_grad" => {

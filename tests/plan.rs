@@ -159,6 +159,7 @@ impl Maker {
             texture_side: pick(d.texture_side, &[1024, 2048, 16_384]),
             workgroups: pick(d.workgroups, &[1, 8, 256, u64::from(u32::MAX)]),
             workgroup_size: pick(256, &[16, 64, 1024]) as u32,
+            workgroup_storage: pick(16 << 10, &[0, 4 << 10, 64 << 10]) as u32,
         }
     }
 }
@@ -256,6 +257,14 @@ fn rounds(text: &str, consts: &[(&'static str, u32)]) -> u64 {
         let named = consts.iter().find(|(n, _)| *n == word).map(|(_, v)| u64::from(*v));
         // `K4` and its like are constants that the shader makes itself.
         let k4 = (word == "K4").then(|| consts.iter().find(|(n, _)| *n == "K")).flatten();
+        // Tiles of workgroups go through slabs of lines; outputs of a phase meet every STEP-th tap.
+        let c = |name: &str| consts.iter().find(|(n, _)| *n == name).map(|(_, v)| u64::from(*v)).unwrap();
+        match word {
+            "slabs + 1u" => return (c("IC4") * c("R").div_ceil(c("STEP"))).div_ceil(c("LS")) + 1,
+            "here" => return c("LS"),
+            "columns" => return c("S").div_ceil(c("STEP")),
+            _ => {}
+        }
         named
             .or(k4.map(|(_, k)| u64::from(k.div_ceil(4))))
             .unwrap_or_else(|| word.trim_end_matches('u').parse().unwrap_or_else(|_| panic!("a loop up to {word:?}")))
@@ -269,7 +278,12 @@ fn rounds(text: &str, consts: &[(&'static str, u32)]) -> u64 {
             if condition.contains("<= min(") {
                 return value("SIZE"); // the windows that cover a pixel
             }
-            condition.split_once('<').unwrap().1.trim().split('*').map(|f| value(f.trim())).product::<u64>()
+            let rounds =
+                condition.split_once('<').unwrap().1.trim().split('*').map(|f| value(f.trim())).product::<u64>();
+            // A step by a constant that has a name. (Steps by 2 begin at 0 or 1: counted as steps by 1.)
+            let by = rest.split("+= ").nth(1).map(|by| by.split(')').next().unwrap());
+            let by = by.filter(|name| name.chars().all(|c| c.is_ascii_uppercase()));
+            rounds.div_ceil(by.map_or(1, value))
         });
         if let Some(n) = header {
             assert!(line.ends_with('{'), "{line}");

@@ -1,6 +1,7 @@
 //! Convolution: `shaders/conv2d.wgsl`. The input gradient is a convolution with the weights transposed and turned by 180°.
 
 use super::tile::{Family, SHARE, Tile, WHOLE};
+use super::workgroup::{Gemm, LARGEST};
 use super::{Build, Variant};
 use super::{Epilogue, Value, blocks, slice_bytes, slices, workgroup};
 use crate::error::Result;
@@ -85,6 +86,7 @@ fn emit(build: &mut Build, g: &Gather, epilogue: Epilogue) -> Result<()> {
     let shape = g.shape(&epilogue);
     match g.tile(build, &shape, &epilogue) {
         Some(tile) if tile.family == Family::Broadcast => broadcast(build, g, tile, epilogue),
+        Some(tile) if tile.family == Family::Workgroup => product(build, g, tile, epilogue),
         tile => sliced(build, g, tile, epilogue),
     }
     build.sites.push((first..build.dispatches.len(), shape));
@@ -115,9 +117,6 @@ impl Gather<'_> {
 
     /// The tile that computes this, none for the naive kernel.
     fn tile(&self, build: &Build, shape: &str, epilogue: &Epilogue) -> Option<Tile> {
-        if self.dilate > 2 {
-            return None;
-        }
         let target = build.target;
         let wanted = match target.variant {
             Variant::Naive => return None,
@@ -125,10 +124,16 @@ impl Gather<'_> {
             Variant::Fast => target.tuning.tile(shape),
         };
         let wanted = wanted.filter(|tile| self.serves(*tile, epilogue) && tile.family.is_offered(target));
-        Some(wanted.unwrap_or_else(|| self.default_tile(Family::best(target), epilogue)))
+        let family = Family::best(target);
+        let default = (self.dilate <= 2 || family == Family::Workgroup).then(|| self.default_tile(family, epilogue));
+        wanted.or(default)
     }
 
     fn serves(&self, tile: Tile, epilogue: &Epilogue) -> bool {
+        // Products of matrices are cut to fit, whatever the stride.
+        if self.dilate > 2 || tile.family == Family::Workgroup {
+            return tile.family == Family::Workgroup;
+        }
         let (_, o4) = self.blocks();
         // A word of signs covers two blocks and four pixels, so only a lone block without one can stand alone.
         let lone = o4 == 1 && epilogue.relu.is_none() && !(self.dilate == 2 && tile.family == Family::Register);
@@ -146,6 +151,7 @@ impl Gather<'_> {
             // few channels, leave room for more pixels.
             Family::Broadcast if lone => (1, wide),
             Family::Broadcast => (if o4 >= 4 { 4 } else { 2 }, if self.dilate == 2 || o4 < 4 { wide } else { 4 }),
+            Family::Workgroup => (LARGEST.blocks, LARGEST.pixels),
             // Large kernels are long programs as they are: a small tile keeps them from compiling for ten seconds.
             Family::Register if self.kernel > 4 => (2, if self.dilate == 2 { 4 } else { wide }),
             Family::Register if lone && self.dilate == 1 => (1, wide),
@@ -284,4 +290,27 @@ fn broadcast(build: &mut Build, g: &Gather, tile: Tile, epilogue: Epilogue) {
         grid: Grid::Flat { items, samples: 1, size: WHOLE, y: tiles as u32 * if parity { 2 } else { 1 } },
         flops: g.flops,
     });
+}
+
+/// A product of matrices, cut into tiles of whole workgroups.
+fn product(build: &mut Build, g: &Gather, tile: Tile, epilogue: Epilogue) {
+    let gemm = Gemm {
+        entry: match g.pass {
+            Pass::Forward => "conv2d_forward_workgroup",
+            Pass::InputGrad => "conv2d_input_grad_workgroup",
+        },
+        layer: g.layer,
+        x: g.x,
+        y: g.y,
+        linear: false,
+        kernel: g.kernel,
+        stride: g.stride,
+        step: g.dilate,
+        padding: g.padding,
+        cb: g.in_block(),
+        weights: &|b, c4, i, r, s| g.weights(b, 4 * c4 + i, r, s),
+        biases: &|b| g.biases(b),
+        flops: g.flops,
+    };
+    gemm.emit(build, tile, epilogue);
 }

@@ -1,6 +1,7 @@
 //! Fully connected layers: `shaders/linear.wgsl`. Weights are reordered so that the texels of a sample are read as they lie.
 
 use super::tile::{Family, SHARE, Tile, WHOLE};
+use super::workgroup::{Gemm, LARGEST};
 use super::{Build, Variant};
 use super::{Epilogue, Value, blocks, slice_bytes, slices, texels, workgroup};
 use crate::kernel::{Dispatch, Grid, Kernel};
@@ -15,8 +16,8 @@ fn flat(d: Dims, t: usize, j: usize) -> Option<usize> {
 /// A product of a matrix and the texels of each sample.
 struct Product<'a> {
     layer: &'a Linear,
-    /// Entry points: naive, and with weights handed round.
-    entries: [&'static str; 2],
+    /// Entry points: naive, with weights handed round, and as tiles of whole workgroups.
+    entries: [&'static str; 3],
     x: Value,
     y: Value,
     texels_in: usize,
@@ -32,7 +33,7 @@ struct Product<'a> {
 pub(crate) fn forward(build: &mut Build, l: &Linear, p: &Params, x: Value, y: Value, epilogue: Epilogue) {
     let product = Product {
         layer: l,
-        entries: ["linear_forward", "linear_forward_broadcast"],
+        entries: ["linear_forward", "linear_forward_broadcast", "linear_forward_workgroup"],
         x,
         y,
         texels_in: texels(x.dims) as usize,
@@ -51,7 +52,7 @@ pub(crate) fn forward(build: &mut Build, l: &Linear, p: &Params, x: Value, y: Va
 pub(crate) fn input_grad(build: &mut Build, l: &Linear, p: &Params, dy: Value, dx: Value, epilogue: Epilogue) {
     let product = Product {
         layer: l,
-        entries: ["linear_input_grad", "linear_input_grad_broadcast"],
+        entries: ["linear_input_grad", "linear_input_grad_broadcast", "linear_input_grad_workgroup"],
         x: dy,
         y: dx,
         texels_in: blocks(l.outputs) as usize,
@@ -76,13 +77,18 @@ fn emit(build: &mut Build, p: &Product, epilogue: Epilogue) {
         Variant::Fast => target.tuning.tile(&shape),
     };
     let wanted = wanted.filter(|tile| tile.family.is_offered(target));
-    let default = (target.variant != Variant::Naive).then(|| Tile::new(Family::best(target), 4, 2));
+    let default = || match Family::best(target) {
+        Family::Workgroup => LARGEST,
+        family => Tile::new(family, 4, 2),
+    };
+    let default = (target.variant != Variant::Naive).then(default);
     let tile = wanted.or(default);
     match tile {
         // A word of signs covers two blocks.
         Some(tile) if tile.family == Family::Broadcast && tile.blocks.is_multiple_of(2) => {
             broadcast(build, p, tile, epilogue);
         }
+        Some(tile) if tile.family == Family::Workgroup => product(build, p, tile, epilogue),
         _ => sliced(build, p, epilogue),
     }
     build.sites.push((first..build.dispatches.len(), shape));
@@ -157,4 +163,24 @@ fn broadcast(build: &mut Build, p: &Product, tile: Tile, epilogue: Epilogue) {
         grid: Grid::Flat { items: 1, samples: tile.pixels, size: WHOLE, y: tiles as u32 },
         flops: 2 * (p.layer.inputs * p.layer.outputs) as u64,
     });
+}
+
+/// Tiles of whole workgroups.
+fn product(build: &mut Build, p: &Product, tile: Tile, epilogue: Epilogue) {
+    let gemm = Gemm {
+        entry: p.entries[2],
+        layer: &p.layer.name,
+        x: p.x,
+        y: p.y,
+        linear: true,
+        kernel: 1,
+        stride: 1,
+        step: 1,
+        padding: 0,
+        cb: p.cb,
+        weights: &|b, t, i, _, _| std::array::from_fn(|o| (p.weight)(b, o, t, i)),
+        biases: &|b| std::array::from_fn(|o| (p.bias)(b, o)),
+        flops: 2 * (p.layer.inputs * p.layer.outputs) as u64,
+    };
+    gemm.emit(build, tile, epilogue);
 }

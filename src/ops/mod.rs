@@ -13,6 +13,7 @@ pub(crate) mod pool;
 pub(crate) mod quantise;
 pub(crate) mod step;
 mod tile;
+mod workgroup;
 
 pub use build::Target;
 pub(crate) use build::{ACTIVATIONS, Build, Ids};

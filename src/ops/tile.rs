@@ -1,6 +1,7 @@
 //! Tiles: which of several kernels computes a layer, and how much of it one invocation does. Every tile gives the same bits.
 
 use super::build::Target;
+use super::workgroup;
 use crate::error::{Error, Result};
 use crate::gpu::Storage;
 use std::collections::BTreeMap;
@@ -28,11 +29,15 @@ pub enum Family {
     /// Register tiles; the invocations of a subgroup read one weight each and hand them round. For adapters where memory
     /// operations cost far more than arithmetic.
     Broadcast,
+    /// Tiles of a whole workgroup, staged in the memory that it shares. For hardware.
+    Workgroup,
 }
 
-const FAMILIES: [(Family, &str); 2] = [(Family::Register, "register"), (Family::Broadcast, "broadcast")];
+const FAMILIES: [(Family, &str); 3] =
+    [(Family::Register, "register"), (Family::Broadcast, "broadcast"), (Family::Workgroup, "workgroup")];
 
-/// What one invocation computes: blocks of four output channels × pixels of a row.
+/// What one invocation computes: blocks of four output channels × pixels of a row. In [`Family::Workgroup`], what a workgroup
+/// computes at most: of fewer channels more pixels, of any rows and samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tile {
     /// By which kernels.
@@ -61,6 +66,7 @@ impl Tile {
         all.extend([Tile::new(Family::Register, 2, 8), Tile::new(Family::Register, 2, 4)]);
         let broadcast = [(4, 4), (4, 8), (8, 4), (2, 8), (2, 4), (1, 8), (1, 4)];
         all.extend(broadcast.map(|(blocks, pixels)| Tile::new(Family::Broadcast, blocks, pixels)));
+        all.extend(workgroup::TILES.map(|(blocks, pixels)| Tile::new(Family::Workgroup, blocks, pixels)));
         all.retain(|tile| tile.family.is_offered(target));
         all
     }
@@ -73,6 +79,11 @@ impl Family {
             Family::Register => true,
             // A smaller subgroup would silently hand out other weights than were asked for; and all must be whole.
             Family::Broadcast => target.subgroup >= SHARE && target.limits.workgroup_size >= WHOLE,
+            // What WebGPU guarantees is what the tiles are made for.
+            Family::Workgroup => {
+                target.limits.workgroup_size >= workgroup::INVOCATIONS
+                    && target.limits.workgroup_storage >= workgroup::STORAGE
+            }
         }
     }
 
@@ -147,7 +158,7 @@ impl FromStr for Tile {
         let (family, size) = text.split_once('-').ok_or_else(fail)?;
         let (family, _) = FAMILIES.iter().find(|(_, name)| *name == family).ok_or_else(fail)?;
         let (blocks, pixels) = size.split_once('x').ok_or_else(fail)?;
-        let number = |t: &str| t.parse().ok().filter(|n| (1..=64).contains(n)).ok_or_else(fail);
+        let number = |t: &str| t.parse().ok().filter(|n| (1..=256).contains(n)).ok_or_else(fail);
         Ok(Tile::new(*family, number(blocks)?, number(pixels)?))
     }
 }
