@@ -4,7 +4,7 @@
 
 //# kernel linear_forward linear_input_grad
 struct Slice {
-    first: vec4<u32>,                         // x: first block of four outputs
+    first: vec4<u32>,                         // x: first block of four outputs; y: 0
     bias: array<vec4<f32>, SLICE>,            // [SLICE] of 4 outputs
     weight: array<vec4<f32>, SLICE * STRIP>,  // [SLICE, L, CB] of 4 outputs
 }
@@ -23,8 +23,9 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
     if (2u * id.x >= SLICE) {
         return;
     }
-    var acc_0 = vec4<f32>();
-    var acc_1 = vec4<f32>();
+    // Sums begin at a zero that compilers cannot see: `zero` in conv2d.wgsl.
+    var acc_0 = vec4<f32>(bitcast<f32>(w.first.y));
+    var acc_1 = acc_0;
     for (var l = 0u; l < L; l++) {
         let x = x_at(n * L + l);
         let base = (2u * id.x * L + l) * CB;
@@ -85,10 +86,12 @@ fn put(n: u32, b: u32, v: vec4<f32>) {
 @compute @workgroup_size(WG)
 fn $entry(@builtin(global_invocation_id) id: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
     let last = arrayLength(&health) - 1u;
+    // Past the weights lie zeros.
+    let zero = w_at(OT * QT + OT * L * CB * QT);
 //# for p in 0..PX
     let n_$p = min(id.x * PX + $(p)u, last);
 //# for q in 0..QT
-    var acc_$q_$p = vec4<f32>();
+    var acc_$q_$p = zero;
 //# end
 //# end
     for (var l = 0u; l < L; l++) {

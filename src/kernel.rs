@@ -179,7 +179,7 @@ impl Kernel {
     pub fn rounds(&self) -> u64 {
         let c = |name| u64::from(self.constant(name).unwrap_or(0));
         match self.entry {
-            "conv2d_forward" | "conv2d_input_grad" => c("IC4") * (1 + c("R") * (1 + c("S") * 5)) + 10,
+            "conv2d_forward" | "conv2d_input_grad" => c("IC4") * (1 + c("R") * (1 + c("S") * 5)) + 18,
             "conv2d_forward_tiled" | "conv2d_input_grad_tiled" => c("IC4") * (1 + c("R")),
             "conv2d_input_grad_parity" => c("IC4"),
             "conv2d_forward_broadcast" | "conv2d_input_grad_broadcast" => c("IC4") * c("R"),

@@ -261,3 +261,39 @@ fn relu_lets_nothing_through_at_zero() {
         }
     }
 }
+
+/// The order of design: four input channels at a time, kernel rows, kernel columns, channels; then the bias, then what is
+/// added. Whether `fma` rounds once or twice is the device's affair, the order is not.
+#[test]
+fn sums_are_taken_in_the_canonical_order() {
+    let mut rng = Rng::new(9);
+    for (c, kernel) in [(1, 1), (2, 1), (3, 1), (4, 1), (5, 1), (9, 1), (1, 2), (2, 3), (6, 3), (7, 2)] {
+        let input = Dims::new(c, kernel, kernel);
+        let block = residual(vec![conv("b", 8, 8, 1, 1, 0)], 0);
+        let model = random_model(&mut rng, input, vec![conv("a", c, 8, kernel, 1, 0), block]);
+        let x = rng.images(input.len());
+        let sum = |w: &dyn Fn(usize) -> f32, x: &dyn Fn(usize) -> f32, order: &[usize], once: bool| {
+            order.iter().fold(0.0_f32, |s, &i| if once { w(i).mul_add(x(i), s) } else { w(i) * x(i) + s })
+        };
+        let taps = kernel * kernel;
+        let blocks = (0..c.div_ceil(4))
+            .flat_map(|b| (0..taps).flat_map(move |t| (4 * b..(4 * b + 4).min(c)).map(move |i| i * taps + t)));
+        let order: Vec<usize> = blocks.collect();
+        let expected = |once: bool| -> Vec<f32> {
+            let (a, b) = (&model.params["a"], &model.params["b"]);
+            let of = |o: usize| sum(&|i| a.weight[o * c * taps + i], &|i| x[i], &order, once) + a.bias[o];
+            let y: Vec<f32> = (0..8).map(of).collect();
+            let in_b: Vec<usize> = (0..8).collect();
+            (0..8).map(|o| sum(&|i| b.weight[8 * o + i], &|i| y[i], &in_b, once) + b.bias[o] + y[o]).collect()
+        };
+        let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        let tiles = Tile::all(network(&model, Storage::Buffer, Variant::Naive).plan().target());
+        let one_of_each = [Family::Register, Family::Broadcast, Family::Workgroup]
+            .map(|family| Variant::Only(*tiles.iter().find(|tile| tile.family == family).expect("offered here")));
+        for variant in one_of_each.into_iter().chain([Variant::Naive]) {
+            let z = network(&model, Storage::Texture, variant).logits(&x).unwrap().logits;
+            let once_or_twice = [bits(&expected(true)), bits(&expected(false))];
+            assert!(once_or_twice.contains(&bits(&z)), "{variant}, {c} channels, kernel {kernel}: {z:?}");
+        }
+    }
+}

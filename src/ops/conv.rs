@@ -280,7 +280,7 @@ fn broadcast(build: &mut Build, g: &Gather, tile: Tile, epilogue: Epilogue) {
             }
         }
     }
-    // The last kernel row is read in whole eights too.
+    // The last kernel row is read in whole eights too, and sums begin at the first of these zeros.
     texels.resize(texels.len().next_multiple_of(SHARE as usize) + SHARE as usize, [0.0; 4]);
     bindings.push(("w", build.texels(format!("{} weights", g.layer), bytemuck::cast_slice(&texels).to_vec())));
     build.push(Dispatch {

@@ -153,7 +153,7 @@ fn broadcast(build: &mut Build, p: &Product, tile: Tile, epilogue: Epilogue) {
             texels.extend((tile * qt..(tile + 1) * qt).map(|b| std::array::from_fn(|o| (p.weight)(b, o, t, i))));
         }
     }
-    // The last texels are read in whole eights too.
+    // The last texels are read in whole eights too, and sums begin at the first of these zeros.
     texels.resize(texels.len().next_multiple_of(SHARE as usize) + SHARE as usize, [0.0; 4]);
     bindings.push(("w", build.texels(format!("{} weights", p.layer.name), bytemuck::cast_slice(&texels).to_vec())));
     build.push(Dispatch {
