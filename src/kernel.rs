@@ -551,6 +551,16 @@ pub fn run_alone(
     Ok(gpu.read(&[(memory[read].buffer(), bytes(read))])?.remove(0))
 }
 
+/// A number that changes when the text of any shader does.
+pub fn fingerprint() -> u64 {
+    FILES.iter().fold(0, |sum, (name, text)| sum ^ hash(name.as_bytes()).rotate_left(1) ^ hash(text.as_bytes()))
+}
+
+/// FNV-1a: for names of files, not for secrets.
+pub fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3))
+}
+
 /// A kernel that shows what subgroups do on a device.
 pub fn subgroup_check() -> Kernel {
     Kernel { entry: "subgroup_check", consts: Vec::new(), storage: Storage::Buffer }

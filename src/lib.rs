@@ -127,6 +127,7 @@ pub mod report;
 pub mod task;
 mod tensor;
 pub mod trial;
+pub mod tune;
 pub mod weights;
 
 pub use attack::{Attack, Method, Norm, Outcome, Targets};

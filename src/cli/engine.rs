@@ -60,7 +60,8 @@ impl Place {
     pub(super) fn load(&self, model: Model, batch: Option<usize>, memory: u64) -> Result<Runner> {
         Ok(match self {
             Place::Gpu(gpu) => {
-                let options = Options { memory, batch, ..Options::default() };
+                let tuning = super::tune::known(gpu);
+                let options = Options { tuning, memory, batch, ..Options::default() };
                 Runner::Gpu(Box::new(Network::with_options(gpu, model, &options)?))
             }
             Place::Reference => Runner::Reference(Box::new(Reference::new(model)?)),

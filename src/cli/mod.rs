@@ -8,6 +8,7 @@ mod engine;
 mod forecast;
 mod info;
 mod merge;
+mod tune;
 mod verify;
 
 use crate::error::{Error, Result};
@@ -67,6 +68,12 @@ enum Command {
     /// List the devices that can be used
     #[command(after_help = format!("Examples:\n  signstep devices\n  signstep devices --json -v\n\n{ENVIRONMENT}"))]
     Devices(DevicesArgs),
+    /// Find the fastest kernels for a network on this device, and keep them for later runs; results do not depend on them
+    #[command(after_help = format!(
+        "Examples:\n  signstep tune\n  signstep tune --model net.safetensors --batch 64\n\n{ENVIRONMENT}\n  \
+         SIGNSTEP_CACHE     folder where tunings are kept [default: signstep in the folder for caches]"
+    ))]
+    Tune(TuneArgs),
     /// Show a network: layers, shapes, parameters, work and memory
     #[command(after_help = format!("Examples:\n  signstep info\n  signstep info --plan --batch 64\n\n{ENVIRONMENT}"))]
     Info(InfoArgs),
@@ -235,6 +242,19 @@ struct DevicesArgs {
 }
 
 #[derive(Args, Debug)]
+struct TuneArgs {
+    /// Weights (safetensors) [default: digits-cnn, inside the program]
+    #[arg(long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// Device: part of its name, or its index in `signstep devices`
+    #[arg(long, value_name = "NAME|INDEX")]
+    device: Option<String>,
+    /// Batch that is timed
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    batch: u32,
+}
+
+#[derive(Args, Debug)]
 struct InfoArgs {
     /// Weights (safetensors) [default: digits-cnn, inside the program]
     #[arg(long, value_name = "FILE")]
@@ -282,6 +302,7 @@ fn run(arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
         Some(Command::Devices(args)) => devices::run(&args),
         Some(Command::Info(args)) => info::run(&args),
         Some(Command::Bench(args)) => bench::run(&args),
+        Some(Command::Tune(args)) => tune::run(&args),
         None => attack::run(&defaults()),
     };
     match result {

@@ -59,7 +59,7 @@ pub struct Contest {
 
 /// What is known of the machine and the command line.
 pub struct Setting {
-    pub python: String,
+    pub python: PathBuf,
     /// Where cases and logs are written.
     pub folder: PathBuf,
     pub rounds: usize,

@@ -28,7 +28,7 @@ pub type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 struct Arguments {
     /// Python that has torch, ncnn and safetensors
     #[arg(long, default_value = "python3")]
-    python: String,
+    python: PathBuf,
     /// Where to write every number, with versions, adapter and date
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -114,7 +114,12 @@ fn compare(arguments: &Arguments) -> Result<()> {
     let kind = adapter.how.rsplit(", ").next().unwrap_or_default().to_string();
     let software = kind == "software";
     let rounds = arguments.rounds.into();
-    let setting = Setting { python: arguments.python.clone(), folder, rounds, adapter, kind };
+    // Peers start in another folder. A name without one is left for PATH; links stay, for an environment is one.
+    let python = match arguments.python.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => std::path::absolute(&arguments.python)?,
+        _ => arguments.python.clone(),
+    };
+    let setting = Setting { python, folder, rounds, adapter, kind };
     let load = load_average();
     let mut results = Vec::new();
     for contest in contests(software) {

@@ -99,7 +99,8 @@ fn speed(contest: &Contest, seats: &[std::result::Result<Outcome, (Seat, String)
 
 /// Device memory that grows with the batch, beside what PyTorch allocates and what its autograd saves.
 fn memory(contest: &Contest, seats: &[std::result::Result<Outcome, (Seat, String)>]) -> Vec<Row> {
-    let of = |kind| seats.iter().flatten().find(|o| o.seat.kind == kind);
+    // Told once for each network: of the batch that PyTorch runs with all threads too.
+    let of = |kind| seats.iter().flatten().find(|o| o.seat.kind == kind && o.seat.threads == 0);
     let (Some(ours), Some(torch)) = (of(Kind::Signstep), of(Kind::Torch)) else { return Vec::new() };
     let what = format!("{}, memory", contest.title());
     let row = |of: &str, theirs: Option<f64>| {

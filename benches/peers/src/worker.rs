@@ -163,7 +163,9 @@ impl Worker {
         let mut line = String::new();
         if self.answers.read_line(&mut line)? == 0 {
             let log = std::fs::read_to_string(&self.log).unwrap_or_default();
-            let last = log.lines().rfind(|l| !l.trim().is_empty()).unwrap_or("without a word").to_string();
+            // A panic ends with a note on how to see more of it.
+            let says = |l: &&str| !l.trim().is_empty() && !l.starts_with("note:");
+            let last = log.lines().rfind(says).unwrap_or("without a word").to_string();
             return Err(format!("the process ended: {last}").into());
         }
         match serde_json::from_str(&line).map_err(|e| format!("no sound answer: {e}"))? {

@@ -1,0 +1,115 @@
+//! `signstep tune`: finds the fastest tiles for a network on this device and keeps them in a file, which every later command
+//! reads.
+
+use super::engine::Place;
+use super::{TuneArgs, answer, load_model, warn};
+use crate::error::{Error, Result};
+use crate::plan::Tuning;
+use crate::trial::Clock;
+use crate::tune::{self, Choice, Verdict};
+use crate::{Gpu, kernel, report};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Where tunings are kept: `SIGNSTEP_CACHE`, else the folder for such things on this system.
+fn folder() -> Option<PathBuf> {
+    let dir = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let home =
+        || dir("HOME").map(|home| home.join(if cfg!(target_os = "macos") { "Library/Caches" } else { ".cache" }));
+    dir("SIGNSTEP_CACHE").or_else(|| {
+        let caches = if cfg!(windows) { dir("LOCALAPPDATA") } else { dir("XDG_CACHE_HOME").or_else(home) };
+        Some(caches?.join("signstep"))
+    })
+}
+
+/// The file of a device.
+fn file(folder: &Path, gpu: &Gpu) -> PathBuf {
+    folder.join(format!("tiles-{:016x}.txt", kernel::hash(tune::key(gpu).as_bytes())))
+}
+
+/// What is known of a device; nothing where there is no file. A file that holds for another device, or that is broken, is as
+/// good as none: what is in it can be measured again.
+pub(super) fn known(gpu: &Gpu) -> Tuning {
+    folder().map(|folder| read(&file(&folder, gpu), &tune::key(gpu))).unwrap_or_default()
+}
+
+fn read(path: &Path, key: &str) -> Tuning {
+    let Ok(text) = std::fs::read_to_string(path) else { return Tuning::default() };
+    let tiles = text.split_once('\n').filter(|(first, _)| *first == key).map(|(_, tiles)| tiles.parse());
+    tiles.and_then(Result::ok).unwrap_or_else(|| {
+        warn(format!("{}: not a tuning of this device and version, and not used", path.display()));
+        Tuning::default()
+    })
+}
+
+/// Adds to what is known. The file is put in its place whole.
+fn write(path: &Path, key: &str, known: &Tuning, tuning: &Tuning) -> Result<()> {
+    let all: Tuning = known.iter().chain(tuning.iter()).map(|(shape, tile)| (shape.to_string(), tile)).collect();
+    let part = path.with_extension(format!("part-{}", std::process::id()));
+    let written = std::fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))
+        .and_then(|()| std::fs::write(&part, format!("{key}\n{all}")))
+        .and_then(|()| std::fs::rename(&part, path));
+    written.map_err(|e| {
+        let _ = std::fs::remove_file(&part);
+        Error::Output { place: path.display().to_string(), detail: e.to_string() }
+    })
+}
+
+pub(super) fn run(args: &TuneArgs) -> Result<()> {
+    if args.batch == 0 {
+        return Err(Error::Usage("--batch must be one or more".into()));
+    }
+    let (model, _) = load_model(args.model.as_deref())?;
+    let Place::Gpu(gpu) = Place::open(args.device.as_deref())? else {
+        return Err(Error::Usage("the reference has no tiles to choose from".into()));
+    };
+    let folder = folder().ok_or_else(|| Error::Usage("no folder to keep a tuning in: set SIGNSTEP_CACHE".into()))?;
+    let process = || cpu_time::ProcessTime::try_now().map_or(Duration::ZERO, |t| t.as_duration());
+    let clock = Clock::of(&gpu, &process);
+    let mut table = report::blank(["shape", "default, ms", "best tile", "ms", "refused"]);
+    let tuning = tune::tune(&gpu, &model, args.batch, &clock, &mut |choice| {
+        table.add_row(row(choice));
+        true
+    })?;
+    let path = file(&folder, &gpu);
+    write(&path, &tune::key(&gpu), &read(&path, &tune::key(&gpu)), &tuning)?;
+    answer(&format!("{}, batch {}, {}\n{table}\n{}", tune::key(&gpu), args.batch, clock.name(), path.display()))
+}
+
+/// One shape: how long the default takes, what beats it, and what was refused.
+fn row(choice: &Choice) -> [String; 5] {
+    let time = |tile| {
+        let verdict = choice.candidates.iter().find(|(t, _)| *t == tile).map(|(_, v)| v);
+        if let Some(Verdict::Time(t)) = verdict { format!("{:.3}", t * 1e3) } else { String::new() }
+    };
+    let refused = choice.candidates.iter().filter_map(|(tile, verdict)| match (tile, verdict) {
+        (Some(tile), Verdict::Wrong(why) | Verdict::Failed(why)) => Some(format!("{tile}: {why}")),
+        _ => None,
+    });
+    let best = choice.best.map(|tile| (tile.to_string(), time(Some(tile))));
+    let (tile, faster) = best.unwrap_or(("default".into(), String::new()));
+    [choice.shape.clone(), time(None), tile, faster, refused.collect::<Vec<_>>().join("; ")]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plan::{Family, Tile};
+
+    #[test]
+    fn tunings_are_added_to_and_what_is_broken_is_as_good_as_none() {
+        let folder = std::env::temp_dir().join(format!("signstep-tune-{}", std::process::id()));
+        let path = folder.join("a/tiles.txt");
+        let one: Tuning = [("a".to_string(), Tile::new(Family::Register, 4, 8))].into_iter().collect();
+        let two: Tuning = [("b".to_string(), Tile::new(Family::Broadcast, 4, 4))].into_iter().collect();
+        write(&path, "device", &Tuning::default(), &one).unwrap();
+        assert_eq!(read(&path, "device"), one);
+        write(&path, "device", &one, &two).unwrap();
+        assert_eq!(read(&path, "device").iter().count(), 2);
+        assert!(read(&path, "another device").is_empty());
+        std::fs::write(&path, "device\na: nonsense").unwrap();
+        assert!(read(&path, "device").is_empty());
+        assert!(write(&folder.join("a/tiles.txt/b"), "device", &one, &two).is_err());
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}

@@ -1,0 +1,165 @@
+//! Tiles by measurement: every tile that a device offers is tried for every shape of a network, on random data. One that gives
+//! other bits than the naive kernel is refused, whatever its speed; of the others the fastest is taken where it beats the
+//! default clearly. Results of a network therefore never depend on a tuning, only their time does.
+
+use crate::error::{Error, Result};
+use crate::gpu::Gpu;
+use crate::kernel::{self, Dispatch};
+use crate::model::Model;
+use crate::plan::{Plan, Target, Tile, Tuning, Variant};
+use crate::tensor::Resource;
+use crate::trial::{Clock, Setup, Trial, compare};
+use std::collections::BTreeMap;
+
+/// Samples on which bits are compared: more than one, so that one sample's trace in another would show.
+const CHECKED: u32 = 3;
+
+/// Rounds of measures; candidates take turns.
+const ROUNDS: usize = 5;
+
+/// A tile must be so much faster than the default to take its place: less is noise.
+const GAIN: f64 = 0.97;
+
+/// What became of one candidate.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Verdict {
+    /// Seconds for one run over the batch, the median.
+    Time(f64),
+    /// Other bits than the naive kernel's: what differs.
+    Wrong(String),
+    /// It could not be run: why.
+    Failed(String),
+}
+
+/// How the tile for one shape was chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Choice {
+    /// What the choice depends on.
+    pub shape: String,
+    /// Candidates, the default first (`None`).
+    pub candidates: Vec<(Option<Tile>, Verdict)>,
+    /// The tile that is faster than the default, if one is.
+    pub best: Option<Tile>,
+}
+
+/// Dispatches that compute one thing, and the resources that they bind.
+#[derive(Clone, Copy, Debug)]
+pub struct Work<'a> {
+    /// In order.
+    pub dispatches: &'a [Dispatch],
+    /// Of the plan that they are of.
+    pub resources: &'a [Resource],
+}
+
+/// Tries every tile for every shape of `model`, in batches of `samples`; `tell` hears of each choice, and ends it all by
+/// answering `false`.
+///
+/// # Errors
+/// [`Error::Cancelled`], [`Error::Internal`] where not even the default gives the naive kernel's bits, those of the device.
+pub fn tune(
+    gpu: &Gpu,
+    model: &Model,
+    samples: u32,
+    clock: &Clock<'_>,
+    tell: &mut dyn FnMut(&Choice) -> bool,
+) -> Result<Tuning> {
+    let target = Target {
+        limits: gpu.limits().clone(),
+        storage: gpu.storage(),
+        subgroup: kernel::subgroup(gpu)?,
+        ..Target::default()
+    };
+    let plan = |variant| Plan::new(model, &Target { variant, ..target.clone() });
+    let (naive, default) = (plan(Variant::Naive)?, plan(Variant::Fast)?);
+    let others = Tile::all(&target).into_iter().map(|tile| Ok((tile, plan(Variant::Only(tile))?)));
+    let others = others.collect::<Result<Vec<_>>>()?;
+    let work = |plan: &'_ Plan, i: usize| -> (Vec<Dispatch>, Vec<Resource>) {
+        (plan.at(&plan.sites[i]).to_vec(), plan.resources.clone())
+    };
+    let mut tiles = BTreeMap::new();
+    let mut known = Vec::new();
+    for (i, site) in naive.sites.iter().enumerate() {
+        if known.contains(&site.shape) {
+            continue;
+        }
+        known.push(site.shape.clone());
+        let usual = work(&default, i);
+        let kernels = |of: &[Dispatch]| of.iter().map(|d| d.kernel.clone()).collect::<Vec<_>>();
+        // A tile that cannot serve this shape has left it to the default.
+        let mut candidates = vec![(None, usual)];
+        for (tile, plan) in &others {
+            let tried = work(plan, i);
+            if candidates.iter().all(|(_, (other, _))| kernels(other) != kernels(&tried.0)) {
+                candidates.push((Some(*tile), tried));
+            }
+        }
+        let twin = Work { dispatches: naive.at(site), resources: &naive.resources };
+        let list: Vec<Work<'_>> = candidates.iter().map(|(_, (d, r))| Work { dispatches: d, resources: r }).collect();
+        let verdicts = judge(gpu, twin, &list, samples, clock)?;
+        let Some(Verdict::Time(default)) = verdicts.first().cloned() else {
+            return Err(Error::Internal(format!("{}: the default: {:?}", site.shape, verdicts.first())));
+        };
+        let timed = candidates.iter().zip(&verdicts).filter_map(|((tile, _), verdict)| match verdict {
+            Verdict::Time(t) => Some((*t, *tile)),
+            _ => None,
+        });
+        let fastest = timed.min_by(|a, b| a.0.total_cmp(&b.0)).filter(|(t, _)| *t < GAIN * default);
+        let best = fastest.and_then(|(_, tile)| tile);
+        let candidates = candidates.iter().map(|(tile, _)| *tile).zip(verdicts).collect();
+        if !tell(&Choice { shape: site.shape.clone(), candidates, best }) {
+            return Err(Error::Cancelled);
+        }
+        tiles.extend(best.map(|tile| (site.shape.clone(), tile)));
+    }
+    Ok(tiles.into_iter().collect())
+}
+
+/// Compares each candidate's bits with those of `twin`, and times those that are right.
+///
+/// # Errors
+/// Where the twin itself does not run.
+pub fn judge(
+    gpu: &Gpu,
+    twin: Work<'_>,
+    candidates: &[Work<'_>],
+    samples: u32,
+    clock: &Clock<'_>,
+) -> Result<Vec<Verdict>> {
+    let trial = |work: &Work<'_>, setup: &Setup| Trial::new(gpu, work.dispatches, work.resources, setup);
+    let want = trial(&twin, &Setup::once(CHECKED))?.outputs()?;
+    let mut verdicts = Vec::new();
+    let mut timed = Vec::new();
+    for (at, work) in candidates.iter().enumerate() {
+        let checked = trial(work, &Setup::once(CHECKED)).and_then(|t| t.outputs());
+        let verdict = match checked.map(|got| compare(&got, &want, None)) {
+            Err(e) => Verdict::Failed(e.to_string()),
+            Ok(Err(differs)) => Verdict::Wrong(differs),
+            Ok(Ok(_)) => match trial(work, &Setup::once(samples)).and_then(|t| Ok((t.runs(clock)?, t))) {
+                Err(e) => Verdict::Failed(e.to_string()),
+                Ok((runs, ready)) => {
+                    timed.push((at, runs, ready, Vec::new()));
+                    Verdict::Time(f64::INFINITY)
+                }
+            },
+        };
+        verdicts.push(verdict);
+    }
+    for _ in 0..ROUNDS {
+        for (_, runs, trial, times) in &mut timed {
+            times.push(trial.time(clock, *runs)?.time);
+        }
+    }
+    for (at, _, _, mut times) in timed {
+        times.sort_by(f64::total_cmp);
+        verdicts[at] = Verdict::Time(times[times.len() / 2]);
+    }
+    Ok(verdicts)
+}
+
+/// What a tuning holds for: adapter, driver, where activations lie, this version, and the text of the shaders.
+pub fn key(gpu: &Gpu) -> String {
+    let s = gpu.summary();
+    let (version, shaders) = (env!("CARGO_PKG_VERSION"), kernel::fingerprint());
+    format!("signstep {version}, shaders {shaders:016x}, {} {} ({}), {:?}", s.backend, s.name, s.driver, gpu.storage())
+        .replace(['\n', '\r'], " ")
+}
