@@ -11,7 +11,7 @@ use crate::kernel::Dispatch;
 use crate::model::{Conv2d, Dims, Layer, Linear, Model, Shortcut};
 use crate::ops::pool::Window;
 use crate::ops::{self, ACTIVATIONS, Build, Epilogue, Ids, Residual, ResidualKind, Value};
-use crate::tensor::{Kind, Resource, TEXTURE_WIDTH};
+use crate::tensor::{Kind, Resource, most_texels};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
@@ -267,16 +267,13 @@ impl Plan {
         let mut tightest = ("dispatch", 0, "workgroups in a dimension".to_string());
         for r in &self.resources {
             let (allowed, limit) = match (&r.kind, self.target.storage) {
-                (Kind::Activation | Kind::Texels(_), Storage::Texture) if limits.texture_side < TEXTURE_WIDTH => {
-                    (0, "texture side".to_string())
-                }
                 (Kind::Activation | Kind::Texels(_), Storage::Texture) => {
-                    (limits.texture_side * TEXTURE_WIDTH * 16, "texture side".into())
+                    (16 * most_texels(limits.texture_side), "texture side")
                 }
                 (Kind::Constant(_) | Kind::Uniform | Kind::Texels(_), _) => {
-                    (limits.storage_binding.min(limits.buffer), "binding".into())
+                    (limits.storage_binding.min(limits.buffer), "binding")
                 }
-                _ => (limits.storage_binding.min(limits.buffer).min(1 << 33), "storage binding".into()),
+                _ => (limits.storage_binding.min(limits.buffer).min(1 << 33), "storage binding"),
             };
             let one = r.bytes(1, Storage::Buffer).unwrap_or(u64::MAX);
             let fits = match r.per_sample {

@@ -9,6 +9,17 @@ use crate::gpu::{Gpu, Storage};
 /// Texels in a row of a texture that holds an activation; a power of two, as the generated accessors assume.
 pub(crate) const TEXTURE_WIDTH: u64 = 2048;
 
+/// Rows of a texture for so many texels: an odd number, and never one. Some drivers compile a kernel anew for textures whose
+/// sides are powers of two; so every batch, of whatever size, runs what was compiled for the first.
+fn rows(texels: u64) -> u64 {
+    texels.div_ceil(TEXTURE_WIDTH).max(3) | 1
+}
+
+/// The most texels that a texture holds.
+pub(crate) fn most_texels(texture_side: u64) -> u64 {
+    if texture_side < TEXTURE_WIDTH { 0 } else { ((texture_side - 1) | 1) * TEXTURE_WIDTH }
+}
+
 /// What a resource holds.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Kind {
@@ -44,10 +55,10 @@ impl Resource {
     pub fn bytes(&self, n: u64, storage: Storage) -> Option<u64> {
         let elements = self.per_sample.checked_mul(n)?;
         match (&self.kind, storage) {
-            (Kind::Activation, Storage::Texture) => elements.div_ceil(TEXTURE_WIDTH).checked_mul(TEXTURE_WIDTH * 16),
+            (Kind::Activation, Storage::Texture) => rows(elements).checked_mul(TEXTURE_WIDTH * 16),
             (Kind::Activation, Storage::Buffer) | (Kind::Samples, _) => elements.checked_mul(16),
             (Kind::Words | Kind::Floats, _) => elements.checked_mul(4),
-            (Kind::Texels(bytes), Storage::Texture) => Some((bytes.len() as u64).next_multiple_of(TEXTURE_WIDTH * 16)),
+            (Kind::Texels(bytes), Storage::Texture) => Some(rows(bytes.len() as u64 / 16) * TEXTURE_WIDTH * 16),
             (Kind::Constant(bytes) | Kind::Texels(bytes), _) => Some(bytes.len() as u64),
             (Kind::Uniform, _) => Some(16),
         }
@@ -72,7 +83,7 @@ impl Allocated {
         if let (Kind::Activation | Kind::Texels(_), Storage::Texture) = (&resource.kind, storage) {
             let size = wgpu::Extent3d {
                 width: TEXTURE_WIDTH as u32,
-                height: (bytes / 16 / TEXTURE_WIDTH).max(1) as u32,
+                height: (bytes / 16 / TEXTURE_WIDTH) as u32,
                 depth_or_array_layers: 1,
             };
             let texture = gpu.device().create_texture(&wgpu::TextureDescriptor {

@@ -180,7 +180,8 @@ fn fits(plan: &Plan, n: u64, memory: u64) -> Result<(), String> {
         };
         total += bytes;
         if matches!(kind, Kind::Activation | Kind::Texels(_)) && plan.target().storage == Storage::Texture {
-            let rows = (bytes / 16).div_ceil(2048);
+            // Odd, and three or more.
+            let rows = (bytes / 16).div_ceil(2048).max(3) | 1;
             must(rows <= limits.texture_side && 2048 <= limits.texture_side, format!("{label}: {rows} rows"))?;
         } else {
             must(bytes <= limits.storage_binding.min(limits.buffer), format!("{label}: {bytes} bytes"))?;
