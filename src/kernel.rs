@@ -150,6 +150,13 @@ pub struct Dispatch {
     pub flops: u64,
 }
 
+/// A dispatch that needs only memory to be bound.
+#[derive(Debug)]
+pub(crate) struct Ready {
+    pipeline: Arc<Pipeline>,
+    names: Vec<String>,
+}
+
 /// What a run of a dispatch needs on the device.
 #[derive(Debug)]
 pub(crate) struct Bound {
@@ -468,35 +475,41 @@ impl Dispatch {
         n: u32,
         resource: impl Fn(usize) -> (&'a Allocated, u64),
     ) -> Result<Bound> {
-        self.bind_to(gpu, n, None, resource)
+        self.bind_ready(gpu, n, &self.ready(gpu, None)?, resource)
     }
 
-    /// The same, with a pipeline of other text ([`Dispatch::pipeline_of`]) where one is given.
-    pub(crate) fn bind_to<'a>(
+    /// What binding this dispatch takes, however often; with a pipeline of other text ([`Dispatch::pipeline_of`]) where one
+    /// is given.
+    pub(crate) fn ready(&self, gpu: &Gpu, other: Option<Arc<Pipeline>>) -> Result<Ready> {
+        let source = self.kernel.source()?;
+        let types = self.kernel.types(&source);
+        let names = source.bindings.into_iter().map(|(name, _)| name).collect();
+        let make = || gpu.pipeline(format!("{:?}", self.kernel), || Ok((self.kernel.entry, source.text, types)));
+        Ok(Ready { pipeline: other.map_or_else(make, Ok)?, names })
+    }
+
+    /// Binds this dispatch, once that it is ready, to memory.
+    pub(crate) fn bind_ready<'a>(
         &self,
         gpu: &Gpu,
         n: u32,
-        other: Option<Arc<Pipeline>>,
+        ready: &Ready,
         resource: impl Fn(usize) -> (&'a Allocated, u64),
     ) -> Result<Bound> {
-        let source = self.kernel.source()?;
-        let mut entries = Vec::with_capacity(source.bindings.len());
-        for (binding, (name, _)) in (0..).zip(&source.bindings) {
+        let mut entries = Vec::with_capacity(ready.names.len());
+        for (binding, name) in (0..).zip(&ready.names) {
             let Some((_, id)) = self.bindings.iter().find(|(given, _)| given == name) else {
                 return Err(Error::Internal(format!("{}: nothing is bound to {name}", self.kernel.entry)));
             };
             let (memory, bytes) = resource(*id);
             entries.push(wgpu::BindGroupEntry { binding, resource: memory.binding(bytes) });
         }
-        let types = self.kernel.types(&source);
-        let make = || gpu.pipeline(format!("{:?}", self.kernel), || Ok((self.kernel.entry, source.text, types)));
-        let pipeline = other.map_or_else(make, Ok)?;
         let group = gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some(self.kernel.entry),
-            layout: &pipeline.layout,
+            layout: &ready.pipeline.layout,
             entries: &entries,
         });
-        Ok(Bound { pipeline, group, grid: self.grid.workgroups(n) })
+        Ok(Bound { pipeline: ready.pipeline.clone(), group, grid: self.grid.workgroups(n) })
     }
 
     /// A pipeline of someone else's text that takes the bindings of this dispatch.

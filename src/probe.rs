@@ -21,7 +21,7 @@ const EMPTY_GROUPS: u32 = 256;
 /// One kernel of `shaders/probe.wgsl`, and what a run of it amounts to.
 #[derive(Clone, Debug)]
 pub struct Probe {
-    /// `fma`, `copy`, `empty` or `dispatch`.
+    /// `fma`, `copy` (or `copy-buffer`, `copy-texture`), `empty` or `dispatch`.
     pub name: &'static str,
     /// What a figure of it is in.
     pub unit: &'static str,
@@ -100,6 +100,15 @@ fn fma(storage: Storage, samples: u32) -> Probe {
         resources: vec![texels("probe", FMA_LENGTH)],
         samples,
     }
+}
+
+/// The probe of copies, by a name that says where the texels lie.
+pub fn copy_in(storage: Storage) -> Probe {
+    let name = match storage {
+        Storage::Buffer => "copy-buffer",
+        Storage::Texture => "copy-texture",
+    };
+    Probe { name, ..copy(storage, 16) }
 }
 
 fn copy(storage: Storage, samples: u32) -> Probe {

@@ -6,7 +6,7 @@
 use crate::attack::Sample;
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Pipeline, Storage};
-use crate::kernel::{Access, Bound, Dispatch, Grid, Kernel};
+use crate::kernel::{Access, Bound, Dispatch, Grid, Kernel, Ready};
 use crate::tensor::{Allocated, Kind, Resource};
 use std::cell::Cell;
 use std::collections::BTreeMap;
@@ -190,17 +190,18 @@ impl Trial {
             Ok(memory)
         };
         let mut updated = allocate(true, 0)?;
+        let ready = dispatches.iter().map(|d| d.ready(gpu, custom.map(|c| c.0.clone()))).collect::<Result<Vec<_>>>()?;
         let mut bounds = Vec::new();
         for copy in 0..copies {
             // Bindings keep alive what they bind.
             let memory = allocate(false, copy as u32)?;
-            let bind = |d: &Dispatch| {
-                d.bind_to(gpu, setup.samples, custom.map(|c| c.0.clone()), |id| {
+            let bind = |(d, ready): (&Dispatch, &Ready)| {
+                d.bind_ready(gpu, setup.samples, ready, |id| {
                     let memory = memory.get(&id).or_else(|| updated.get(&id)).expect("all that is bound is there");
                     (memory, resources[id].bytes(n, Storage::Buffer).unwrap_or(0))
                 })
             };
-            bounds.push(gpu.scope("binding a trial", || dispatches.iter().map(bind).collect::<Result<Vec<_>>>())?);
+            bounds.push(gpu.scope("binding a trial", || dispatches.iter().zip(&ready).map(bind).collect())?);
         }
         let written = bound.iter().filter(|(_, u)| u.updated);
         let written = written
@@ -469,7 +470,9 @@ fn run_on_texels(
         })?;
         let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         bound.record(&mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()));
-        gpu.wait(gpu.submit(encoder))
+        // Whoever uses the texels comes later on the same queue.
+        gpu.submit(encoder);
+        Ok(())
     })
 }
 

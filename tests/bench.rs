@@ -116,6 +116,11 @@ fn results_are_kept_compared_and_made_into_a_page() {
     assert_eq!(results["schema_version"], 1);
     let probes: Vec<&str> = results["probes"].as_array().unwrap().iter().map(|p| p["name"].as_str().unwrap()).collect();
     assert_eq!(probes, ["fma", "copy", "empty", "dispatch", "submission"]);
+    let both = json(&bench.ok(&format!("{SMALL} --storage both --format json")));
+    let places: Vec<&str> =
+        both["kernels"].as_array().unwrap().iter().map(|r| r["storage"].as_str().unwrap()).collect();
+    assert_eq!(places, ["buffer", "texture"]);
+    assert_eq!(both["probes"].as_array().unwrap().len(), probes.len() + 1, "copies in the other place");
     let row = &results["kernels"][0];
     for figure in ["gflops_per_s", "gbytes_per_s", "share"] {
         assert!(row[figure].as_f64().unwrap() > 0.0, "{figure} in {row}");
@@ -158,7 +163,7 @@ fn results_are_kept_compared_and_made_into_a_page() {
 fn whole_steps_are_timed_by_batch_within_the_time_there_is() {
     let bench = Bench::new();
     let csv = bench
-        .ok("bench --network digits-cnn --batch 8,1,8,100000 --rounds 1 --max-seconds 2 --format csv --out steps.csv");
+        .ok("bench --network digits-cnn --batch 8,1,8,100000 --rounds 1 --max-seconds 5 --format csv --out steps.csv");
     assert!(csv.is_empty(), "{csv}");
     let csv = fs::read_to_string(bench.path("steps.csv")).unwrap();
     let rows: Vec<Vec<&str>> = csv.lines().map(|l| l.split(',').collect()).collect();

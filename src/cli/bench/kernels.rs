@@ -267,6 +267,7 @@ fn naive(bench: &Bench<'_>, row: &Row) -> Result<Pass> {
 
 impl Row {
     fn new(shape: Shape, variant: String, storage: Storage, pass: Pass, samples: u32) -> Self {
+        let samples = samples.min(pass.most);
         Row { shape, variant, storage, pass, samples, custom: None, runs: None, time: Vec::new(), wall: Vec::new() }
     }
 
@@ -302,7 +303,7 @@ impl Row {
         let (flops, bytes) = (self.pass.flops(n) as f64, self.pass.bytes(n) as f64);
         let least = [
             ("fma", flops / 1e9 / ceilings.median("fma")),
-            ("copy", bytes / 1e9 / ceilings.median("copy")),
+            ("copy", bytes / 1e9 / ceilings.copy(self.storage)),
             ("dispatch", self.pass.dispatches.len() as f64 * 1e-6 * ceilings.median("dispatch")),
         ];
         let (bound, least) = least.into_iter().max_by(|a, b| a.1.total_cmp(&b.1)).expect("three");
@@ -336,8 +337,11 @@ pub(super) fn told(rows: &[Row], ceilings: &Ceilings) -> Vec<KernelRow> {
 }
 
 impl Ceilings {
-    pub(super) fn new(bench: &Bench<'_>) -> Self {
-        let probes = probe::all(bench.gpu.storage(), bench.software());
+    /// Of the device as it does best, and copies wherever rows have their activations.
+    pub(super) fn new(bench: &Bench<'_>, rows: &[Row]) -> Self {
+        let mut probes = probe::all(bench.gpu.storage(), bench.software());
+        let other = rows.iter().map(|r| r.storage).find(|s| *s != bench.gpu.storage());
+        probes.extend(other.map(probe::copy_in));
         Ceilings {
             runs: vec![None; probes.len()],
             time: vec![Vec::new(); probes.len()],
@@ -365,6 +369,12 @@ impl Ceilings {
 
     fn spread(&self, i: usize) -> Spread {
         Spread::of(&self.time[i]).map(|seconds| self.probes[i].figure(seconds))
+    }
+
+    /// GB/s of copies where activations lie.
+    fn copy(&self, storage: Storage) -> f64 {
+        let name = probe::copy_in(storage).name;
+        self.median(if self.probes.iter().any(|p| p.name == name) { name } else { "copy" })
     }
 
     fn median(&self, name: &str) -> f64 {

@@ -316,7 +316,7 @@ fn time(
         bar.set_message(format!("checking {} on {}", row.pass.kernel(), row.shape));
         bar.inc(1);
     })?;
-    let mut ceilings = kernels::Ceilings::new(bench);
+    let mut ceilings = kernels::Ceilings::new(bench, &rows);
     // The first round compiles and finds out how often each has to run.
     for round in 0..choice.rounds {
         ceilings.measure(bench)?;

@@ -80,6 +80,8 @@ pub(super) struct Pass {
     pub dispatches: Vec<Dispatch>,
     /// The plan's, activations cut to the shape.
     pub resources: Vec<Resource>,
+    /// The largest batch that the device's limits allow.
+    pub most: u32,
     /// What activations hold, by the names they are bound to.
     extents: Vec<(&'static str, Dims)>,
 }
@@ -212,7 +214,7 @@ impl Shape {
         let forward: Vec<Dispatch> = plan.forward.iter().filter(ours).cloned().collect();
         let backward: Vec<Dispatch> = plan.backward.iter().filter(ours).cloned().collect();
         let (forward, backward) = if timed.is_empty() { (forward, Vec::new()) } else { (forward, backward) };
-        let pass = |name, dispatches, extents| Pass::new(name, dispatches, &plan.resources, extents);
+        let pass = |name, dispatches, extents| Pass::new(name, dispatches, &plan, extents);
         let forward = pass("forward", forward, vec![("x", x), ("y", y)]);
         let backward = pass("backward", backward, vec![("x", y), ("dy", y), ("y", x)]);
         Ok([forward, backward].into_iter().filter(|p| !p.dispatches.is_empty()).collect())
@@ -227,7 +229,7 @@ impl Shape {
         for d in lone {
             let of_image = d.kernel.entry.starts_with("normalise");
             let extents = if of_image { vec![("y", self.x), ("dy", self.x)] } else { vec![("x", z), ("y", z)] };
-            let pass = Pass::new(d.kernel.entry, vec![d.clone()], &plan.resources, extents);
+            let pass = Pass::new(d.kernel.entry, vec![d.clone()], plan, extents);
             // Two dispatches of one kernel and shape are one row.
             if !passes.iter().any(|p| p.name == pass.name) {
                 passes.push(pass);
@@ -238,14 +240,9 @@ impl Shape {
 }
 
 impl Pass {
-    fn new(
-        name: &'static str,
-        dispatches: Vec<Dispatch>,
-        resources: &[Resource],
-        extents: Vec<(&'static str, Dims)>,
-    ) -> Self {
+    fn new(name: &'static str, dispatches: Vec<Dispatch>, plan: &Plan, extents: Vec<(&'static str, Dims)>) -> Self {
         // Slots are as large as the largest activation that ever takes one; here each holds one of known size.
-        let mut resources = resources.to_vec();
+        let mut resources = plan.resources.clone();
         for (binding, id) in dispatches.iter().flat_map(|d| &d.bindings) {
             if let (Kind::Activation, Some((_, dims))) =
                 (&resources[*id].kind, extents.iter().find(|(n, _)| n == binding))
@@ -253,7 +250,8 @@ impl Pass {
                 resources[*id].per_sample = (dims.c.div_ceil(4) * dims.h * dims.w) as u64;
             }
         }
-        Pass { name, dispatches, resources, extents }
+        let most = plan.largest_batch(u64::MAX).map_or(1, |n| u32::try_from(n).unwrap_or(u32::MAX));
+        Pass { name, dispatches, resources, most, extents }
     }
 
     /// The kernel's name.
