@@ -137,11 +137,10 @@ impl Network {
     /// As [`Network::load`].
     pub fn with_options(gpu: &Gpu, model: Model, options: &Options) -> Result<Self> {
         let target = Target {
-            limits: gpu.limits().clone(),
             storage: options.storage.unwrap_or(gpu.storage()),
             variant: options.variant,
-            subgroup: crate::kernel::subgroup(gpu)?,
             tuning: options.tuning.clone(),
+            ..Target::of(gpu)?
         };
         let plan = Plan::new(&model, &target)?;
         let chunk = plan.largest_batch(options.memory)?.min(options.batch.unwrap_or(usize::MAX)).max(1);

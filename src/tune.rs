@@ -63,12 +63,7 @@ pub fn tune(
     clock: &Clock<'_>,
     tell: &mut dyn FnMut(&Choice) -> bool,
 ) -> Result<Tuning> {
-    let target = Target {
-        limits: gpu.limits().clone(),
-        storage: gpu.storage(),
-        subgroup: kernel::subgroup(gpu)?,
-        ..Target::default()
-    };
+    let target = Target::of(gpu)?;
     let plan = |variant| Plan::new(model, &Target { variant, ..target.clone() });
     let (naive, default) = (plan(Variant::Naive)?, plan(Variant::Fast)?);
     let others = Tile::all(&target).into_iter().map(|tile| Ok((tile, plan(Variant::Only(tile))?)));

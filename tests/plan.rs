@@ -569,11 +569,12 @@ proptest! {
         let model = maker.model();
         let limits = maker.limits();
         for storage in [Storage::Buffer, Storage::Texture] {
-            let subgroup = [0, 4, 8, 32][maker.rng.range(0, 3)];
-            let tiles = Tile::all(&Target { subgroup, ..target(limits.clone(), storage, Variant::Fast) });
+            let (subgroup, is_software) = ([0, 4, 8, 32][maker.rng.range(0, 3)], maker.rng.range(0, 1) == 0);
+            let device = Target { subgroup, is_software, ..target(limits.clone(), storage, Variant::Fast) };
+            let tiles = Tile::all(&device);
             let tile = Variant::Only(tiles[maker.rng.range(0, tiles.len() - 1)]);
             for variant in [Variant::Naive, Variant::Fast, tile] {
-                match Plan::new(&model, &Target { subgroup, ..target(limits.clone(), storage, variant) }) {
+                match Plan::new(&model, &Target { variant, ..device.clone() }) {
                     Ok(plan) => check(&plan, &model, memory),
                     Err(Error::Model { place, detail }) => prop_assert!(!place.is_empty() && !detail.is_empty()),
                     Err(Error::OutOfMemory { what, .. }) => prop_assert!(!what.is_empty()),

@@ -4,7 +4,6 @@ mod common;
 
 use common::*;
 use signstep::attack::Engine;
-use signstep::kernel::subgroup;
 use signstep::model::{Dims, Layer};
 use signstep::plan::{Family, Plan, Tile, Tuning};
 use signstep::trial::Clock;
@@ -18,9 +17,7 @@ fn small() -> Model {
 }
 
 fn plan(model: &Model, variant: Variant) -> Plan {
-    let gpu = gpu();
-    let (limits, storage, subgroup) = (gpu.limits().clone(), gpu.storage(), subgroup(gpu).unwrap());
-    Plan::new(model, &Target { limits, storage, variant, subgroup, tuning: Tuning::default() }).unwrap()
+    Plan::new(model, &Target { variant, ..Target::of(gpu()).unwrap() }).unwrap()
 }
 
 #[test]

@@ -2,8 +2,9 @@
 
 use super::tile::Tuning;
 use super::{Value, Variant, sign_words, texels};
-use crate::gpu::{Limits, Storage};
-use crate::kernel::Dispatch;
+use crate::error::Result;
+use crate::gpu::{Gpu, Limits, Storage};
+use crate::kernel::{self, Dispatch};
 use crate::model::Dims;
 use crate::tensor::{Kind, Resource};
 use std::ops::Range;
@@ -19,20 +20,39 @@ pub struct Target {
     pub variant: Variant,
     /// The smallest subgroup of the device, where its lanes were found to be in the order of invocations; else 0.
     pub subgroup: u32,
+    /// Whether the device is a program: memory operations then cost far more than arithmetic, and workgroup memory most.
+    pub is_software: bool,
     /// Tiles that were measured on this device, for [`Variant::Fast`].
     pub tuning: Tuning,
 }
 
 impl Default for Target {
-    /// WebGPU's guaranteed limits, activations in buffers, the fast kernels.
+    /// Hardware with WebGPU's guaranteed limits, activations in buffers, the fast kernels.
     fn default() -> Self {
         Target {
             limits: Limits::default(),
             storage: Storage::Buffer,
             variant: Variant::default(),
             subgroup: 0,
+            is_software: false,
             tuning: Tuning::default(),
         }
+    }
+}
+
+impl Target {
+    /// A device as it is: its limits, its class, and what its subgroups do, which is tried out once.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn of(gpu: &Gpu) -> Result<Self> {
+        Ok(Target {
+            limits: gpu.limits().clone(),
+            storage: gpu.storage(),
+            subgroup: kernel::subgroup(gpu)?,
+            is_software: gpu.summary().kind == "software",
+            ..Target::default()
+        })
     }
 }
 

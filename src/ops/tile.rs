@@ -87,13 +87,15 @@ impl Family {
         }
     }
 
-    /// The family that serves a device of this class best: where activations lie in textures, memory operations are what
-    /// costs.
+    /// The family that serves a device of this class best.
     pub(crate) fn best(target: &Target) -> Self {
-        match target.storage {
-            Storage::Texture if Family::Broadcast.is_offered(target) => Family::Broadcast,
-            _ => Family::Register,
-        }
+        let wanted = match (target.is_software, target.storage) {
+            (false, _) => Family::Workgroup,
+            (true, Storage::Texture) => Family::Broadcast,
+            // Other lanes' weights from a buffer are as dear as one's own from a uniform.
+            (true, Storage::Buffer) => Family::Register,
+        };
+        if wanted.is_offered(target) { wanted } else { Family::Register }
     }
 }
 
@@ -190,6 +192,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn hardware_gets_workgroup_tiles_where_its_limits_allow() {
+        let mut target = Target::default();
+        assert_eq!(Family::best(&target), Family::Workgroup);
+        target.limits.workgroup_storage = 8 << 10;
+        assert_eq!(Family::best(&target), Family::Register);
+    }
+
+    #[test]
     fn names_are_read_as_they_are_written() {
         let target = Target { subgroup: 8, ..Target::default() };
         for variant in
@@ -216,11 +226,11 @@ mod tests {
     #[test]
     fn a_subgroup_too_small_is_offered_no_broadcast() {
         for subgroup in [0, 1, 4, 7] {
-            let target = Target { subgroup, storage: Storage::Texture, ..Target::default() };
+            let target = Target { subgroup, storage: Storage::Texture, is_software: true, ..Target::default() };
             assert!(Tile::all(&target).iter().all(|tile| tile.family != Family::Broadcast));
             assert_eq!(Family::best(&target), Family::Register);
         }
-        let target = Target { subgroup: 8, storage: Storage::Texture, ..Target::default() };
+        let target = Target { subgroup: 8, storage: Storage::Texture, is_software: true, ..Target::default() };
         assert_eq!(Family::best(&target), Family::Broadcast);
     }
 }

@@ -63,7 +63,7 @@ pub(super) struct Ceilings {
 pub(super) struct Bench<'a> {
     pub gpu: &'a Gpu,
     pub clock: Clock<'a>,
-    pub subgroup: u32,
+    pub device: Target,
     pub memory: u64,
 }
 
@@ -81,8 +81,7 @@ impl Bench<'_> {
 
     /// What plans for the device are made for.
     fn target(&self, storage: Storage, variant: Variant) -> Target {
-        let limits = self.gpu.limits().clone();
-        Target { limits, storage, variant, subgroup: self.subgroup, ..Target::default() }
+        Target { storage, variant, ..self.device.clone() }
     }
 
     /// Bytes that no cache holds.

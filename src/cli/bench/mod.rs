@@ -191,7 +191,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
     };
     let bench = kernels::Bench {
         clock: Clock::of(&gpu, &steps::process_time),
-        subgroup: crate::kernel::subgroup(&gpu)?,
+        device: crate::Target::of(&gpu)?,
         gpu: &gpu,
         memory,
     };
