@@ -129,12 +129,9 @@ fn bit_equal(rng: &mut Rng, input: Dims, layers: Vec<Layer>) {
     assert!(tiles.iter().any(|tile| tile.family == Family::Broadcast), "this device cannot show the broadcast tiles");
     let tile = Variant::Only(tiles[rng.range(0, tiles.len() - 1)]);
     let other = [Storage::Buffer, Storage::Texture][rng.range(0, 1)];
-    for (storage, variant) in [
-        (Storage::Buffer, Variant::Fast),
-        (Storage::Texture, Variant::Fast),
-        (Storage::Texture, Variant::Naive),
-        (other, tile),
-    ] {
+    // Most of the time goes into compiling: what differs only in how texels are read takes turns.
+    let usual = [(Storage::Buffer, Variant::Fast), (Storage::Texture, Variant::Naive)][rng.range(0, 1)];
+    for (storage, variant) in [(Storage::Texture, Variant::Fast), usual, (other, tile)] {
         let what = format!("{storage:?} {variant:?} {input} {:?}", model.layers);
         let other = network(&model, storage, variant);
         assert_bits(&what, &other.logits(&images).unwrap().logits, &z.logits);

@@ -199,3 +199,24 @@ fn every_tile() {
         bit_equal(&mut rng, &model, &[tile], &[STORAGES[i % 2]], &[5, 1]);
     }
 }
+
+/// Sums of two products and a bias, which compilers like to reorder, with tiles of all families, not of this one alone:
+/// a 1×1 convolution of two channels, a gradient of two channels by phases, a fully connected layer of two inputs.
+#[test]
+fn two_products_and_a_bias() {
+    let mut rng = Rng::new(27);
+    let input = Dims::new(2, 5, 6);
+    let mut layers = vec![conv("a", 2, 5, 1, 1, 0), Layer::Relu, conv("b", 5, 2, 3, 2, 1), Layer::GlobalAvgPool];
+    layers.extend([linear("y", 2, 6), Layer::Relu, linear("z", 6, 2)]);
+    let model = random_model(&mut rng, input, layers);
+    let images = rng.images(5 * input.len());
+    let naive = network(&model, Storage::Buffer, Variant::Naive);
+    let (z, g, _) = run(&naive, &images);
+    let all = Tile::all(naive.plan().target()).into_iter().map(Variant::Only);
+    for (i, variant) in [Variant::Naive, Variant::Fast].into_iter().chain(all).enumerate() {
+        let what = format!("{variant}, {:?}", STORAGES[(i + 1) % 2]);
+        let (z_got, g_got, _) = run(&network(&model, STORAGES[(i + 1) % 2], variant), &images);
+        assert_bits(&what, &z_got, &z);
+        assert_bits(&what, &g_got, &g);
+    }
+}

@@ -13,6 +13,9 @@ fn flat(d: Dims, t: usize, j: usize) -> Option<usize> {
     (c < d.c).then(|| c * d.h * d.w + t % (d.h * d.w))
 }
 
+/// Texels of a sample that tiles of whole workgroups take at most: they loop two to three times for each, and loops are bounded.
+const LONGEST: usize = 12_000;
+
 /// A product of a matrix and the texels of each sample.
 struct Product<'a> {
     layer: &'a Linear,
@@ -76,9 +79,11 @@ fn emit(build: &mut Build, p: &Product, epilogue: Epilogue) {
         Variant::Naive => None,
         Variant::Fast => target.tuning.tile(&shape),
     };
-    let wanted = wanted.filter(|tile| tile.family.is_offered(target));
+    let serves = |tile: &Tile| tile.family != Family::Workgroup || p.texels_in <= LONGEST;
+    let wanted = wanted.filter(|tile| tile.family.is_offered(target) && serves(tile));
     let default = || match Family::best(target) {
-        Family::Workgroup => LARGEST,
+        Family::Workgroup if p.texels_in <= LONGEST => LARGEST,
+        Family::Workgroup => Tile::new(Family::Register, 4, 2),
         family => Tile::new(family, 4, 2),
     };
     let default = (target.variant != Variant::Naive).then(default);
