@@ -288,6 +288,11 @@ impl Gpu {
         self.0.storage
     }
 
+    /// Invocations in the largest subgroup; 0 where there are none.
+    pub(crate) fn largest_subgroup(&self) -> u32 {
+        self.0.subgroup_sizes.1
+    }
+
     /// The smallest subgroup that kernels can rely on, found once by `check`, which is given the smallest size; 0 for none.
     pub(crate) fn subgroup_once(&self, check: impl FnOnce(u32) -> Result<u32>) -> Result<u32> {
         if let Some(known) = self.0.subgroup.get() {

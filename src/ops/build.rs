@@ -1,6 +1,6 @@
 //! What a plan is made for, and a plan in the making: resources and dispatches as the layers add them.
 
-use super::tile::Tuning;
+use super::tile::{SHARE, Tuning, WHOLE};
 use super::{Value, Variant, sign_words, texels};
 use crate::error::Result;
 use crate::gpu::{Gpu, Limits, Storage};
@@ -20,6 +20,8 @@ pub struct Target {
     pub variant: Variant,
     /// The smallest subgroup of the device, where its lanes were found to be in the order of invocations; else 0.
     pub subgroup: u32,
+    /// The largest one, 64 at most: workgroups in which values are handed round are multiples of it.
+    pub subgroup_most: u32,
     /// Whether the device is a program: memory operations then cost far more than arithmetic, and workgroup memory most.
     pub is_software: bool,
     /// Tiles that were measured on this device, for [`Variant::Fast`].
@@ -34,6 +36,7 @@ impl Default for Target {
             storage: Storage::Buffer,
             variant: Variant::default(),
             subgroup: 0,
+            subgroup_most: WHOLE,
             is_software: false,
             tuning: Tuning::default(),
         }
@@ -41,6 +44,12 @@ impl Default for Target {
 }
 
 impl Target {
+    /// Invocations in a workgroup that hands values round, for `items` a sample: whole subgroups, and no more than a small
+    /// image fills, for all of them work.
+    pub(crate) fn handing_round(&self, items: u32) -> u32 {
+        items.next_multiple_of(self.subgroup_most).min(WHOLE)
+    }
+
     /// A device as it is: its limits, its class, and what its subgroups do, which is tried out once.
     ///
     /// # Errors
@@ -50,6 +59,7 @@ impl Target {
             limits: gpu.limits().clone(),
             storage: gpu.storage(),
             subgroup: kernel::subgroup(gpu)?,
+            subgroup_most: gpu.largest_subgroup().clamp(SHARE, WHOLE),
             is_software: gpu.summary().kind == "software",
             ..Target::default()
         })

@@ -1,6 +1,6 @@
 //! Convolution: `shaders/conv2d.wgsl`. The input gradient is a convolution with the weights transposed and turned by 180°.
 
-use super::tile::{Family, SHARE, Tile, WHOLE};
+use super::tile::{Family, SHARE, Tile};
 use super::workgroup::{Gemm, LARGEST};
 use super::{Build, Variant};
 use super::{Epilogue, Value, blocks, slice_bytes, slices, workgroup};
@@ -252,7 +252,8 @@ fn broadcast(build: &mut Build, g: &Gather, tile: Tile, epilogue: Epilogue) {
     let across = g.y.dims.w.div_ceil(tile.pixels as usize) as u32;
     let items = across * if parity { g.y.dims.h.div_ceil(2) } else { g.y.dims.h } as u32;
     let tiles = o4.div_ceil(qt);
-    let mut consts = g.consts(tile, WHOLE);
+    let size = build.target.handing_round(items);
+    let mut consts = g.consts(tile, size);
     consts.push(("OT", tiles as u32));
     if !parity {
         // Pixels of a row that one invocation owns, and those around them that its neighbours have: theirs can be had from
@@ -287,7 +288,7 @@ fn broadcast(build: &mut Build, g: &Gather, tile: Tile, epilogue: Epilogue) {
         kernel: Kernel { entry, consts, storage: build.target.storage },
         layer: g.layer.into(),
         bindings,
-        grid: Grid::Flat { items, samples: 1, size: WHOLE, y: tiles as u32 * if parity { 2 } else { 1 } },
+        grid: Grid::Flat { items, samples: 1, size, y: tiles as u32 * if parity { 2 } else { 1 } },
         flops: g.flops,
     });
 }

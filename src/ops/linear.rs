@@ -1,6 +1,6 @@
 //! Fully connected layers: `shaders/linear.wgsl`. Weights are reordered so that the texels of a sample are read as they lie.
 
-use super::tile::{Family, SHARE, Tile, WHOLE};
+use super::tile::{Family, SHARE, Tile};
 use super::workgroup::{Gemm, LARGEST};
 use super::{Build, Variant};
 use super::{Epilogue, Value, blocks, slice_bytes, slices, texels, workgroup};
@@ -139,13 +139,14 @@ fn sliced(build: &mut Build, p: &Product, epilogue: Epilogue) {
 fn broadcast(build: &mut Build, p: &Product, tile: Tile, epilogue: Epilogue) {
     let qt = tile.blocks as usize;
     let tiles = p.blocks_out.div_ceil(qt);
+    let size = build.target.handing_round(1);
     let mut consts = vec![
         ("L", p.texels_in as u32),
         ("CB", p.cb as u32),
         ("QT", tile.blocks),
         ("PX", tile.pixels),
         ("OT", tiles as u32),
-        ("WG", WHOLE),
+        ("WG", size),
     ];
     let mut bindings = vec![("x", p.x.id), ("y", p.y.id)];
     epilogue.apply(build, p.y.dims, &mut consts, &mut bindings);
@@ -165,7 +166,7 @@ fn broadcast(build: &mut Build, p: &Product, tile: Tile, epilogue: Epilogue) {
         kernel: Kernel { entry: p.entries[1], consts, storage: build.target.storage },
         layer: p.layer.name.clone(),
         bindings,
-        grid: Grid::Flat { items: 1, samples: tile.pixels, size: WHOLE, y: tiles as u32 },
+        grid: Grid::Flat { items: 1, samples: tile.pixels, size, y: tiles as u32 },
         flops: 2 * (p.layer.inputs * p.layer.outputs) as u64,
     });
 }

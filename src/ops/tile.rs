@@ -51,7 +51,7 @@ pub struct Tile {
 /// Invocations that share weights in [`Family::Broadcast`].
 pub(crate) const SHARE: u32 = 8;
 
-/// Invocations in a workgroup of [`Family::Broadcast`]: whole subgroups, whatever their size.
+/// Invocations in a workgroup of [`Family::Broadcast`] at most: whole subgroups, whatever their size.
 pub(crate) const WHOLE: u32 = 64;
 
 impl Tile {
