@@ -2,7 +2,8 @@
 // host, the input gradient of a convolution is a convolution of dy, spread out by the stride (DILATE).
 //
 // I* is the shape that is read, O* the shape that is written, channels in blocks of four. Grid: x runs over the rows and
-// tiles of pixels of one sample, y over the tiles of output channels of one slice of weights, z over the samples.
+// tiles of pixels of one sample, y over the tiles of output channels of one slice of weights, z over the samples; in the
+// broadcast kernels x runs over those of all samples, one after the other.
 //
 // Canonical order: an output is accumulated by one invocation from zero with fma, over (block of four input channels,
 // kernel row, kernel column, channel within the block), then + bias, then + residual. Every variant keeps it, so every
@@ -224,9 +225,9 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
 
 //# kernel conv2d_forward_broadcast conv2d_input_grad_broadcast
 // For adapters where a load costs far more than a multiply-add. The invocations of a subgroup lie side by side in a row
-// and need the same weights: each loads one texel in eight of a kernel row's weights and hands it round, and takes the pixels beyond its
-// own from its neighbours where they are in the subgroup (HALO). Kernel rows are a loop, not unrolled: its body
-// then fits an instruction cache, and one block's accumulators at a time fit the registers.
+// and need the same weights: each loads one texel in eight of a kernel row's weights and hands it round, and takes the pixels
+// beyond its own from its neighbours where they are in the subgroup (HALO). Kernel rows are a loop, not unrolled, so that its
+// body fits an instruction cache; one block's accumulators at a time fit the registers.
 //# w: texels read                             [OT·QT] biases, then [OT, IC4, R, S, CB, QT] of 4 output channels
 //# x: activation read                         [N, IC4, IH, IW] of 4 channels
 //# y: activation write                        [N, OC4, OH, OW] of 4 channels

@@ -144,7 +144,7 @@ impl Plan {
         ops::pointwise::logits_forward(&mut build, z, ids.logits);
         let dz = build.activation("d logits", z.dims, None);
         ops::loss::cross_entropy_forward(&mut build, z, dz, ids.samples, ids.loss);
-        let dimage = backward(&mut build, model, &tape, dz, None)?;
+        let dimage = backward(&mut build, model, &tape, dz, None);
         ops::pointwise::normalise_input_grad(&mut build, channels, dimage, ids.dx);
 
         let start = ops::step::random_start(&build, model.input, &ids);
@@ -348,7 +348,7 @@ fn forward<'m>(
                 let signs = relu.then(|| build.signs(&label, dims));
                 let y = build.activation(&label, dims, signs);
                 let epilogue = Epilogue { residual, relu: signs, mask: None };
-                ops::conv::forward(build, conv, params(&conv.name)?, x, y, epilogue)?;
+                ops::conv::forward(build, conv, params(&conv.name)?, x, y, epilogue);
                 tape.push(Node::Conv { conv, x });
                 x = y;
             }
@@ -414,7 +414,7 @@ fn forward<'m>(
                             return unsupported(layer, "a projection must be one convolution");
                         };
                         let r = build.activation(&conv.name, dims, None);
-                        ops::conv::forward(build, conv, params(&conv.name)?, x, r, Epilogue::default())?;
+                        ops::conv::forward(build, conv, params(&conv.name)?, x, r, Epilogue::default());
                         (Residual { id: r.id, dims, kind: ResidualKind::Same }, Back::Projected { conv, x })
                     }
                 };
@@ -431,7 +431,7 @@ fn forward<'m>(
 }
 
 /// Runs a tape backward: `dy` is the gradient of what left it, `extra` is added to the gradient of what entered it.
-fn backward(build: &mut Build, model: &Model, tape: &[Node], dy: Value, extra: Option<Residual>) -> Result<Value> {
+fn backward(build: &mut Build, model: &Model, tape: &[Node], dy: Value, extra: Option<Residual>) -> Value {
     let mut g = dy;
     for (i, node) in tape.iter().enumerate().rev() {
         let residual = if i == 0 { extra } else { None };
@@ -442,7 +442,7 @@ fn backward(build: &mut Build, model: &Model, tape: &[Node], dy: Value, extra: O
         g = match node {
             Node::Conv { conv, x } => {
                 let (dx, epilogue) = grad(&conv.name, x);
-                ops::conv::input_grad(build, conv, &model.params[&conv.name], g, dx, epilogue)?;
+                ops::conv::input_grad(build, conv, &model.params[&conv.name], g, dx, epilogue);
                 dx
             }
             Node::Linear { linear, x } => {
@@ -476,15 +476,15 @@ fn backward(build: &mut Build, model: &Model, tape: &[Node], dy: Value, extra: O
                     }
                     Back::Projected { conv, x } => {
                         let dx = build.activation(&format!("d {}", conv.name), x.dims, None);
-                        ops::conv::input_grad(build, conv, &model.params[&conv.name], g, dx, Epilogue::default())?;
+                        ops::conv::input_grad(build, conv, &model.params[&conv.name], g, dx, Epilogue::default());
                         Residual { id: dx.id, dims: dx.dims, kind: ResidualKind::Same }
                     }
                 };
-                backward(build, model, body, g, Some(extra))?
+                backward(build, model, body, g, Some(extra))
             }
         };
     }
-    Ok(g)
+    g
 }
 
 /// Gives every activation a slot that is free from its first writer to its last reader, and puts the slots among the

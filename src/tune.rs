@@ -4,7 +4,7 @@
 
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
-use crate::kernel::{self, Dispatch};
+use crate::kernel::{self, Dispatch, Kernel};
 use crate::model::Model;
 use crate::plan::{Plan, Target, Tile, Tuning, Variant};
 use crate::tensor::Resource;
@@ -51,6 +51,17 @@ pub struct Work<'a> {
     pub resources: &'a [Resource],
 }
 
+impl<'a> Work<'a> {
+    /// What `plan` does at its site number `i`.
+    fn of(plan: &'a Plan, i: usize) -> Self {
+        Work { dispatches: plan.at(&plan.sites[i]), resources: &plan.resources }
+    }
+
+    fn kernels(&self) -> impl Iterator<Item = &'a Kernel> {
+        self.dispatches.iter().map(|d| &d.kernel)
+    }
+}
+
 /// Tries every tile for every shape of `model`, in batches of `samples`; `tell` hears of each choice, and ends it all by
 /// answering `false`.
 ///
@@ -68,9 +79,6 @@ pub fn tune(
     let (naive, default) = (plan(Variant::Naive)?, plan(Variant::Fast)?);
     let others = Tile::all(&target).into_iter().map(|tile| Ok((tile, plan(Variant::Only(tile))?)));
     let others = others.collect::<Result<Vec<_>>>()?;
-    let work = |plan: &'_ Plan, i: usize| -> (Vec<Dispatch>, Vec<Resource>) {
-        (plan.at(&plan.sites[i]).to_vec(), plan.resources.clone())
-    };
     let mut tiles = BTreeMap::new();
     let mut known = Vec::new();
     for (i, site) in naive.sites.iter().enumerate() {
@@ -78,19 +86,16 @@ pub fn tune(
             continue;
         }
         known.push(site.shape.clone());
-        let usual = work(&default, i);
-        let kernels = |of: &[Dispatch]| of.iter().map(|d| d.kernel.clone()).collect::<Vec<_>>();
         // A tile that cannot serve this shape has left it to the default.
-        let mut candidates = vec![(None, usual)];
+        let mut candidates = vec![(None, Work::of(&default, i))];
         for (tile, plan) in &others {
-            let tried = work(plan, i);
-            if candidates.iter().all(|(_, (other, _))| kernels(other) != kernels(&tried.0)) {
+            let tried = Work::of(plan, i);
+            if candidates.iter().all(|(_, other)| !other.kernels().eq(tried.kernels())) {
                 candidates.push((Some(*tile), tried));
             }
         }
-        let twin = Work { dispatches: naive.at(site), resources: &naive.resources };
-        let list: Vec<Work<'_>> = candidates.iter().map(|(_, (d, r))| Work { dispatches: d, resources: r }).collect();
-        let verdicts = judge(gpu, twin, &list, samples, clock)?;
+        let list: Vec<Work<'_>> = candidates.iter().map(|(_, work)| *work).collect();
+        let verdicts = judge(gpu, Work::of(&naive, i), &list, samples, clock)?;
         let Some(Verdict::Time(default)) = verdicts.first().cloned() else {
             return Err(Error::Internal(format!("{}: the default: {:?}", site.shape, verdicts.first())));
         };

@@ -4,7 +4,6 @@ use super::tile::{Family, SHARE, Tile};
 use super::workgroup::{Gemm, LARGEST};
 use super::{Build, Variant};
 use super::{Epilogue, Value, blocks, slice_bytes, slices, workgroup};
-use crate::error::Result;
 use crate::kernel::{Dispatch, Grid, Kernel};
 use crate::model::{Conv2d, Dims, Params};
 
@@ -36,7 +35,7 @@ fn flops(c: &Conv2d, y: Dims) -> u64 {
 }
 
 /// y = conv(x) + bias, then the epilogue.
-pub(crate) fn forward(build: &mut Build, c: &Conv2d, p: &Params, x: Value, y: Value, epilogue: Epilogue) -> Result<()> {
+pub(crate) fn forward(build: &mut Build, c: &Conv2d, p: &Params, x: Value, y: Value, epilogue: Epilogue) {
     let k = c.kernel;
     let gather = Gather {
         layer: &c.name,
@@ -51,18 +50,11 @@ pub(crate) fn forward(build: &mut Build, c: &Conv2d, p: &Params, x: Value, y: Va
         bias: &|o| p.bias[o],
         flops: flops(c, y.dims),
     };
-    emit(build, &gather, epilogue)
+    emit(build, &gather, epilogue);
 }
 
 /// dx = convᵀ(dy), then the epilogue.
-pub(crate) fn input_grad(
-    build: &mut Build,
-    c: &Conv2d,
-    p: &Params,
-    dy: Value,
-    dx: Value,
-    epilogue: Epilogue,
-) -> Result<()> {
+pub(crate) fn input_grad(build: &mut Build, c: &Conv2d, p: &Params, dy: Value, dx: Value, epilogue: Epilogue) {
     let k = c.kernel;
     let gather = Gather {
         layer: &c.name,
@@ -78,10 +70,10 @@ pub(crate) fn input_grad(
         bias: &|_| 0.0,
         flops: flops(c, dy.dims),
     };
-    emit(build, &gather, epilogue)
+    emit(build, &gather, epilogue);
 }
 
-fn emit(build: &mut Build, g: &Gather, epilogue: Epilogue) -> Result<()> {
+fn emit(build: &mut Build, g: &Gather, epilogue: Epilogue) {
     let first = build.dispatches.len();
     let shape = g.shape(&epilogue);
     match g.tile(build, &shape, &epilogue) {
@@ -90,7 +82,6 @@ fn emit(build: &mut Build, g: &Gather, epilogue: Epilogue) -> Result<()> {
         tile => sliced(build, g, tile, epilogue),
     }
     build.sites.push((first..build.dispatches.len(), shape));
-    Ok(())
 }
 
 impl Gather<'_> {
