@@ -70,6 +70,7 @@
 //! | [`plan`] | the order of dispatches and the memory they share, as data |
 //! | `network` | [`Network`]: a plan on a device; images from slices or from the host program's buffers |
 //! | [`trial`], [`probe`] | dispatches of a plan alone, on random data; what a device can do at most: for benches |
+//! | [`tune`] | which tiles are fastest on a device, each checked before it is timed |
 //! | [`task`] | [`Task`]: work on a thread of its own, as a future |
 //! | `data`, `report`, `cli` | feature `cli`: files, tables and pictures, the program |
 //!
@@ -92,11 +93,14 @@
 //! - Max-pool keeps one byte for each output, for windows up to 15×15.
 //! - A projection on a shortcut is a dispatch of its own, added as a residual: its own accumulator, as the canonical order asks.
 //! - A run is a row of parts, each whole or not there; shards and resumed runs are the same mechanism (`report/folder.rs`).
-//! - Weights of a convolution are cut into slices that fit a uniform binding; where one tile does not fit, a storage buffer
-//!   takes its place, slower and with the same bits.
-//! - Known limits: a residual body begins and ends with a convolution; the gradient of strides 3 and 4 runs on the naive
-//!   kernel; convolutions of more than some hundred channels read their weights from a storage buffer; a submission holds 20 GFLOP whatever the device; there
-//!   is no deadline yet for a driver that hangs; no hardware GPU has run this yet.
+//! - Three families of kernels with the same bits ([`plan::Family`]): register tiles anywhere, weights handed round in subgroups on
+//!   software adapters, tiles of whole workgroups on hardware. A tuning ([`tune`]) chooses otherwise where that is faster.
+//! - Register tiles read their weights from slices that fit a uniform binding; where one tile does not fit, from a storage buffer,
+//!   slower. The other families read them as texels of any number.
+//! - Sums begin at a zero that compilers cannot see, for some move one that they see.
+//! - Known limits: a residual body begins and ends with a convolution; on software adapters the gradient of strides 3 and 4 runs on
+//!   the naive kernel; a submission holds 20 GFLOP whatever the device; there is no deadline yet for a driver that hangs; no
+//!   hardware GPU has run this yet.
 //!
 //! # Adding a layer
 //! 1. A variant of [`model::Layer`] with its shape rule in `Layer::output`.
