@@ -3,37 +3,7 @@
 // pixels, so that it comes to the same on every adapter.
 
 //# include sample
-
-// The nearest k of k/255, halves up: ⌊255·x + ½⌋ of x's bits, within 0 to 255. x must be finite.
-fn level(bits: u32) -> u32 {
-    let exponent = (bits >> 23u) & 255u;
-    if ((bits >> 31u) == 1u || exponent == 0u) {
-        return 0u;
-    }
-    if (exponent > 127u) {
-        return 255u;
-    }
-    // x is mantissa·2^(exponent − 150), and 255 mantissas fit in a word: 255·x in halves, then half of them, rounded up.
-    let product = 255u * ((bits & 0x7fffffu) | 0x800000u);
-    let shift = 149u - exponent;
-    let halves = select(product >> min(shift, 31u), 0u, shift > 31u);
-    return min((halves + 1u) >> 1u, 255u);
-}
-
-// The bits of k/255, rounded to nearest: in base 256 it is 0.kkkk…
-fn grey(k: u32) -> u32 {
-    if (k == 0u) {
-        return 0u;
-    }
-    let zeros = countLeadingZeros(k) - 24u;
-    let word = ((k * 0x01010101u) << zeros) | (k >> (8u - zeros));
-    // Never a tie: behind the word come more of the same digits.
-    return ((126u - zeros) << 23u) + ((word >> 8u) & 0x7fffffu) + ((word >> 7u) & 1u);
-}
-
-fn finite(bits: u32) -> bool {
-    return ((bits >> 23u) & 255u) != 255u;
-}
+//# include grey
 
 //# kernel inspect
 // One invocation for one value; z is the sample. MARK is the health mark for what is not finite; bit 31 says that a value is
@@ -103,4 +73,54 @@ fn quantise(@builtin(global_invocation_id) id: vec3<u32>) {
     let k0 = level(x0[i]);
     let reach = min(samples[id.z].levels, 255u);
     x[i] = grey(min(max(level(x[i]), max(k0, reach) - reach), min(k0 + reach, 255u)));
+}
+
+//# kernel quantise_l2
+// The same within an L2 ball: a move of t grey levels, f of them a fraction, is rounded away from the clean pixel where f is no
+// less than a threshold: a half, or as much more as it takes for the image to stay in the ball; at most one, which cuts fractions
+// off. One workgroup a sample.
+//# include sums
+//# samples: storage read array<Sample>              [N], levels is the largest sum of squares
+//# x0: storage read array<u32>                      [N, LEN], clean images, snapped
+//# x: storage update array<u32>                     [N, LEN], iterate
+
+// Grey levels of the move at i, its fraction rounded by a threshold of 512ths.
+fn moved(i: u32, threshold: u32) -> u32 {
+    let t = 255.0 * abs(bitcast<f32>(x[i]) - bitcast<f32>(x0[i]));
+    let whole = floor(t);
+    return u32(whole) + select(0u, 1u, 512.0 * (t - whole) >= f32(threshold));
+}
+
+fn squares(n: u32, lane: u32, threshold: u32) -> u32 {
+    var sum = 0u;
+    for (var i = n * LEN + lane; i < (n + 1u) * LEN; i += WG) {
+        let m = select(0u, moved(i, threshold), finite(x[i]) && finite(x0[i]));
+        let both = sum + m * m;
+        sum = select(both, 0xffffffffu, both < sum);
+    }
+    return count(lane, sum);
+}
+
+@compute @workgroup_size(WG)
+fn quantise_l2(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let n = group.z;
+    let most = samples[n].levels;
+    // The least threshold from 256 to 512 that stays within: 512 does.
+    var low = 255u;
+    var high = 512u;
+    for (var k = 0u; k < 9u; k++) {
+        let middle = (low + high) / 2u;
+        let fits = squares(n, lane, middle) <= most;
+        // Where low and high are neighbours already, middle is low, and nothing changes.
+        high = select(high, middle, fits && middle > low);
+        low = select(middle, low, fits);
+    }
+    for (var i = n * LEN + lane; i < (n + 1u) * LEN; i += WG) {
+        if (finite(x[i]) && finite(x0[i])) {
+            let k0 = level(x0[i]);
+            let m = moved(i, high);
+            let up = bitcast<f32>(x[i]) > bitcast<f32>(x0[i]);
+            x[i] = grey(select(max(k0, m) - m, min(k0 + m, 255u), up));
+        }
+    }
 }

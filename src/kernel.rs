@@ -26,17 +26,21 @@ use std::sync::Arc;
 const FILES: &[(&str, &str)] = &[
     ("conv2d", include_str!("../shaders/conv2d.wgsl")),
     ("epilogue", include_str!("../shaders/epilogue.wgsl")),
+    ("grey", include_str!("../shaders/grey.wgsl")),
     ("linear", include_str!("../shaders/linear.wgsl")),
     ("loss", include_str!("../shaders/loss.wgsl")),
     ("pad", include_str!("../shaders/pad.wgsl")),
+    ("philox", include_str!("../shaders/philox.wgsl")),
     ("pointwise", include_str!("../shaders/pointwise.wgsl")),
     ("pool", include_str!("../shaders/pool.wgsl")),
     ("probe", include_str!("../shaders/probe.wgsl")),
     ("quantise", include_str!("../shaders/quantise.wgsl")),
+    ("rules", include_str!("../shaders/rules.wgsl")),
     ("sample", include_str!("../shaders/sample.wgsl")),
     ("step", include_str!("../shaders/step.wgsl")),
     ("store", include_str!("../shaders/store.wgsl")),
     ("subgroup", include_str!("../shaders/subgroup.wgsl")),
+    ("sums", include_str!("../shaders/sums.wgsl")),
     ("workgroup", include_str!("../shaders/workgroup.wgsl")),
 ];
 
@@ -200,7 +204,11 @@ impl Kernel {
                 let slabs = (c("IC4") * c("R").div_ceil(c("STEP"))).div_ceil(c("LS")) + 1;
                 slabs * (1 + c("LS") * (1 + c("WIDEST").div_ceil(c("TAPS")))) + 2 * c("WORDS").div_ceil(c("WG")) + 4
             }
-            "cross_entropy_forward" => 2 * c("K") + c("K").div_ceil(4),
+            "cross_entropy_forward" | "margin_forward" | "dlr_forward" => 2 * c("K") + c("K").div_ceil(4),
+            // Rounds over the image, halvings of the sums, and those of the random numbers.
+            "momentum_step" | "l2_step" | "apgd_step" => 6 * c("LEN").div_ceil(c("WG").max(1)) + 64,
+            "quantise_l2" => 10 * (c("LEN").div_ceil(c("WG").max(1)) + 9),
+            "ball_start" => 24 * c("LEN").div_ceil(c("WG").max(1)) + 32,
             "global_avg_pool_forward" => c("IH") * c("IW"),
             "max_pool_forward" | "max_pool_input_grad" | "avg_pool_forward" | "avg_pool_input_grad" => {
                 c("SIZE") * (1 + c("SIZE"))

@@ -2,11 +2,12 @@
 
 mod buffers;
 
-use crate::attack::{Engine, Gradient, Health, Iterated, Job, Logits, Sample};
+use crate::attack::{Engine, Gradient, Health, Iterated, Job, Logits, Rule, Sample, State as Kept, Trail};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Storage};
 use crate::kernel::{Bound, Dispatch};
 use crate::model::{Dims, Layer, Model};
+use crate::ops::step::LANES;
 use crate::plan::{Plan, Target, Tuning, Variant};
 use crate::tensor::{Allocated, Kind};
 use crate::weights::Tensors;
@@ -64,11 +65,15 @@ pub struct Network {
     model: Model,
     plan: Plan,
     chunk: usize,
+    /// The same for rules that remember images.
+    remembering_chunk: usize,
     state: Mutex<State>,
     /// The thread whose run it is.
     running: Mutex<Option<ThreadId>>,
     /// The largest batch that there is memory for.
     capacity: AtomicUsize,
+    /// The same for what rules remember.
+    remembering: AtomicUsize,
 }
 
 /// Memory, grown to the largest batch so far, and bindings for the batch that ran last.
@@ -87,10 +92,13 @@ struct BoundPlan {
     logits: Bound,
     // What not every run needs is compiled and bound when it is first needed.
     start: OnceCell<Bound>,
+    losses: Vec<OnceCell<Bound>>,
+    rules: Vec<[OnceCell<Bound>; 2]>,
     inspect: OnceCell<Bound>,
     inspect_gradient: OnceCell<Bound>,
     snap: OnceCell<Bound>,
     quantise: OnceCell<Bound>,
+    quantise_l2: OnceCell<Bound>,
 }
 
 /// A run under way: the state is this thread's alone.
@@ -143,7 +151,12 @@ impl Network {
             ..Target::of(gpu)?
         };
         let plan = Plan::new(&model, &target)?;
-        let chunk = plan.largest_batch(options.memory)?.min(options.batch.unwrap_or(usize::MAX)).max(1);
+        let largest = |rule| -> Result<usize> {
+            Ok(plan.largest_batch_of(rule, options.memory)?.min(options.batch.unwrap_or(usize::MAX)).max(1))
+        };
+        let chunk = largest(Rule::Sign)?;
+        // Where a rule's memory does not fit, its runs say so.
+        let remembering_chunk = largest(Rule::Momentum).unwrap_or(0);
         let constants = gpu.scope("uploading weights", || {
             let is_constant =
                 |r: &crate::tensor::Resource| matches!(r.kind, Kind::Constant(_) | Kind::Texels(_) | Kind::Uniform);
@@ -157,9 +170,11 @@ impl Network {
             model,
             plan,
             chunk,
+            remembering_chunk,
             state: Mutex::new(State { constants, ..State::default() }),
             running: Mutex::new(None),
             capacity: AtomicUsize::new(0),
+            remembering: AtomicUsize::new(0),
         })
     }
 
@@ -180,7 +195,8 @@ impl Network {
 
     /// Bytes that the network takes on the device now, weights included.
     pub fn gpu_bytes(&self) -> u64 {
-        self.plan.bytes(self.capacity.load(Ordering::Relaxed) as u64)
+        let [batch, remembered] = [&self.capacity, &self.remembering].map(|n| n.load(Ordering::Relaxed) as u64);
+        self.plan.bytes(batch) + remembered * self.plan.remembered_bytes_per_sample()
     }
 
     /// Waits for its turn to run.
@@ -197,16 +213,33 @@ impl Network {
     }
 
     /// Runs `work` on one chunk after the other, with memory and bindings for its size.
-    fn each_chunk(&self, samples: usize, mut work: impl FnMut(&Chunk<'_>, Range<usize>) -> Result<()>) -> Result<()> {
+    fn each_chunk(&self, samples: usize, work: impl FnMut(&Chunk<'_>, Range<usize>) -> Result<()>) -> Result<()> {
+        self.each_chunk_of(Rule::Sign, samples, work)
+    }
+
+    /// As [`Network::each_chunk`], with memory for what `rule` remembers.
+    fn each_chunk_of(
+        &self,
+        rule: Rule,
+        samples: usize,
+        mut work: impl FnMut(&Chunk<'_>, Range<usize>) -> Result<()>,
+    ) -> Result<()> {
+        let remembers = rule.memory() > 0;
+        let most = if remembers { self.remembering_chunk } else { self.chunk };
+        if most == 0 {
+            let bytes = self.plan.remembered_bytes_per_sample();
+            let limit = "memory budget of the network".into();
+            return Err(Error::OutOfMemory { what: "what the attack remembers".into(), bytes, limit });
+        }
         // Balanced chunks: 10 samples by 8 are 5 and 5, so that the device is never almost idle.
-        let chunks = samples.div_ceil(self.chunk).max(1);
+        let chunks = samples.div_ceil(most).max(1);
         let size = samples.div_ceil(chunks);
         let mut running = self.lock()?;
         let state = &mut *running.state;
         let mut at = 0;
         while at < samples {
             let n = size.min(samples - at);
-            self.prepare(state, n)?;
+            self.prepare(state, n, remembers)?;
             let State { constants, batch, bound } = &*state;
             let (_, bound) = bound.as_ref().expect("prepared");
             work(&Chunk { net: self, n, memory: Memory { constants, batch }, bound }, at..at + n)?;
@@ -215,22 +248,38 @@ impl Network {
         Ok(())
     }
 
-    fn prepare(&self, state: &mut State, n: usize) -> Result<()> {
+    fn prepare(&self, state: &mut State, n: usize, remembers: bool) -> Result<()> {
+        let storage = self.plan.target().storage;
+        let memory = self.plan.ids.memory;
+        if remembers && self.remembering.load(Ordering::Relaxed) < n {
+            // Bindings of rules are made when they are first used, so all of them go.
+            state.bound = None;
+            if let Some(old) = state.batch.get_mut(memory) {
+                *old = None;
+            }
+            self.remembering.store(0, Ordering::Relaxed);
+        }
         if state.bound.as_ref().is_some_and(|(bound, _)| *bound == n) {
             return Ok(());
         }
         state.bound = None;
-        let storage = self.plan.target().storage;
         if self.capacity.load(Ordering::Relaxed) < n {
             // The old memory goes first: the two must not stand beside each other.
             state.batch.clear();
             self.capacity.store(0, Ordering::Relaxed);
+            self.remembering.store(0, Ordering::Relaxed);
             state.batch = self.gpu.scope("memory for the batch", || {
-                let grows = |r: &crate::tensor::Resource| r.per_sample > 0;
+                let grows = |r: &crate::tensor::Resource| r.per_sample > 0 && r.kind != Kind::Memory;
                 let all = self.plan.resources.iter();
                 all.map(|r| grows(r).then(|| Allocated::new(&self.gpu, r, n as u64, storage)).transpose()).collect()
             })?;
             self.capacity.store(n, Ordering::Relaxed);
+        }
+        if remembers && self.remembering.load(Ordering::Relaxed) < n {
+            let resource = &self.plan.resources[memory];
+            let allocate = || Allocated::new(&self.gpu, resource, n as u64, storage);
+            state.batch[memory] = Some(self.gpu.scope("memory for what the attack remembers", allocate)?);
+            self.remembering.store(n, Ordering::Relaxed);
         }
         let memory = Memory { constants: &state.constants, batch: &state.batch };
         let bind = |d: &Dispatch| self.bind(memory, d, n);
@@ -242,10 +291,13 @@ impl Network {
                 step: bind(&self.plan.step)?,
                 logits: bind(&self.plan.logits)?,
                 start: OnceCell::new(),
+                losses: self.plan.losses.iter().map(|_| OnceCell::new()).collect(),
+                rules: self.plan.rules.iter().map(|_| Default::default()).collect(),
                 inspect: OnceCell::new(),
                 inspect_gradient: OnceCell::new(),
                 snap: OnceCell::new(),
                 quantise: OnceCell::new(),
+                quantise_l2: OnceCell::new(),
             })
         })?;
         state.bound = Some((n, bound));
@@ -272,6 +324,13 @@ impl Network {
             return Err(Error::data("samples", format!("{} for {n} images", samples.len())));
         }
         samples.iter().enumerate().try_for_each(|(i, s)| s.check(i, self.model.logits()))
+    }
+
+    fn is_rule_there(&self, rule: Rule) -> Result<()> {
+        if rule == Rule::Sign || self.plan.steps_of(rule).is_some() {
+            return Ok(());
+        }
+        Err(Error::Usage(format!("{rule:?} needs workgroups of {} invocations, which this device has not", LANES)))
     }
 }
 
@@ -369,23 +428,50 @@ impl Chunk<'_> {
         Ok((cell.get().expect("set above"), dispatch))
     }
 
-    /// Random starts, where any sample asks for one, and steps from x on; x0 and x are in place.
+    /// Random starts, where any sample asks for one, and the steps of `job` from x on; x0 is in place, and x where `from` does
+    /// not say.
     fn steps(
         &self,
+        job: &Job<'_>,
         samples: &[Sample],
-        steps: u32,
-        bounds: (f32, f32),
-        seed: u64,
+        from: Option<(&[f32], &[f32], &[Kept])>,
         progress: &mut dyn FnMut(u64) -> bool,
     ) -> Result<()> {
-        self.write(self.net.plan.ids.samples, samples)?;
-        self.write_bounds(bounds, seed)?;
-        let starts = samples.iter().any(Sample::starts_at_random);
-        let start = starts.then(|| self.seldom(&self.bound.start, &self.net.plan.start)).transpose()?;
-        let steps = (0..steps).flat_map(|_| self.forward().chain(self.backward()).chain([self.step()]));
-        self.run(start.into_iter().chain(steps), &self.net.plan.step, |steps| {
+        let (plan, bound) = (&self.net.plan, self.bound);
+        let ids = plan.ids;
+        self.write(ids.samples, samples)?;
+        self.write_bounds(job.bounds, job.seed)?;
+        match from {
+            None => self.write(ids.states, &samples.iter().map(Kept::begin).collect::<Vec<_>>())?,
+            Some((x, memory, states)) => {
+                self.write(ids.x, x)?;
+                self.write(ids.states, states)?;
+                if !memory.is_empty() {
+                    self.write(ids.memory, memory)?;
+                }
+            }
+        }
+        let (start, step) = match plan.steps_of(job.rule) {
+            None => (Some((&bound.start, &plan.start)), self.step()),
+            Some((i, steps)) => {
+                let [start, step] = &bound.rules[i];
+                (steps.start.as_ref().map(|s| (start, s)), self.seldom(step, &steps.step)?)
+            }
+        };
+        let starts = from.is_none() && samples.iter().any(Sample::starts_at_random);
+        let start = start.filter(|_| starts).map(|(cell, dispatch)| self.seldom(cell, dispatch)).transpose()?;
+        let loss = match plan.losses.iter().position(|(l, _)| *l == job.loss) {
+            None => (&bound.backward[0], &plan.backward[0]),
+            Some(i) => self.seldom(&bound.losses[i], &plan.losses[i].1)?,
+        };
+        let one = || self.forward().chain([loss]).chain(self.backward().skip(1)).chain([step]);
+        self.run(start.into_iter().chain((0..job.steps).flat_map(|_| one())), step.1, |steps| {
             if progress(steps * self.n as u64) { Ok(()) } else { Err(Error::Cancelled) }
-        })
+        })?;
+        if job.rule.looks_at_the_last() && !job.goes_on {
+            self.run(self.forward().chain([loss, step]), &plan.logits, |_| Ok(()))?;
+        }
+        Ok(())
     }
 
     /// WGSL's `Bounds` (`shaders/sample.wgsl`).
@@ -475,21 +561,46 @@ impl Engine for Network {
     fn iterate(&self, job: &Job<'_>, progress: &mut dyn FnMut(u64) -> bool) -> Result<Iterated> {
         let n = self.samples(job.x0)?;
         self.check(job.samples, n)?;
+        job.check(self.model.logits())?;
+        self.is_rule_there(job.rule)?;
         let one = self.model.input.len();
+        let slots = job.rule.memory() * one;
         let ids = self.plan.ids;
-        let mut out = Iterated { images: Vec::new(), zero_gradients: Vec::new(), health: Vec::new() };
-        self.each_chunk(n, |chunk, range| {
+        let mut out = Iterated::default();
+        let mut trail = Trail::default();
+        self.each_chunk_of(job.rule, n, |chunk, range| {
             let pixels = &job.x0[range.start * one..range.end * one];
             chunk.reset()?;
             chunk.write(ids.x0, pixels)?;
-            chunk.write(ids.x, pixels)?;
-            chunk.steps(&job.samples[range], job.steps, job.bounds, job.seed, progress)?;
+            if job.from.is_none() {
+                chunk.write(ids.x, pixels)?;
+            }
+            let from = job.from.map(|trail| trail.part(range.clone()));
+            chunk.steps(job, &job.samples[range.clone()], from, progress)?;
             let [x, zero_gradients, health] = chunk.read([ids.x, ids.zero_gradients, ids.health])?;
-            append(&mut out.images, &x);
             append(&mut out.zero_gradients, &zero_gradients);
             append(&mut out.health, &health);
+            if !job.goes_on {
+                append(&mut out.images, &x);
+                return Ok(());
+            }
+            append(&mut trail.x, &x);
+            let [states] = chunk.read([ids.states])?;
+            append(&mut trail.states, &states);
+            if slots > 0 {
+                // The buffer is as large as the largest memory of a rule.
+                let [memory] = chunk.read([ids.memory])?;
+                append(&mut trail.memory, &memory[..4 * range.len() * slots]);
+            }
             Ok(())
         })?;
+        if job.goes_on {
+            for (i, x) in trail.x.chunks(one).enumerate() {
+                let memory = &trail.memory[i * slots..(i + 1) * slots];
+                out.images.extend_from_slice(job.rule.candidate(x, memory, &trail.states[i]));
+            }
+            out.trail = Some(trail);
+        }
         Ok(out)
     }
 }

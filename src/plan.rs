@@ -4,7 +4,7 @@
 //! Forward keeps one bit for each ReLU and one byte for each max-pool output. Activations and gradients are needed only
 //! until their last reader, so they take turns in a few slots.
 
-use crate::attack::{Health, Sample};
+use crate::attack::{Health, Loss, Norm, Rule, Sample, State};
 use crate::error::{Error, Result};
 use crate::gpu::Storage;
 use crate::kernel::Dispatch;
@@ -26,12 +26,16 @@ const MAX_ROUNDS: u64 = 32_000;
 pub struct Plan {
     /// From images to logits.
     pub forward: Vec<Dispatch>,
-    /// From logits to the input gradient, the loss first.
+    /// From logits to the input gradient, cross-entropy first.
     pub backward: Vec<Dispatch>,
+    /// What may stand there in place of cross-entropy.
+    pub losses: Vec<(Loss, Dispatch)>,
     /// A random place in each sample's ball, for the whole batch, before the first step.
     pub start: Dispatch,
     /// One sign step for the whole batch.
     pub step: Dispatch,
+    /// What other rules than the sign step do.
+    pub rules: Vec<Steps>,
     /// From logits to plain numbers, when they are wanted.
     pub logits: Dispatch,
     /// What is done on the device where images come from a buffer of the host program.
@@ -44,6 +48,17 @@ pub struct Plan {
     target: Target,
     arch: String,
     input: Dims,
+}
+
+/// What a rule does, each in one dispatch for the whole batch.
+#[derive(Clone, Debug)]
+pub struct Steps {
+    /// Which rule.
+    pub rule: Rule,
+    /// A random place to begin at, where that is not [`Plan::start`].
+    pub start: Option<Dispatch>,
+    /// Behind each gradient.
+    pub step: Dispatch,
 }
 
 /// A layer in one direction, for which one of several tiles was chosen.
@@ -68,12 +83,14 @@ pub struct PixelDispatches {
     pub snap: Dispatch,
     /// Rounds iterates as they are delivered.
     pub quantise: Dispatch,
+    /// The same within an L2 ball, where the device has workgroups that large.
+    pub quantise_l2: Option<Dispatch>,
 }
 
 impl PixelDispatches {
     /// All of them.
-    pub fn all(&self) -> [&Dispatch; 4] {
-        [&self.inspect, &self.inspect_gradient, &self.snap, &self.quantise]
+    pub fn all(&self) -> impl Iterator<Item = &Dispatch> {
+        [&self.inspect, &self.inspect_gradient, &self.snap, &self.quantise].into_iter().chain(&self.quantise_l2)
     }
 }
 
@@ -119,6 +136,8 @@ impl Plan {
             x: build.resource("iterates", Kind::Floats, pixels),
             dx: build.resource("input gradient", Kind::Floats, pixels),
             samples: build.resource("samples", Kind::Samples, (size_of::<Sample>() / 16) as u64),
+            states: build.resource("states", Kind::Samples, (size_of::<State>() / 16) as u64),
+            memory: build.resource("memory of rules", Kind::Memory, 4 * pixels),
             bounds: build.resource("bounds", Kind::Uniform, 0),
             logits: build.resource("logits", Kind::Floats, classes),
             loss: build.resource("loss", Kind::Floats, 1),
@@ -143,20 +162,29 @@ impl Plan {
 
         ops::pointwise::logits_forward(&mut build, z, ids.logits);
         let dz = build.activation("d logits", z.dims, None);
-        ops::loss::cross_entropy_forward(&mut build, z, dz, ids.samples, ids.loss);
+        let loss = |l| ops::loss::forward(&build, l, z, dz, &ids);
+        let losses = [Loss::Margin, Loss::Dlr].map(|l| (l, loss(l)));
+        let cross_entropy = loss(Loss::CrossEntropy);
+        build.push(cross_entropy);
         let dimage = backward(&mut build, model, &tape, dz, None);
         ops::pointwise::normalise_input_grad(&mut build, channels, dimage, ids.dx);
 
         let start = ops::step::random_start(&build, model.input, &ids);
         let step = ops::step::sign_step(&build, model.input, &ids);
+        let rules = [Rule::Momentum, Rule::Lookahead, Rule::L2, Rule::Apgd(Norm::Linf), Rule::Apgd(Norm::L2)];
+        let rules = rules.into_iter().filter_map(|r| ops::step::steps(&build, r, model.input, &ids)).collect();
         let pixels = PixelDispatches {
             inspect: ops::quantise::inspect(&build, model.input, &ids, ids.x0, Health::ACTIVATION),
             inspect_gradient: ops::quantise::inspect(&build, model.input, &ids, ids.dx, Health::GRADIENT),
             snap: ops::quantise::snap(&build, model.input, &ids),
             quantise: ops::quantise::quantise(&build, model.input, &ids),
+            quantise_l2: ops::quantise::quantise_l2(&build, model.input, &ids),
         };
         let Build { mut resources, activations, mut dispatches, sites, .. } = build;
         assign_slots(&activations, &mut dispatches, &mut resources);
+        // They stand where cross-entropy stands, on the same memory.
+        let slots = dispatches[forward_end + 1].bindings.clone();
+        let losses = losses.map(|(l, d)| (l, Dispatch { bindings: slots.clone(), ..d })).to_vec();
         let backward = dispatches.split_off(forward_end + 1);
         let logits = dispatches.pop().expect("pushed above");
         let site = |(range, shape): (Range<usize>, String)| {
@@ -168,8 +196,10 @@ impl Plan {
             sites: sites.into_iter().map(site).collect(),
             forward: dispatches,
             backward,
+            losses,
             start,
             step,
+            rules,
             logits,
             pixels,
             resources,
@@ -220,7 +250,14 @@ impl Plan {
     /// Every dispatch there is, whether a run needs it or not.
     pub fn dispatches(&self) -> impl Iterator<Item = &Dispatch> {
         let others = [&self.logits, &self.start, &self.step].into_iter().chain(self.pixels.all());
-        self.forward.iter().chain(&self.backward).chain(others)
+        let rules = self.rules.iter().flat_map(|r| r.start.iter().chain([&r.step]));
+        let losses = self.losses.iter().map(|(_, d)| d);
+        self.forward.iter().chain(&self.backward).chain(others).chain(losses).chain(rules)
+    }
+
+    /// What `rule` does where it is not the sign step.
+    pub(crate) fn steps_of(&self, rule: Rule) -> Option<(usize, &Steps)> {
+        self.rules.iter().enumerate().find(|(_, s)| s.rule == rule)
     }
 
     /// What the plan was made for.
@@ -228,18 +265,25 @@ impl Plan {
         &self.target
     }
 
-    /// Bytes on the device that grow with the batch, for one sample.
+    /// Bytes on the device that grow with the batch, for one sample; without what rules remember.
     pub fn bytes_per_sample(&self) -> u64 {
         // A texture is whole rows: charged here as if a row could be split, in `bytes` as it is.
         self.resources
             .iter()
+            .filter(|r| r.kind != Kind::Memory)
             .map(|r| r.bytes(1, Storage::Buffer).unwrap_or(u64::MAX) * u64::from(r.per_sample > 0))
             .sum()
     }
 
-    /// Bytes on the device for a batch of `n`, weights included.
+    /// Bytes on the device for a batch of `n`, weights included, but not what rules remember.
     pub fn bytes(&self, n: u64) -> u64 {
-        self.resources.iter().fold(0, |sum, r| sum.saturating_add(r.bytes(n, self.target.storage).unwrap_or(u64::MAX)))
+        let all = self.resources.iter().filter(|r| r.kind != Kind::Memory);
+        all.fold(0, |sum, r| sum.saturating_add(r.bytes(n, self.target.storage).unwrap_or(u64::MAX)))
+    }
+
+    /// Bytes on the device that a rule with a memory takes for one sample beside [`Plan::bytes_per_sample`].
+    pub fn remembered_bytes_per_sample(&self) -> u64 {
+        self.resources[self.ids.memory].bytes(1, Storage::Buffer).unwrap_or(u64::MAX)
     }
 
     fn classes(&self) -> usize {
@@ -261,11 +305,20 @@ impl Plan {
     /// # Errors
     /// [`Error::OutOfMemory`] when it is zero.
     pub fn largest_batch(&self, memory: u64) -> Result<usize> {
+        self.largest_batch_of(Rule::Sign, memory)
+    }
+
+    /// The same for a rule, which may remember images.
+    ///
+    /// # Errors
+    /// As [`Plan::largest_batch`].
+    pub fn largest_batch_of(&self, rule: Rule, memory: u64) -> Result<usize> {
+        let remembers = rule.memory() > 0;
         let limits = &self.target.limits;
         // Indices in a kernel are u32, and some back ends treat them as signed.
         let mut most = limits.workgroups.min(1 << 30);
         let mut tightest = ("dispatch", 0, "workgroups in a dimension".to_string());
-        for r in &self.resources {
+        for r in self.resources.iter().filter(|r| remembers || r.kind != Kind::Memory) {
             let (allowed, limit) = match (&r.kind, self.target.storage) {
                 (Kind::Activation | Kind::Texels(_), Storage::Texture) => {
                     (16 * most_texels(limits.texture_side), "texture side")
@@ -307,10 +360,12 @@ impl Plan {
         }
         let constants: u64 =
             self.resources.iter().filter(|r| r.per_sample == 0).filter_map(|r| r.bytes(0, Storage::Buffer)).sum();
-        let by_memory = memory.saturating_sub(constants) / self.bytes_per_sample().max(1);
+        let remembered = if remembers { self.remembered_bytes_per_sample() } else { 0 };
+        let one = self.bytes_per_sample().saturating_add(remembered);
+        let by_memory = memory.saturating_sub(constants) / one.max(1);
         if by_memory < most {
             most = by_memory;
-            tightest = ("one sample", self.bytes_per_sample() + constants, format!("memory budget of {memory} bytes"));
+            tightest = ("one sample", one.saturating_add(constants), format!("memory budget of {memory} bytes"));
         }
         if most == 0 {
             return Err(Error::OutOfMemory { what: tightest.0.into(), bytes: tightest.1, limit: tightest.2 });
@@ -543,7 +598,7 @@ impl fmt::Display for Plan {
             ("forward", self.forward.iter().collect()),
             ("backward", self.backward.iter().collect()),
             ("step", vec![&self.step]),
-            ("images in buffers", self.pixels.all().to_vec()),
+            ("images in buffers", self.pixels.all().collect()),
         ];
         for (name, dispatches) in parts {
             let flops: u64 = dispatches.iter().map(|d| d.flops).sum();

@@ -1,9 +1,14 @@
 //! The same networks and the same attack on the CPU, in plain f64 loops: what the GPU is compared with, and what runs
-//! where there is no GPU. Readable first; only the sign step ([`step`]) is f32 and agrees with the GPU bit for bit.
+//! where there is no GPU. Readable first; only the steps ([`Walk`]) are f32 and agree with the GPU bit for bit.
 //!
 //! Imports only `error`, `model` and the [`Engine`] types of `attack`. Each layer's backward stands beside its forward.
 
-use crate::attack::{Engine, Gradient, Health, Iterated, Job, Logits, Sample, Stream, philox};
+mod loss;
+mod walk;
+
+pub use walk::{Sign, Walk, random_start, step};
+
+use crate::attack::{Engine, Gradient, Health, Iterated, Job, Logits, Loss, Sample, Trail, argmax};
 use crate::error::{Error, Result};
 use crate::model::{Conv2d, Dims, Layer, Linear, Model, Shortcut};
 use std::collections::BTreeMap;
@@ -97,12 +102,24 @@ impl Reference {
     }
 
     /// One sample backward from its cross-entropy on `class`.
-    fn backward(&self, mut pass: Pass, class: u32) -> Backward {
-        let (loss, seed) = cross_entropy(&pass.logits, class as usize);
+    fn backward(&self, pass: Pass, class: u32) -> Backward {
+        self.backward_from(pass, |z| loss::cross_entropy(z, class as usize))
+    }
+
+    /// One sample backward from the loss and the seed that `follow` gives for its logits.
+    fn backward_from(&self, mut pass: Pass, follow: impl Fn(&[f64]) -> (f64, Vec<f64>)) -> Backward {
+        let (loss, seed) = follow(&pass.logits);
         mark(&mut pass.health, &[loss], Health::LOGITS);
         let gradient = self.layers_backward(&self.model.layers, seed, &mut pass.tape);
         mark(&mut pass.health, &gradient, Health::GRADIENT);
         Backward { gradient, loss, health: pass.health }
+    }
+
+    /// A sample's loss and gradient at an image, and the class predicted there.
+    fn look(&self, image: &[f32], sample: &Sample, loss: Loss) -> (Backward, u32) {
+        let pass = self.forward(image);
+        let predicted = argmax(&narrow(&pass.logits).collect::<Vec<f32>>()) as u32;
+        (self.backward_from(pass, |z| loss::follow(loss, z, sample)), predicted)
     }
 
     fn layers_forward(&self, layers: &[Layer], x: Vec<f64>, dims: Dims, pass: &mut Pass) -> (Vec<f64>, Dims) {
@@ -203,26 +220,48 @@ impl Engine for Reference {
         let n = self.count(job.x0)?;
         self.check_classes(n, job.samples.iter().map(|s| s.class))?;
         job.samples.iter().enumerate().try_for_each(|(i, s)| s.check(i, self.model.logits()))?;
-        let start = |(i, s): (usize, &Sample)| random_start(self.image(job.x0, i), s, job.seed, job.bounds);
-        let images = job.samples.iter().enumerate().flat_map(start).collect();
-        let mut all = Iterated { images, zero_gradients: vec![0; n], health: vec![Health::default(); n] };
+        job.check(self.model.logits())?;
+        let walk = |i: usize| {
+            let (x0, sample) = (self.image(job.x0, i), &job.samples[i]);
+            match job.from {
+                None => Walk::new(job.rule, *sample, job.bounds, x0, job.rule.start(x0, sample, job.seed, job.bounds)),
+                Some(trail) => {
+                    let (x, memory, states) = trail.part(i..i + 1);
+                    Walk::resume(job.rule, *sample, job.bounds, x0, (x, memory, states[0]))
+                }
+            }
+        };
+        let mut walks: Vec<Walk<'_>> = (0..n).map(walk).collect();
+        let mut out = Iterated { zero_gradients: vec![0; n], health: vec![Health::default(); n], ..Iterated::default() };
         for _ in 0..job.steps {
-            let stepped = parallel(n, |i| {
-                let x = self.image(&all.images, i);
-                let back = self.backward(self.forward(x), job.samples[i].class);
-                step_image(x, self.image(job.x0, i), &back, &job.samples[i], job.bounds)
-            });
-            all.images.clear();
-            for (i, (image, zeros, health)) in stepped.into_iter().enumerate() {
-                all.images.extend(image);
-                all.zero_gradients[i] += zeros;
-                all.health[i].0 |= health.0;
+            let seen = parallel(n, |i| self.look(walks[i].point(), &job.samples[i], job.loss));
+            for (i, (back, predicted)) in seen.iter().enumerate() {
+                let gradient: Vec<f32> = narrow(&back.gradient).collect();
+                out.zero_gradients[i] += gradient.iter().map(|g| u32::from(Sign::of(*g) == Sign::Zero)).sum::<u32>();
+                walks[i].step(&gradient, back.loss as f32, *predicted);
+                out.health[i].0 |= back.health.0;
             }
             if !progress(n as u64) {
                 return Err(Error::Cancelled);
             }
         }
-        Ok(all)
+        if job.rule.looks_at_the_last() && !job.goes_on {
+            let seen = parallel(n, |i| self.look(walks[i].point(), &job.samples[i], job.loss));
+            for (i, (back, predicted)) in seen.iter().enumerate() {
+                walks[i].step(&vec![0.0; self.model.input.len()], back.loss as f32, *predicted);
+                out.health[i].0 |= back.health.0 & !Health::GRADIENT.0;
+            }
+        }
+        let mut trail = Trail::default();
+        for walk in &walks {
+            out.images.extend_from_slice(walk.candidate());
+            let (x, memory, state) = walk.parts();
+            trail.x.extend_from_slice(x);
+            trail.memory.extend_from_slice(memory);
+            trail.states.push(state);
+        }
+        out.trail = job.goes_on.then_some(trail);
+        Ok(out)
     }
 }
 
@@ -453,97 +492,6 @@ fn for_each_carried(shortcut: &Shortcut, x: Dims, y: Dims, mut f: impl FnMut(usi
     }
 }
 
-/// Cross-entropy (natural logarithm) of one sample, and its gradient softmax(z) − onehot(class): summed over the batch,
-/// so no 1/N.
-fn cross_entropy(logits: &[f64], class: usize) -> (f64, Vec<f64>) {
-    let highest = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-    let mut seed: Vec<f64> = logits.iter().map(|z| (z - highest).exp()).collect();
-    let sum: f64 = seed.iter().sum();
-    seed.iter_mut().for_each(|v| *v /= sum);
-    seed[class] -= 1.0;
-    (sum.ln() + highest - logits[class], seed)
-}
-
-// The random start and the step, in f32 and bit for bit those of `shaders/step.wgsl`.
-
-/// Where a sample begins: at x0 + (2u − 1)·eps, u uniform in [0, 1) by the sample's own random numbers, clamped as a step
-/// is; at the clean image `x0` itself where the sample asks for no random start.
-pub fn random_start(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32)) -> Vec<f32> {
-    if !sample.starts_at_random() {
-        return x0.to_vec();
-    }
-    let eps = sample.eps;
-    let place = |(i, four): (usize, &[f32])| -> Vec<f32> {
-        let words = philox(seed, [sample.id, sample.restart, i as u32, Stream::Start as u32]);
-        let one = |(x0, word): (&f32, u32)| {
-            let v = ((word >> 8) as i32 - (1 << 23)) as f32 / (1 << 23) as f32;
-            let d = (v * eps).max(-eps).min(eps);
-            // Devices may flush a subnormal, so it counts as zero.
-            let d = if Sign::of(d) == Sign::Zero { 0.0 } else { d };
-            (x0 + d).max(bounds.0.max(x0 - eps)).min(bounds.1.min(x0 + eps))
-        };
-        four.iter().zip(words).map(one).collect()
-    };
-    x0.chunks(4).enumerate().flat_map(place).collect()
-}
-
-/// What the sign of a gradient says, decided from its bits.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Sign {
-    /// Positive and normal.
-    Plus,
-    /// Negative and normal.
-    Minus,
-    /// Zero or subnormal: no step. Devices may flush subnormals, so they all count as zero.
-    Zero,
-    /// NaN or infinite: no step, and the sample is marked.
-    Broken,
-}
-
-impl Sign {
-    /// From the bits of an f32.
-    pub fn of(gradient: f32) -> Self {
-        let bits = gradient.to_bits();
-        match (bits >> 23) & 0xff {
-            0 => Sign::Zero,
-            0xff => Sign::Broken,
-            _ if bits >> 31 == 1 => Sign::Minus,
-            _ => Sign::Plus,
-        }
-    }
-}
-
-/// One pixel's step: clamp(x + direction·step_size·sign, lo, hi) with lo = max(lowest, x0 − eps) and
-/// hi = min(highest, x0 + eps). `x` is the pixel now, `x0` the clean one, `bounds` the lowest and highest legal value.
-pub fn step(x: f32, x0: f32, gradient: f32, sample: &Sample, bounds: (f32, f32)) -> (f32, Sign) {
-    let lo = bounds.0.max(x0 - sample.eps);
-    let hi = bounds.1.min(x0 + sample.eps);
-    let sign = Sign::of(gradient);
-    let ascends = sample.direction > 0.0;
-    // The move is selected, never multiplied: a product could be contracted with the sum.
-    let moved = match sign {
-        Sign::Plus | Sign::Minus if (sign == Sign::Plus) == ascends => x + sample.step_size,
-        Sign::Plus | Sign::Minus => x - sample.step_size,
-        Sign::Zero | Sign::Broken => x,
-    };
-    (moved.max(lo).min(hi), sign)
-}
-
-/// A whole sample's step: the next iterate, how many pixels had no sign, and the sample's health.
-fn step_image(x: &[f32], x0: &[f32], back: &Backward, sample: &Sample, bounds: (f32, f32)) -> (Vec<f32>, u32, Health) {
-    let mut zeros = 0;
-    let mut health = back.health;
-    let pixels = x.iter().zip(x0).zip(narrow(&back.gradient)).map(|((x, x0), gradient)| {
-        let (next, sign) = step(*x, *x0, gradient, sample, bounds);
-        zeros += u32::from(sign == Sign::Zero);
-        if sign == Sign::Broken {
-            health.0 |= Health::GRADIENT.0;
-        }
-        next
-    });
-    (pixels.collect(), zeros, health)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -633,7 +581,7 @@ mod tests {
             let gradient = net.input_gradient_f64(&x, &[class]).unwrap();
             let scale = gradient.iter().fold(0.0_f64, |a, g| a.max(g.abs()));
             assert!(scale > 1e-3, "the network is dead: {scale}");
-            let loss = |x: &[f32]| cross_entropy(&net.logits_f64(x).unwrap(), class as usize).0;
+            let loss = |x: &[f32]| loss::cross_entropy(&net.logits_f64(x).unwrap(), class as usize).0;
             let mut moved = x.clone();
             for i in 0..x.len() {
                 moved[i] = x[i] + h;

@@ -29,7 +29,9 @@ pub enum Kind {
     Words,
     /// f32: images, gradients, logits, losses.
     Floats,
-    /// Blocks of sixteen bytes (`attack::Sample` is two of them).
+    /// f32 that only some rules need ([`crate::attack::Rule`]): allocated when the first of them runs.
+    Memory,
+    /// Blocks of sixteen bytes (`attack::Sample` is three of them).
     Samples,
     /// The same bytes for every batch: weights and the like.
     Constant(Vec<u8>),
@@ -57,7 +59,7 @@ impl Resource {
         match (&self.kind, storage) {
             (Kind::Activation, Storage::Texture) => rows(elements).checked_mul(TEXTURE_WIDTH * 16),
             (Kind::Activation, Storage::Buffer) | (Kind::Samples, _) => elements.checked_mul(16),
-            (Kind::Words | Kind::Floats, _) => elements.checked_mul(4),
+            (Kind::Words | Kind::Floats | Kind::Memory, _) => elements.checked_mul(4),
             (Kind::Texels(bytes), Storage::Texture) => Some(rows(bytes.len() as u64 / 16) * TEXTURE_WIDTH * 16),
             (Kind::Constant(bytes) | Kind::Texels(bytes), _) => Some(bytes.len() as u64),
             (Kind::Uniform, _) => Some(16),

@@ -419,7 +419,7 @@ fn fill(
             let mask = if name == "argmax" { 0x0303_0303 } else { u32::MAX };
             bytemuck::cast_slice(&(0..count).map(|_| scatter.word() as u32 & mask).collect::<Vec<_>>()).to_vec()
         }
-        Kind::Floats => {
+        Kind::Floats | Kind::Memory => {
             let pixels = name != "dx";
             let value = |s: &mut Scatter| if pixels { s.signed().abs() } else { s.signed() };
             bytemuck::cast_slice(&(0..count).map(|_| value(&mut scatter)).collect::<Vec<_>>()).to_vec()

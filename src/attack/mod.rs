@@ -1,15 +1,20 @@
 //! The attack: what is asked for ([`Attack`]), what runs it ([`Engine`]), what comes out ([`Outcome`]).
 //!
-//! Everything an image's fate depends on is its own: label, target, eps, step size, random numbers, health. Nothing here
-//! looks at two samples at once.
+//! Everything an image's fate depends on is its own: label, target, eps, step size, schedule, random numbers, best so far,
+//! health. Nothing here looks at two samples at once.
 
+mod loss;
 mod quantise;
 mod random;
+mod rule;
 mod run;
 
-pub use quantise::{budget, quantise, snap};
+pub use loss::Loss;
+pub use quantise::{budget, budget_l2, quantise, quantise_l2, snap};
 pub use random::{Stream, philox};
-pub(crate) use run::{Pixels, Tried, check_labels};
+pub(crate) use rule::{AHEAD, BEST, BEST_GRADIENT, FOUND, GATHERED, OLD};
+pub use rule::{Rule, State, Trail};
+pub(crate) use run::{Pixels, Tried, Verdict, check_labels};
 
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -32,7 +37,7 @@ pub trait Engine {
     /// As [`Engine::logits`]; [`Error::Data`] for a class out of range.
     fn input_gradient(&self, images: &[f32], classes: &[u32]) -> Result<Gradient>;
 
-    /// Takes `steps` sign-gradient steps from `x0`, each sample its own. `progress` is told how many sample-steps have
+    /// Takes `steps` steps from `x0`, or from where an earlier call ended, each sample its own. `progress` is told how many sample-steps have
     /// ended since it was last called; when it answers `false` the run ends with [`Error::Cancelled`].
     ///
     /// # Errors
@@ -60,27 +65,63 @@ pub struct Gradient {
     pub health: Vec<Health>,
 }
 
-/// A batch of sign-step attacks.
+/// A batch of attacks, all by one rule and one loss.
 #[derive(Clone, Copy, Debug)]
 pub struct Job<'a> {
     /// Clean images `[N, C, H, W]`.
     pub x0: &'a [f32],
     /// `[N]`
     pub samples: &'a [Sample],
-    /// Iterations.
+    /// What is done with a gradient.
+    pub rule: Rule,
+    /// What is followed.
+    pub loss: Loss,
+    /// Iterations of this call.
     pub steps: u32,
     /// Smallest and largest value of a pixel.
     pub bounds: (f32, f32),
     /// Seed of random starts.
     pub seed: u64,
+    /// Where an earlier call ended; `None` begins.
+    pub from: Option<&'a Trail>,
+    /// Whether a later call goes on from here: then [`Iterated::trail`] says where this one ended.
+    pub goes_on: bool,
 }
 
-/// One sample's own parameters. The same 32 bytes lie in WGSL's `Sample` (`shaders/sample.wgsl`). The default goes nowhere:
+impl Job<'_> {
+    /// What an engine with a network of `classes` checks, but for the samples' own parameters.
+    pub(crate) fn check(&self, classes: usize) -> Result<()> {
+        let fail = |detail: String| Err(Error::Usage(detail));
+        for (i, sample) in self.samples.iter().enumerate() {
+            self.loss.check(classes, sample.direction < 0.0)?;
+            if self.rule.memory() == 0 {
+                continue;
+            }
+            let taken = self.from.and_then(|t| t.states.get(i)).map_or(0, |s| s.iteration);
+            let end = u64::from(taken) + u64::from(self.steps);
+            let all = u64::from(sample.steps);
+            if end > all || (end < all && !self.goes_on) {
+                return fail(format!("sample {i}: a call to step {end} of {all}"));
+            }
+        }
+        let Some(from) = self.from else { return Ok(()) };
+        let n = self.samples.len();
+        if from.states.len() != n
+            || from.x.len() != self.x0.len()
+            || from.memory.len() != self.rule.memory() * self.x0.len()
+        {
+            return fail(format!("a trail of {} samples for {n}, or of another rule", from.states.len()));
+        }
+        Ok(())
+    }
+}
+
+/// One sample's own parameters. The same 48 bytes lie in WGSL's `Sample` (`shaders/sample.wgsl`). The default goes nowhere:
 /// name what matters and end with `..Sample::default()`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Sample {
-    /// Class whose cross-entropy is followed: the target, or the label.
+    /// Class whose loss is followed: the target, or the label.
     pub class: u32,
     /// Index in the whole data set; random numbers follow it.
     pub id: u32,
@@ -88,14 +129,23 @@ pub struct Sample {
     pub restart: u32,
     /// 1 where the first step is taken from a random place of the ball (of finite radius), 0 where from the clean image.
     pub start: u32,
-    /// L∞ radius in pixel units of [0, 1]; may be infinite.
+    /// Radius of the ball in pixel units of [0, 1]; may be infinite.
     pub eps: f32,
-    /// Step length in pixel units; 0 leaves the sample where it is.
+    /// Step length in pixel units; 0 leaves the sample where it is. With [`Rule::Apgd`] the first step's.
     pub step_size: f32,
     /// +1 ascends (untargeted), −1 descends (targeted).
     pub direction: f32,
-    /// Whole grey levels that what is delivered may differ from the clean image ([`budget`]). The steps do not look at it.
+    /// Whole grey levels that what is delivered may differ from the clean image ([`budget`]; in L2 the sum of their squares,
+    /// [`budget_l2`]). The steps do not look at it.
     pub levels: u32,
+    /// The true class.
+    pub label: u32,
+    /// 1 where only `class` is a success, 0 where any class but `label` is.
+    pub aimed: u32,
+    /// Share of the accumulated gradient that is kept ([`Rule::Momentum`], [`Rule::Lookahead`]).
+    pub momentum: f32,
+    /// Steps of the whole attack, however many calls they take: [`Rule::Apgd`]'s schedule follows it.
+    pub steps: u32,
 }
 
 impl Sample {
@@ -110,22 +160,32 @@ impl Sample {
         if self.class as usize >= classes {
             return fail(format!("class {}, but there are {classes} classes", self.class));
         }
+        if self.label as usize >= classes {
+            return fail(format!("label {}, but there are {classes} classes", self.label));
+        }
         if self.starts_at_random() && !self.eps.is_finite() {
             return fail(format!("a random start in a ball of radius {}", self.eps));
         }
         Ok(())
     }
+
+    /// Whether a prediction is what the sample's attack is after.
+    pub(crate) fn is_reached_by(&self, predicted: u32) -> bool {
+        if self.aimed == 0 { predicted != self.label } else { predicted == self.class }
+    }
 }
 
 /// What [`Engine::iterate`] gives.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Iterated {
-    /// Last iterate, `[N, C, H, W]`.
+    /// What would be delivered, were this the end: the last iterate, or what the rule remembers, `[N, C, H, W]`.
     pub images: Vec<f32>,
     /// `[N]`: pixels without a sign, added up over all steps.
     pub zero_gradients: Vec<u32>,
     /// `[N]`
     pub health: Vec<Health>,
+    /// Where this call ended, if a later one goes on ([`Job::goes_on`]).
+    pub trail: Option<Trail>,
 }
 
 /// Where NaN or infinity arose in a sample; nothing set means healthy.
@@ -159,6 +219,7 @@ impl Health {
 
 /// Which attack of the family.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Method {
     /// One step of length eps (Goodfellow et al. 2015, arXiv:1412.6572).
     Fgsm,
@@ -167,16 +228,73 @@ pub enum Method {
     /// Projected gradient descent (Madry et al. 2018, arXiv:1706.06083): as `ifgsm`, from a random place of the ball, as
     /// often as there are restarts.
     Pgd,
+    /// Momentum iterative FGSM (Dong et al. 2018, arXiv:1710.06081).
+    Mifgsm,
+    /// Nesterov iterative FGSM (Lin et al. 2020, arXiv:1908.06281): the gradient is taken where momentum will have led.
+    Nifgsm,
+    /// Auto-PGD (Croce & Hein 2020, arXiv:2003.01690): the step size halves by itself, and the best point is remembered.
+    Apgd,
+    /// Auto-PGD aimed at one class after the other, the most likely first (same paper); any class but the label is a success.
+    ApgdT,
 }
 
 impl Method {
+    /// All there are.
+    pub const ALL: [Method; 7] = [
+        Method::Fgsm,
+        Method::Ifgsm,
+        Method::Pgd,
+        Method::Mifgsm,
+        Method::Nifgsm,
+        Method::Apgd,
+        Method::ApgdT,
+    ];
+
     /// As the command line writes it.
     pub fn name(self) -> &'static str {
         match self {
             Method::Fgsm => "fgsm",
             Method::Ifgsm => "ifgsm",
             Method::Pgd => "pgd",
+            Method::Mifgsm => "mifgsm",
+            Method::Nifgsm => "nifgsm",
+            Method::Apgd => "apgd",
+            Method::ApgdT => "apgd-t",
         }
+    }
+
+    /// Whether it can begin at a random place of the ball.
+    pub fn can_start_at_random(self) -> bool {
+        matches!(self, Method::Pgd | Method::Apgd | Method::ApgdT)
+    }
+
+    /// Whether it accumulates gradients.
+    pub fn has_momentum(self) -> bool {
+        matches!(self, Method::Mifgsm | Method::Nifgsm)
+    }
+
+    /// Steps unless told otherwise, as in the papers' own code.
+    pub fn default_steps(self) -> u32 {
+        match self {
+            Method::Fgsm => 1,
+            Method::Ifgsm | Method::Pgd | Method::Mifgsm | Method::Nifgsm => 10,
+            Method::Apgd | Method::ApgdT => 100,
+        }
+    }
+
+    /// Step length unless told otherwise, in the unit of `eps`.
+    pub fn default_step_size(self, eps: f64, steps: u32) -> f64 {
+        match self {
+            Method::Fgsm => eps,
+            Method::Ifgsm | Method::Pgd => 2.5 * eps / f64::from(steps.max(1)),
+            Method::Mifgsm | Method::Nifgsm => eps / f64::from(steps.max(1)),
+            Method::Apgd | Method::ApgdT => 2.0 * eps,
+        }
+    }
+
+    /// The loss unless told otherwise.
+    pub fn default_loss(self) -> Loss {
+        if self == Method::ApgdT { Loss::Dlr } else { Loss::CrossEntropy }
     }
 }
 
@@ -184,19 +302,21 @@ impl FromStr for Method {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        let known = [Method::Fgsm, Method::Ifgsm, Method::Pgd];
-        let wrong = || Error::Usage(format!("no method {name:?}; there are fgsm, ifgsm and pgd"));
-        known.into_iter().find(|m| m.name() == name).ok_or_else(wrong)
+        let names = || Method::ALL.map(Method::name).join(", ");
+        let wrong = || Error::Usage(format!("no method {name:?}; there are {}", names()));
+        Method::ALL.into_iter().find(|m| m.name() == name).ok_or_else(wrong)
     }
 }
 
 /// What the size of a perturbation is measured by.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Norm {
     /// The largest change of any pixel value.
     #[default]
     Linf,
+    /// The Euclidean length of the change.
+    L2,
 }
 
 impl Norm {
@@ -204,6 +324,7 @@ impl Norm {
     pub fn name(self) -> &'static str {
         match self {
             Norm::Linf => "linf",
+            Norm::L2 => "l2",
         }
     }
 }
@@ -215,7 +336,8 @@ impl FromStr for Norm {
     fn from_str(name: &str) -> Result<Self> {
         match name.to_lowercase().as_str() {
             "linf" => Ok(Norm::Linf),
-            _ => Err(Error::Usage(format!("no norm {name:?}; there is linf"))),
+            "l2" => Ok(Norm::L2),
+            _ => Err(Error::Usage(format!("no norm {name:?}; there are linf and l2"))),
         }
     }
 }
@@ -237,69 +359,157 @@ pub enum Targets {
     Classes(Vec<i64>),
 }
 
-/// A configured attack. Start with [`Attack::fgsm`], [`Attack::ifgsm`] or [`Attack::pgd`], end with [`Attack::run`].
+/// What a sample has for itself where the samples of a run differ ([`Attack::each`]).
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Own {
+    /// Index in the whole data set; random numbers follow it.
+    pub id: u64,
+    /// Radius of its ball, pixel units.
+    pub eps: f32,
+    /// Length of its steps, pixel units.
+    pub step_size: f32,
+}
+
+/// A configured attack. Start with [`Attack::fgsm`], [`Attack::pgd`], [`Attack::apgd`] or another, end with [`Attack::run`].
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attack {
     method: Method,
     norm: Norm,
+    loss: Loss,
     eps: f32,
     step_size: Option<f32>,
     steps: u32,
+    momentum: f32,
     random_start: bool,
     restarts: u32,
+    classes: u32,
+    early_stop: bool,
     targets: Targets,
     bounds: Option<(f32, f32)>,
     quantise: bool,
     attack_all: bool,
     seed: u64,
     first_id: u64,
+    own: Vec<Own>,
 }
 
 impl Attack {
-    /// Fast gradient sign method: one step of length `eps` (L∞ radius, pixel units of [0, 1]).
-    pub fn fgsm(eps: f32) -> Self {
-        Attack { method: Method::Fgsm, steps: 1, ..Self::ifgsm(eps) }
-    }
-
-    /// Iterative FGSM inside the L∞ ball of radius `eps` (pixel units of [0, 1]): ten steps of 2.5·eps/steps unless
-    /// told otherwise, untargeted, delivered in 8 bits.
-    pub fn ifgsm(eps: f32) -> Self {
+    /// An attack by `method` inside the ball of radius `eps` (pixel units of [0, 1]), everything else as the method's authors
+    /// have it: untargeted, one restart, delivered in 8 bits.
+    pub fn new(method: Method, norm: Norm, eps: f32) -> Self {
         Attack {
-            method: Method::Ifgsm,
-            norm: Norm::Linf,
+            method,
+            norm,
+            loss: method.default_loss(),
             eps,
             step_size: None,
-            steps: 10,
-            random_start: false,
+            steps: method.default_steps(),
+            momentum: 1.0,
+            random_start: method.can_start_at_random(),
             restarts: 1,
+            classes: 9,
+            early_stop: false,
             targets: Targets::None,
             bounds: Some((0.0, 1.0)),
             quantise: true,
             attack_all: false,
             seed: 0,
             first_id: 0,
+            own: Vec::new(),
         }
+    }
+
+    /// Fast gradient sign method: one step of length `eps` (L∞ radius, pixel units of [0, 1]).
+    pub fn fgsm(eps: f32) -> Self {
+        Self::new(Method::Fgsm, Norm::Linf, eps)
+    }
+
+    /// Iterative FGSM inside the L∞ ball of radius `eps` (pixel units of [0, 1]): ten steps of 2.5·eps/steps unless
+    /// told otherwise, untargeted, delivered in 8 bits.
+    pub fn ifgsm(eps: f32) -> Self {
+        Self::new(Method::Ifgsm, Norm::Linf, eps)
     }
 
     /// Projected gradient descent inside the ball of radius `eps` (pixel units of [0, 1]) from a random place of it: ten
     /// steps of 2.5·eps/steps and one restart unless told otherwise, untargeted, delivered in 8 bits.
     pub fn pgd(norm: Norm, eps: f32) -> Self {
-        Attack { method: Method::Pgd, norm, random_start: true, ..Self::ifgsm(eps) }
+        Self::new(Method::Pgd, norm, eps)
     }
 
-    /// Number of iterations (`ifgsm` and `pgd`; `fgsm` has one).
+    /// Momentum iterative FGSM inside the L∞ ball: g ← μ·g + ∇/mean|∇|, x ← x + α·sign(g); ten steps, μ = 1.
+    pub fn mifgsm(eps: f32) -> Self {
+        Self::new(Method::Mifgsm, Norm::Linf, eps)
+    }
+
+    /// Nesterov iterative FGSM inside the L∞ ball: as [`Attack::mifgsm`], with the gradient taken at x + α·μ·g.
+    pub fn nifgsm(eps: f32) -> Self {
+        Self::new(Method::Nifgsm, Norm::Linf, eps)
+    }
+
+    /// Auto-PGD inside the ball of radius `eps` from a random place on its edge: 100 steps that begin with 2·eps and are
+    /// halved where the loss does not rise. Where a point on the way is a success the latest such is delivered, else the
+    /// one with the highest loss.
+    pub fn apgd(norm: Norm, eps: f32) -> Self {
+        Self::new(Method::Apgd, norm, eps)
+    }
+
+    /// Targeted Auto-PGD: as [`Attack::apgd`] with the targeted DLR loss, aimed at the nine most likely wrong classes of
+    /// the clean image one after the other ([`Attack::classes`]); any class but the label is a success.
+    pub fn apgd_t(norm: Norm, eps: f32) -> Self {
+        Self::new(Method::ApgdT, norm, eps)
+    }
+
+    /// What is followed. [`Loss::Dlr`] needs three classes, four where a class is aimed at.
+    pub fn loss(mut self, loss: Loss) -> Self {
+        self.loss = loss;
+        self
+    }
+
+    /// What eps and steps are measured in (`mifgsm` and `nifgsm`: L∞ alone).
+    pub fn in_norm(mut self, norm: Norm) -> Self {
+        self.norm = norm;
+        self
+    }
+
+    /// μ, the share of the accumulated gradient that is kept (`mifgsm` and `nifgsm`).
+    pub fn momentum(mut self, momentum: f32) -> Self {
+        self.momentum = momentum;
+        self
+    }
+
+    /// How many classes are aimed at, the most likely wrong one first (`apgd-t`); never more than there are.
+    pub fn classes(mut self, classes: u32) -> Self {
+        self.classes = classes;
+        self
+    }
+
+    /// Whether a sample stops once its *rounded* iterate succeeds. It is looked at after a tenth of the steps, two, four and
+    /// seven; what has succeeded is delivered as it is then, and the rest go on without it, which changes nobody's bits.
+    pub fn early_stop(mut self, yes: bool) -> Self {
+        self.early_stop = yes;
+        self
+    }
+
+    /// Ids, radii and step sizes of the samples, one each, where they differ: they take the place of eps, step size and
+    /// [`Attack::first_id`]. Empty: all alike.
+    pub fn each(mut self, own: Vec<Own>) -> Self {
+        self.own = own;
+        self
+    }
+
+    /// Number of iterations (`fgsm` has one).
     pub fn steps(mut self, steps: u32) -> Self {
         self.steps = steps;
         self
     }
 
-    /// Step length in pixel units.
+    /// Step length in pixel units (`apgd`, `apgd-t`: of the first step).
     pub fn step_size(mut self, step_size: f32) -> Self {
         self.step_size = Some(step_size);
         self
     }
 
-    /// How often a sample is tried, each time from another random place (`pgd`). The first restart that succeeds *as
+    /// How often a sample is tried, each time from another random place (`pgd`, `apgd`, `apgd-t`). The first restart that succeeds *as
     /// delivered* counts, and the sample is left alone from then on; where none succeeds, the restart whose delivered image
     /// has the highest attack loss counts (untargeted: cross-entropy on the label; targeted: minus that on the target), the
     /// earliest of equals. So more restarts never lower the success.
@@ -311,7 +521,7 @@ impl Attack {
         self
     }
 
-    /// Whether the first step is taken from a random place of the ball (`pgd`, and its default) or from the clean image.
+    /// Whether the first step is taken from a random place of the ball (`pgd`, `apgd`, `apgd-t`: their default) or from the clean image.
     /// The place depends on the seed, the sample's id, the restart and the pixel, and scales with eps.
     pub fn random_start(mut self, yes: bool) -> Self {
         self.random_start = yes;
@@ -379,7 +589,29 @@ impl Attack {
         self.steps
     }
 
-    /// How often a sample is tried at most.
+    /// What is followed.
+    pub fn followed_loss(&self) -> Loss {
+        self.loss
+    }
+
+    /// How often a sample is tried at most: restarts, for each of the classes that `apgd-t` aims at among `classes`.
+    pub fn attempts(&self, classes: usize) -> u64 {
+        let aims = if self.method == Method::ApgdT { self.classes.min(classes.saturating_sub(1) as u32) } else { 1 };
+        u64::from(self.restarts) * u64::from(aims)
+    }
+
+    /// What is done with a gradient.
+    pub fn rule(&self) -> Rule {
+        match (self.method, self.norm) {
+            (Method::Mifgsm, _) => Rule::Momentum,
+            (Method::Nifgsm, _) => Rule::Lookahead,
+            (Method::Apgd | Method::ApgdT, norm) => Rule::Apgd(norm),
+            (Method::Fgsm | Method::Ifgsm | Method::Pgd, Norm::Linf) => Rule::Sign,
+            (Method::Fgsm | Method::Ifgsm | Method::Pgd, Norm::L2) => Rule::L2,
+        }
+    }
+
+    /// How often a sample is tried at most, for each class that is aimed at.
     pub fn restart_count(&self) -> u32 {
         self.restarts
     }
@@ -394,13 +626,10 @@ impl Attack {
         self.quantise && self.bounds == Some((0.0, 1.0))
     }
 
-    /// Step length in pixel units: as set, else eps for `fgsm`, else 2.5·eps/steps (2/255 for ten steps of 8/255).
+    /// Step length in pixel units: as set, else eps for `fgsm`, 2·eps for `apgd` and `apgd-t`, eps/steps for `mifgsm` and
+    /// `nifgsm`, else 2.5·eps/steps (2/255 for ten steps of 8/255).
     pub fn effective_step_size(&self) -> f32 {
-        match (self.step_size, self.method) {
-            (Some(a), _) => a,
-            (None, Method::Fgsm) => self.eps,
-            (None, Method::Ifgsm | Method::Pgd) => (2.5 * f64::from(self.eps) / f64::from(self.steps.max(1))) as f32,
-        }
+        self.step_size.unwrap_or_else(|| self.method.default_step_size(f64::from(self.eps), self.steps) as f32)
     }
 
     /// Checks everything that can be checked without data.
@@ -425,8 +654,30 @@ impl Attack {
         if self.method == Method::Fgsm && self.steps != 1 {
             return fail(format!("fgsm takes one step, not {}: use ifgsm", self.steps));
         }
-        if self.random_start && self.method != Method::Pgd {
-            return fail(format!("{} has no random start: use pgd", self.method.name()));
+        let name = self.method.name();
+        if self.random_start && !self.method.can_start_at_random() {
+            return fail(format!("{name} has no random start: use pgd"));
+        }
+        if self.method.has_momentum() && self.norm != Norm::Linf {
+            return fail(format!("{name} is for linf alone"));
+        }
+        if !self.momentum.is_finite() || self.momentum < 0.0 {
+            return fail(format!("the momentum must be finite and zero or more, but is {}", self.momentum));
+        }
+        if self.method == Method::ApgdT {
+            if self.targets != Targets::None {
+                return fail("apgd-t chooses its targets itself: use apgd with targets".into());
+            }
+            if self.classes == 0 {
+                return fail("apgd-t must aim at one class or more".into());
+            }
+        }
+        for (i, own) in self.own.iter().enumerate() {
+            let sound = |v: f32| v >= 0.0 && v.is_finite();
+            if !sound(own.eps) || !sound(own.step_size) {
+                let Own { eps, step_size, .. } = own;
+                return fail(format!("sample {i}: eps {eps} and step size {step_size} must be finite and zero or more"));
+            }
         }
         if self.random_start && self.eps.is_infinite() {
             return fail("a random start needs a finite eps".into());
@@ -483,13 +734,13 @@ pub struct Outcome {
     pub l2: Vec<f32>,
     /// Pixels whose gradient had no sign, added up over all steps of all restarts.
     pub zero_gradients: Vec<u64>,
-    /// Which restart is delivered; 0 for a sample that was left alone.
+    /// Which attempt is delivered (restarts, those of `apgd-t`'s first class first); 0 for a sample that was left alone.
     pub restart: Vec<u32>,
     /// Steps taken, of all restarts together; 0 for a sample that was left alone.
     pub steps_taken: Vec<u64>,
     /// Healthy, or where NaN or infinity arose.
     pub health: Vec<Health>,
-    /// eps that 8 bits can deliver: floor(255·eps)/255; eps itself when floats are delivered.
+    /// eps that 8 bits can deliver: floor(255·eps)/255; eps itself in L2 and when floats are delivered.
     pub effective_eps: f32,
 }
 

@@ -33,6 +33,43 @@ pub fn quantise(x: f32, x0: f32, budget: i32) -> f32 {
     }
 }
 
+/// Sum of squared grey levels that an L2 radius (pixel units of [0, 1]) allows: ⌊(255·eps)²⌋, with room for eps having been
+/// rounded to f32.
+pub fn budget_l2(eps: f32) -> u32 {
+    // As large as it gets, it stays the largest word.
+    ((255.0 * f64::from(eps)).powi(2) * (1.0 + 1e-6) + 1e-6).floor() as u32
+}
+
+/// One delivered image: `x` rounded to k/255 with a sum of squared grey levels from the clean `x0` (which lies on the grid
+/// already) of `budget` at most. A fraction of a level is rounded away from the clean pixel where it is no less than a
+/// threshold: a half, or as much more (in 512ths) as it takes to stay in the ball; where one is reached fractions are cut off,
+/// which never leaves the ball.
+pub fn quantise_l2(x: &[f32], x0: &[f32], budget: u32) -> Vec<f32> {
+    // As `shaders/quantise.wgsl`, in f32.
+    let moved = |(x, x0): (&f32, &f32), threshold: u32| {
+        let t = 255.0 * (x - x0).abs();
+        t.floor() as u32 + u32::from(512.0 * (t - t.floor()) >= threshold as f32)
+    };
+    let is_sound = |(x, x0): &(&f32, &f32)| x.is_finite() && x0.is_finite();
+    let squares = |threshold| -> u64 {
+        x.iter().zip(x0).filter(is_sound).map(|pair| u64::from(moved(pair, threshold)).pow(2)).sum()
+    };
+    let fits = |threshold: &u32| squares(*threshold) <= u64::from(budget) || budget == u32::MAX;
+    let (mut low, mut high) = (255, 512);
+    while high - low > 1 {
+        let middle = u32::midpoint(low, high);
+        if fits(&middle) { high = middle } else { low = middle }
+    }
+    let round = |(x, x0): (&f32, &f32)| match level(*x0) {
+        Some(k0) if x.is_finite() => {
+            let m = moved((x, x0), high) as i32;
+            (if x > x0 { k0 + m } else { k0 - m }).clamp(0, 255) as f32 / 255.0
+        }
+        _ => *x,
+    };
+    x.iter().zip(x0).map(round).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

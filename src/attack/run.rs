@@ -2,7 +2,10 @@
 //! host or on the device, is [`Pixels`]' affair.
 
 use super::random::random_target;
-use super::{Attack, Engine, Health, Job, Logits, Outcome, Sample, Targets, argmax, budget, quantise, snap};
+use super::{
+    Attack, Engine, Health, Iterated, Job, Logits, Method, Norm, Outcome, Own, Sample, Targets, Trail, argmax, budget, budget_l2,
+    quantise, quantise_l2, snap,
+};
 use crate::error::{Error, Result};
 use crate::model::Model;
 
@@ -12,15 +15,24 @@ pub(crate) trait Pixels {
     /// here on what would be delivered is the clean images.
     fn clean(&mut self) -> Result<(Logits, f32)>;
 
-    /// Takes `steps` steps with the images of `rows`. `judge` is told of one after the other; where it answers `true` the
-    /// image, rounded where bytes are delivered, takes the place of what would have been delivered.
+    /// Takes an attack's steps with the images of `rows`. `verdict` is told of one after the other; where it says so the image,
+    /// rounded where bytes are delivered, takes the place of what would have been delivered.
     fn attempt(
         &mut self,
         rows: &[usize],
         samples: &[Sample],
         progress: &mut dyn FnMut(u64) -> bool,
-        judge: &mut dyn FnMut(usize, Tried<'_>) -> bool,
+        verdict: &mut dyn Verdict,
     ) -> Result<()>;
+}
+
+/// What decides over an attempt.
+pub(crate) trait Verdict {
+    /// Whether these logits are what the attack on row `i` is after: then it may stop.
+    fn is_hit(&self, i: usize, logits: &[f32]) -> bool;
+
+    /// What became of row `i`; whether its image is to be delivered.
+    fn judge(&mut self, i: usize, tried: Tried<'_>) -> bool;
 }
 
 /// What became of one row in one restart.
@@ -29,7 +41,9 @@ pub(crate) struct Tried<'a> {
     pub float: &'a [f32],
     /// Logits of what would be delivered.
     pub rounded: &'a [f32],
-    pub zero_gradients: u32,
+    /// Steps taken.
+    pub steps: u32,
+    pub zero_gradients: u64,
     pub health: Health,
 }
 
@@ -91,94 +105,138 @@ impl Attack {
         if u64::from(self.steps) * model.input.len() as u64 > u64::from(u32::MAX) {
             return Err(Error::Usage(format!("{} steps are more than can be counted", self.steps)));
         }
-        let (Logits { logits: clean_logits, mut health }, snapped) = pixels.clean()?;
+        if !self.own.is_empty() && self.own.len() != n {
+            return Err(Error::Usage(format!("{} samples have an eps of their own, but there are {n}", self.own.len())));
+        }
+        let (Logits { logits: clean_logits, health }, snapped) = pixels.clean()?;
         let targets = self.resolve(labels, &clean_logits, k)?;
+        let is_targeted = self.method == Method::ApgdT || targets.iter().any(|t| *t >= 0);
+        self.loss.check(k, is_targeted)?;
         let row = |i: usize| i * k..(i + 1) * k;
-        let right = |i: usize, z: &[f32]| argmax(z) as i64 == labels[i];
         let clean_correct: Vec<bool> =
-            (0..n).map(|i| health[i].is_healthy() && right(i, &clean_logits[row(i)])).collect();
-        let attacked: Vec<bool> = (0..n).map(|i| clean_correct[i] && targets[i] != labels[i]).collect();
-        let class = |i: usize| if targets[i] < 0 { labels[i] } else { targets[i] } as usize;
-        let direction = |i: usize| if targets[i] < 0 { 1.0 } else { -1.0 };
-        let hit = |i: usize, z: &[f32]| {
-            attacked[i] && if targets[i] < 0 { !right(i, z) } else { argmax(z) as i64 == targets[i] }
+            (0..n).map(|i| health[i].is_healthy() && argmax(&clean_logits[row(i)]) as i64 == labels[i]).collect();
+        let mut judge = Judge {
+            k,
+            labels,
+            attempt: 0,
+            attacked: (0..n).map(|i| clean_correct[i] && targets[i] != labels[i]).collect(),
+            adversarial_logits: clean_logits.clone(),
+            float_logits: clean_logits.clone(),
+            loss: Vec::new(),
+            zero_gradients: vec![0; n],
+            attempts: vec![0; n],
+            steps_taken: vec![0; n],
+            float_success: vec![false; n],
+            health,
+            still_open: Vec::new(),
+            targets,
         };
-
-        let mut adversarial_logits = clean_logits.clone();
-        let mut float_logits = clean_logits.clone();
-        let mut loss: Vec<f32> = (0..n).map(|i| cross_entropy(&clean_logits[row(i)], class(i))).collect();
-        let mut zero_gradients = vec![0; n];
-        let mut restarts = vec![0; n];
-        let mut steps_taken = vec![0; n];
-        let mut float_success = vec![false; n];
+        judge.loss = (0..n).map(|i| cross_entropy(&clean_logits[row(i)], judge.goal(i))).collect();
 
         // Only the rows that still have something to gain are run; what a row becomes does not depend on the others.
-        let moves = |i: &usize| attacked[*i] || (self.attack_all && targets[*i] != labels[*i]);
+        let moves = |i: &usize| judge.attacked[*i] || (self.attack_all && judge.targets[*i] != labels[*i]);
         let mut open: Vec<usize> = (0..n).filter(moves).collect();
-        for restart in 0..self.restarts {
+        let attempts = self.attempts(k) as u32;
+        for attempt in 0..attempts {
             if open.is_empty() {
                 break;
             }
-            let sample = |&i: &usize| Sample {
-                class: class(i) as u32,
-                // A data set has fewer than 2^32 samples.
-                id: self.first_id.wrapping_add(i as u64) as u32,
-                restart,
-                start: u32::from(self.random_start),
-                eps: self.eps,
-                step_size: self.effective_step_size(),
-                direction: direction(i),
-                levels: budget(self.eps) as u32,
-            };
-            let samples: Vec<Sample> = open.iter().map(sample).collect();
-            let mut still_open = Vec::new();
-            pixels.attempt(&open, &samples, progress, &mut |i, tried| {
-                steps_taken[i] += u64::from(self.steps);
-                zero_gradients[i] += u64::from(tried.zero_gradients);
-                health[i].0 |= tried.health.0;
-                let success = health[i].is_healthy() && hit(i, tried.rounded);
-                let after = cross_entropy(tried.rounded, class(i));
-                let keep = restart == 0 || success || direction(i) * after > direction(i) * loss[i];
-                let float_hit = hit(i, tried.float);
-                if !float_success[i] && (float_hit || keep) {
-                    float_logits[row(i)].copy_from_slice(tried.float);
-                    float_success[i] = float_hit;
-                }
-                if keep {
-                    adversarial_logits[row(i)].copy_from_slice(tried.rounded);
-                    (loss[i], restarts[i]) = (after, restart);
-                }
-                if !success && health[i].is_healthy() {
-                    still_open.push(i);
-                }
-                keep
-            })?;
-            open = still_open;
+            let samples: Vec<Sample> = open
+                .iter()
+                .map(|&i| {
+                    let aim = (self.method == Method::ApgdT)
+                        .then(|| nth_but(&clean_logits[row(i)], labels[i] as usize, (attempt / self.restarts) as usize));
+                    self.sample(i, labels[i], judge.targets[i], aim, attempt)
+                })
+                .collect();
+            judge.attempt = attempt;
+            pixels.attempt(&open, &samples, progress, &mut judge)?;
+            open = std::mem::take(&mut judge.still_open);
+            open.sort_unstable();
         }
 
-        let success = |logits: &[f32]| (0..n).map(|i| health[i].is_healthy() && hit(i, &logits[row(i)])).collect();
+        let success = |logits: &[f32]| {
+            (0..n).map(|i| judge.health[i].is_healthy() && judge.is_hit(i, &logits[row(i)])).collect::<Vec<_>>()
+        };
+        let bytes = self.delivers_bytes() && self.norm == Norm::Linf;
         Ok(Outcome {
             clean: Vec::new(),
             snapped,
             adversarial: Vec::new(),
             linf: Vec::new(),
             l2: Vec::new(),
-            success: success(&adversarial_logits),
-            success_float: success(&float_logits),
-            loss,
-            effective_eps: if self.delivers_bytes() { budget(self.eps) as f32 / 255.0 } else { self.eps },
+            success: success(&judge.adversarial_logits),
+            success_float: success(&judge.float_logits),
+            loss: judge.loss,
+            effective_eps: if bytes { budget(self.eps) as f32 / 255.0 } else { self.eps },
             labels: labels.to_vec(),
-            targets,
+            targets: judge.targets,
             clean_logits,
-            adversarial_logits,
-            float_logits,
+            adversarial_logits: judge.adversarial_logits,
+            float_logits: judge.float_logits,
             clean_correct,
-            attacked,
-            zero_gradients,
-            restart: restarts,
-            steps_taken,
-            health,
+            attacked: judge.attacked,
+            zero_gradients: judge.zero_gradients,
+            restart: judge.attempts,
+            steps_taken: judge.steps_taken,
+            health: judge.health,
         })
+    }
+
+    /// What sample `i` has for itself in an attempt; `aim` is the class that the method chose for it.
+    fn sample(&self, i: usize, label: i64, target: i64, aim: Option<usize>, attempt: u32) -> Sample {
+        let shared = || Own {
+            id: self.first_id.wrapping_add(i as u64),
+            eps: self.eps,
+            step_size: self.effective_step_size(),
+        };
+        let own = self.own.get(i).copied().unwrap_or_else(shared);
+        Sample {
+            class: aim.unwrap_or(if target < 0 { label } else { target } as usize) as u32,
+            // A data set has fewer than 2^32 samples.
+            id: own.id as u32,
+            restart: attempt,
+            start: u32::from(self.random_start),
+            eps: own.eps,
+            step_size: own.step_size,
+            direction: if aim.is_some() || target >= 0 { -1.0 } else { 1.0 },
+            levels: match self.norm {
+                Norm::Linf => budget(own.eps) as u32,
+                Norm::L2 => budget_l2(own.eps),
+            },
+            label: label as u32,
+            aimed: u32::from(target >= 0),
+            momentum: self.momentum,
+            steps: self.steps,
+        }
+    }
+
+    /// All steps of an attempt, from the beginning.
+    pub(crate) fn job<'a>(&self, x0: &'a [f32], samples: &'a [Sample]) -> Job<'a> {
+        Job {
+            x0,
+            samples,
+            rule: self.rule(),
+            loss: self.loss,
+            steps: self.steps,
+            bounds: self.engine_bounds(),
+            seed: self.seed,
+            from: None,
+            goes_on: false,
+        }
+    }
+
+    /// Whether a sample stops once it has succeeded.
+    pub(crate) fn stops_early(&self) -> bool {
+        self.early_stop
+    }
+
+    /// The steps after which it is looked at; the last is the last step.
+    fn stops(&self) -> Vec<u32> {
+        let shares: &[u64] = if self.early_stop { &[10, 20, 40, 70, 100] } else { &[100] };
+        let mut stops: Vec<u32> = shares.iter().map(|s| (u64::from(self.steps) * s).div_ceil(100) as u32).collect();
+        stops.dedup();
+        stops
     }
 
     /// Smallest and largest pixel for an engine, which knows no absence of bounds.
@@ -189,11 +247,6 @@ impl Attack {
     /// Whether pixels must lie within bounds.
     pub(crate) fn is_bounded(&self) -> bool {
         self.bounds.is_some()
-    }
-
-    /// Seed of random starts for an engine.
-    pub(crate) fn engine_seed(&self) -> u64 {
-        self.seed
     }
 
     /// Pixels must lie within the bounds; NaN is the sample's own affair.
@@ -208,15 +261,25 @@ impl Attack {
         }
     }
 
-    /// Rounds to bytes, and checks what came of it: on the grid, inside the ball.
-    fn deliver(&self, x: &[f32], x0: &[f32]) -> Result<Vec<f32>> {
-        let levels = budget(self.eps);
-        let out: Vec<f32> = x.iter().zip(x0).map(|(&x, &x0)| quantise(x, x0, levels)).collect();
-        let far = |(d, x0): (&f32, &f32)| ((d - x0).abs() * 255.0).round() as i32 > levels;
-        match out.iter().zip(x0).position(far) {
-            Some(i) => Err(Error::Internal(format!("value {i} was rounded out of the ball"))),
-            None => Ok(out),
+    /// Rounds one image to bytes, and checks what came of it: on the grid, inside the ball.
+    fn deliver(&self, x: &[f32], x0: &[f32], sample: &Sample) -> Result<Vec<f32>> {
+        let moved = |out: &[f32]| out.iter().zip(x0).map(|(d, x0)| ((d - x0).abs() * 255.0).round() as u64).collect();
+        let (out, far): (_, bool) = match self.norm {
+            Norm::Linf => {
+                let out: Vec<f32> = x.iter().zip(x0).map(|(&x, &x0)| quantise(x, x0, sample.levels as i32)).collect();
+                let levels: Vec<u64> = moved(&out);
+                (out, levels.iter().any(|d| *d > u64::from(sample.levels)))
+            }
+            Norm::L2 => {
+                let out = quantise_l2(x, x0, sample.levels);
+                let levels: Vec<u64> = moved(&out);
+                (out, sample.levels < u32::MAX && levels.iter().map(|d| d * d).sum::<u64>() > u64::from(sample.levels))
+            }
+        };
+        if far {
+            return Err(Error::Internal(format!("the image of sample {} was rounded out of its ball", sample.id)));
         }
+        Ok(out)
     }
 
     /// The target class of each sample, −1 for none.
@@ -235,7 +298,8 @@ impl Attack {
             Targets::None => vec![-1; labels.len()],
             Targets::Next => each(&|i| (labels[i] + 1) % k as i64),
             Targets::Random => each(&|i| {
-                i64::from(random_target(self.seed, self.first_id.wrapping_add(i as u64), labels[i] as u32, k as u32))
+                let id = self.own.get(i).map_or(self.first_id.wrapping_add(i as u64), |own| own.id);
+                i64::from(random_target(self.seed, id, labels[i] as u32, k as u32))
             }),
             Targets::Second => each(&|i| best(i, |b, a| b > a)),
             Targets::LeastLikely => each(&|i| best(i, |b, a| b < a)),
@@ -294,35 +358,134 @@ impl Pixels for OnHost<'_> {
         rows: &[usize],
         samples: &[Sample],
         progress: &mut dyn FnMut(u64) -> bool,
-        judge: &mut dyn FnMut(usize, Tried<'_>) -> bool,
+        verdict: &mut dyn Verdict,
     ) -> Result<()> {
-        let (attack, engine) = (self.attack, self.engine);
-        let (one, k) = (engine.model().input.len(), engine.model().logits());
-        let x0: Vec<f32> = rows.iter().flat_map(|&i| &self.clean[i * one..(i + 1) * one]).copied().collect();
-        let (bounds, seed) = (attack.engine_bounds(), attack.seed);
-        let moved = engine.iterate(&Job { x0: &x0, samples, steps: attack.steps, bounds, seed }, progress)?;
-        let float = engine.logits(&moved.images)?;
-        let (images, rounded) = if attack.delivers_bytes() {
-            let images = attack.deliver(&moved.images, &x0)?;
-            let rounded = engine.logits(&images)?;
-            (images, rounded)
-        } else {
-            (moved.images, float.clone())
-        };
-        for (row, &i) in rows.iter().enumerate() {
-            let z = row * k..(row + 1) * k;
-            let tried = Tried {
-                float: &float.logits[z.clone()],
-                rounded: &rounded.logits[z],
-                zero_gradients: moved.zero_gradients[row],
-                health: Health(moved.health[row].0 | float.health[row].0 | rounded.health[row].0),
-            };
-            if judge(i, tried) {
-                self.delivered[i * one..(i + 1) * one].copy_from_slice(&images[row * one..(row + 1) * one]);
+        let (one, k) = (self.engine.model().input.len(), self.engine.model().logits());
+        // Places in `rows` that are still on their way, and what has become of them so far.
+        let mut open: Vec<usize> = (0..rows.len()).collect();
+        let mut zero_gradients = vec![0_u64; rows.len()];
+        let mut health = vec![Health::default(); rows.len()];
+        let mut trail: Option<Trail> = None;
+        let stops = self.attack.stops();
+        for (at, &end) in stops.iter().enumerate() {
+            let x0: Vec<f32> = open.iter().flat_map(|&p| &self.clean[rows[p] * one..][..one]).copied().collect();
+            let samples: Vec<Sample> = open.iter().map(|&p| samples[p]).collect();
+            let steps = end - at.checked_sub(1).map_or(0, |before| stops[before]);
+            let is_last = end == self.attack.steps;
+            let job = Job { steps, from: trail.as_ref(), goes_on: !is_last, ..self.attack.job(&x0, &samples) };
+            let moved = self.engine.iterate(&job, progress)?;
+            let seen = self.see(&moved, &x0, &samples)?;
+            let mut left = Vec::new();
+            for (place, &p) in open.iter().enumerate() {
+                let i = rows[p];
+                zero_gradients[p] += u64::from(moved.zero_gradients[place]);
+                health[p].0 |= moved.health[place].0 | seen.float.health[place].0 | seen.rounded.health[place].0;
+                let z = place * k..(place + 1) * k;
+                let rounded = &seen.rounded.logits[z.clone()];
+                if !is_last && !(health[p].is_healthy() && verdict.is_hit(i, rounded)) {
+                    left.push(place);
+                    continue;
+                }
+                let float = &seen.float.logits[z];
+                let tried =
+                    Tried { float, rounded, steps: end, zero_gradients: zero_gradients[p], health: health[p] };
+                if verdict.judge(i, tried) {
+                    self.delivered[i * one..][..one].copy_from_slice(&seen.images[place * one..][..one]);
+                }
             }
+            if left.is_empty() {
+                break;
+            }
+            trail = moved.trail.map(|t| t.select(&left));
+            open = left.iter().map(|&place| open[place]).collect();
         }
         Ok(())
     }
+}
+
+/// Iterates as they would be delivered, and what the network says of them.
+struct Seen {
+    images: Vec<f32>,
+    float: Logits,
+    rounded: Logits,
+}
+
+impl OnHost<'_> {
+    fn see(&self, moved: &Iterated, x0: &[f32], samples: &[Sample]) -> Result<Seen> {
+        let one = self.engine.model().input.len();
+        let float = self.engine.logits(&moved.images)?;
+        if !self.attack.delivers_bytes() {
+            return Ok(Seen { images: moved.images.clone(), rounded: float.clone(), float });
+        }
+        let pairs = moved.images.chunks(one).zip(x0.chunks(one)).zip(samples);
+        let images = pairs.map(|((x, x0), s)| self.attack.deliver(x, x0, s)).collect::<Result<Vec<_>>>()?.concat();
+        Ok(Seen { rounded: self.engine.logits(&images)?, images, float })
+    }
+}
+
+/// Keeps, for each row, the best attempt so far.
+struct Judge<'a> {
+    k: usize,
+    labels: &'a [i64],
+    targets: Vec<i64>,
+    attacked: Vec<bool>,
+    /// Which attempt is under way.
+    attempt: u32,
+    adversarial_logits: Vec<f32>,
+    float_logits: Vec<f32>,
+    loss: Vec<f32>,
+    zero_gradients: Vec<u64>,
+    attempts: Vec<u32>,
+    steps_taken: Vec<u64>,
+    float_success: Vec<bool>,
+    health: Vec<Health>,
+    /// Rows for which another attempt is worth while.
+    still_open: Vec<usize>,
+}
+
+impl Judge<'_> {
+    /// The class whose cross-entropy tells attempts that fail apart.
+    fn goal(&self, i: usize) -> usize {
+        (if self.targets[i] < 0 { self.labels[i] } else { self.targets[i] }) as usize
+    }
+}
+
+impl Verdict for Judge<'_> {
+    fn is_hit(&self, i: usize, logits: &[f32]) -> bool {
+        let predicted = argmax(logits) as i64;
+        self.attacked[i] && if self.targets[i] < 0 { predicted != self.labels[i] } else { predicted == self.targets[i] }
+    }
+
+    fn judge(&mut self, i: usize, tried: Tried<'_>) -> bool {
+        let row = i * self.k..(i + 1) * self.k;
+        self.steps_taken[i] += u64::from(tried.steps);
+        self.zero_gradients[i] += tried.zero_gradients;
+        self.health[i].0 |= tried.health.0;
+        let success = self.health[i].is_healthy() && self.is_hit(i, tried.rounded);
+        let after = cross_entropy(tried.rounded, self.goal(i));
+        let is_higher = if self.targets[i] < 0 { after > self.loss[i] } else { after < self.loss[i] };
+        let keep = self.attempt == 0 || success || is_higher;
+        let float_hit = self.is_hit(i, tried.float);
+        if !self.float_success[i] && (float_hit || keep) {
+            self.float_logits[row.clone()].copy_from_slice(tried.float);
+            self.float_success[i] = float_hit;
+        }
+        if keep {
+            self.adversarial_logits[row].copy_from_slice(tried.rounded);
+            (self.loss[i], self.attempts[i]) = (after, self.attempt);
+        }
+        if !success && self.health[i].is_healthy() {
+            self.still_open.push(i);
+        }
+        keep
+    }
+}
+
+/// The class with the n-th highest logit among those that are not `class`, equals in the order of their indices.
+fn nth_but(z: &[f32], class: usize, n: usize) -> usize {
+    let mut others: Vec<usize> = (0..z.len()).filter(|k| *k != class).collect();
+    others.sort_by(|a, b| z[*b].total_cmp(&z[*a]));
+    others[n]
 }
 
 /// −log softmax(z)[class], in f64 from f32 logits.

@@ -3,7 +3,7 @@
 
 use super::engine::{Place, Runner};
 use super::{AttackArgs, Images, bytes, complain, forecast, load_images, load_model, positive, tell, warn};
-use crate::attack::{Attack, Method, Norm, Outcome, Targets};
+use crate::attack::{Attack, Loss, Method, Norm, Outcome, Targets};
 use crate::data;
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -11,20 +11,24 @@ use crate::report::{Config, DataFacts, Distance, Folder, Identity, ModelFacts, O
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::path::Path;
+use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 /// Methods that the command line will have; asking for one is a usage error of its own.
-const PLANNED: [&str; 7] = ["mifgsm", "nifgsm", "apgd", "apgd-t", "square", "fab-t", "uap"];
+const PLANNED: [&str; 3] = ["square", "fab-t", "uap"];
 
 /// Eps where neither the user nor the weights say anything.
-const DEFAULT_EPS: &str = "8/255";
+fn default_eps(norm: Norm) -> &'static str {
+    if norm == Norm::L2 { "0.5" } else { "8/255" }
+}
 
 /// A run that takes longer than this is announced.
 const LONG: Duration = Duration::from_secs(5);
 
 pub(super) fn run(args: &AttackArgs) -> Result<()> {
     // What can be refused without reading anything is refused first.
-    let (method, norm) = (method(&args.method)?, norm(&args.norm)?);
+    let (method, norm): (_, Norm) = (method(&args.method)?, named("--norm", &args.norm)?);
+    let loss = args.loss.as_deref().map_or(Ok(method.default_loss()), |name| named("--loss", name))?;
     for (flag, value) in [("--batch", args.batch), ("--limit", args.limit), ("--chunk", args.chunk)] {
         positive(flag, value)?;
     }
@@ -38,7 +42,7 @@ pub(super) fn run(args: &AttackArgs) -> Result<()> {
 
     let start = Instant::now();
     let (model, model_sha256) = load_model(args.model.as_deref())?;
-    let mut config = configure(args, method, norm, bounds, &model)?;
+    let mut config = configure(args, (method, norm, loss), bounds, &model)?;
     let attack = configured(&config);
     attack.validate()?;
     let images = load_images(args.data.as_deref(), args.limit, &model)?;
@@ -46,7 +50,7 @@ pub(super) fn run(args: &AttackArgs) -> Result<()> {
         return Err(Error::Model { place: model.arch.clone(), detail: "has one class: nothing to turn to".into() });
     }
     let shard = shard.map(|(index, count)| Shard::new(index, count, images.samples)).transpose()?;
-    let targets = targets(args, images.samples, model.logits(), &mut config)?;
+    let targets = targets(images.samples, model.logits(), &mut config)?;
     let load = start.elapsed();
 
     let start = Instant::now();
@@ -113,6 +117,11 @@ struct Job {
 }
 
 impl Job {
+    /// Steps that a sample takes at most.
+    fn steps_each(&self) -> u64 {
+        self.config.steps_each(self.runner.engine().model().logits())
+    }
+
     /// Samples that the folder holds.
     fn done(&self) -> usize {
         self.folder.parts().iter().map(|p| p.end - p.first).sum()
@@ -120,7 +129,7 @@ impl Job {
 
     /// Attacks what is left, and keeps each chunk that has ended.
     fn attack_all_chunks(&mut self, memory: u64, chunk: Option<usize>) -> Result<()> {
-        let (left, steps) = (self.end - self.folder.next(), self.config.steps_each());
+        let (left, steps) = (self.end - self.folder.next(), self.steps_each());
         if left == 0 {
             return Ok(());
         }
@@ -147,7 +156,7 @@ impl Job {
 
     fn announce(&self, step: Duration, left: usize) {
         let c = &self.config;
-        let time = forecast::duration(step, left, c.steps_each());
+        let time = forecast::duration(step, left, self.steps_each());
         if time > LONG || std::io::stderr().is_terminal() {
             let more = if self.done() > 0 { "more " } else { "" };
             let steps = if c.steps == 1 { "1 step".into() } else { format!("{} steps", c.steps) };
@@ -158,7 +167,7 @@ impl Job {
     }
 
     fn chunks(&mut self, chunk: usize, bar: &ProgressBar) -> Result<()> {
-        let steps = self.config.steps_each();
+        let steps = self.steps_each();
         while self.folder.next() < self.end {
             let first = self.folder.next();
             let end = (first + chunk).min(self.end);
@@ -208,17 +217,16 @@ impl Job {
 fn method(name: &str) -> Result<Method> {
     match name {
         _ if PLANNED.contains(&name) => {
-            Err(Error::Usage(format!("--method {name}: not built yet; fgsm, ifgsm and pgd are")))
+            let there = Method::ALL.map(Method::name).join(", ");
+            Err(Error::Usage(format!("--method {name}: not built yet; there are {there}")))
         }
-        _ => name.parse().map_err(|e| Error::Usage(format!("--method: {e}"))),
+        _ => named("--method", name),
     }
 }
 
-fn norm(name: &str) -> Result<Norm> {
-    if name.eq_ignore_ascii_case("l2") {
-        return Err(Error::Usage(format!("--norm {name}: not built yet; linf is")));
-    }
-    name.parse().map_err(|e| Error::Usage(format!("--norm: {e}")))
+/// What a flag names.
+fn named<T: FromStr<Err = Error>>(flag: &str, name: &str) -> Result<T> {
+    name.parse().map_err(|e| Error::Usage(format!("{flag}: {e}")))
 }
 
 /// Reads a distance: a decimal, a fraction, or `inf`.
@@ -251,8 +259,7 @@ fn bounds(text: &str) -> Result<Option<(f32, f32)>> {
 /// Everything that was asked for, defaults filled in.
 fn configure(
     args: &AttackArgs,
-    method: Method,
-    norm: Norm,
+    (method, norm, loss): (Method, Norm, Loss),
     bounds: Option<(f32, f32)>,
     model: &Model,
 ) -> Result<Config> {
@@ -267,15 +274,13 @@ fn configure(
             })
             .transpose()
     };
-    let (eps, from_weights) = match (&args.eps, suggested(&model.eps, "eps")?) {
+    // What the weights suggest is an L∞ radius.
+    let (eps, from_weights) = match (&args.eps, suggested(&model.eps, "eps")?.filter(|_| norm == Norm::Linf)) {
         (Some(text), _) => (distance("--eps", text)?, false),
         (None, Some(eps)) => (eps, true),
-        (None, None) => (distance("--eps", DEFAULT_EPS)?, false),
+        (None, None) => (distance("--eps", default_eps(norm))?, false),
     };
-    let steps = args.steps.unwrap_or(match method {
-        Method::Fgsm => 1,
-        Method::Ifgsm | Method::Pgd => 10,
-    });
+    let steps = args.steps.unwrap_or(method.default_steps());
     let hint = suggested(&model.step_size, "step_size")?.filter(|_| from_weights && steps == 10);
     let step_size = match (&args.step_size, method, hint) {
         (Some(text), ..) => distance("--step-size", text)?,
@@ -284,18 +289,33 @@ fn configure(
             return Err(Error::Usage("--eps inf: give a --step-size as well".into()));
         }
         (None, Method::Fgsm, _) => eps.clone(),
-        (None, Method::Ifgsm | Method::Pgd, None) => default_step(&eps, steps),
+        (None, ..) => default_step(method, &eps, steps),
+    };
+    if args.momentum.is_some() && !method.has_momentum() {
+        return Err(Error::Usage(format!("--momentum: {} has none", method.name())));
+    }
+    if args.no_random_start && !method.can_start_at_random() {
+        return Err(Error::Usage(format!("--no-random-start: {} never begins at random", method.name())));
+    }
+    let targets = match &args.targets {
+        _ if args.untargeted => "none".into(),
+        None if method == Method::ApgdT => "none".into(),
+        None => "random".into(),
+        Some(targets) => targets.clone(),
     };
     Ok(Config {
         method,
         norm,
-        loss: "ce".into(),
-        targets: if args.untargeted { "none".into() } else { args.targets.clone() },
+        loss,
+        targets,
         targets_sha256: None,
         eps,
         step_size,
         steps,
         restarts: args.restarts.unwrap_or(1),
+        random_start: method.can_start_at_random() && !args.no_random_start,
+        momentum: method.has_momentum().then(|| args.momentum.unwrap_or(1.0)),
+        early_stop: args.early_stop,
         bounds,
         quantise: !args.no_quantize,
         attack_all: args.attack_all,
@@ -304,14 +324,13 @@ fn configure(
     })
 }
 
-/// 2.5·eps/steps, written as eps is: 2/255 for ten steps of 8/255.
-fn default_step(eps: &Distance, steps: u32) -> Distance {
-    let steps = f64::from(steps.max(1));
+/// The method's own step length, written as eps is: 2/255 for ten steps of 8/255.
+fn default_step(method: Method, eps: &Distance, steps: u32) -> Distance {
     let (eps_part, divisor) = match eps.text.split_once('/') {
         Some((n, d)) => (n.trim().parse().unwrap_or(eps.value), Some(d.trim())),
         None => (eps.value, None),
     };
-    let part = 2.5 * eps_part / steps;
+    let part = method.default_step_size(eps_part, steps);
     // Twelve digits hide that 2.5 × 0.3 / 10 is not quite 0.075 in binary.
     let part: f64 = format!("{part:.12}").parse().unwrap_or(part);
     let divide = |d: &str| d.parse::<f64>().map_or(part, |d| part / d);
@@ -324,12 +343,11 @@ fn default_step(eps: &Distance, steps: u32) -> Distance {
 /// The attack that a configuration describes, but for its targets.
 fn configured(c: &Config) -> Attack {
     let eps = c.eps.value as f32;
-    let attack = match c.method {
-        Method::Fgsm => Attack::fgsm(eps),
-        Method::Ifgsm => Attack::ifgsm(eps),
-        Method::Pgd => Attack::pgd(c.norm, eps),
-    };
-    attack
+    Attack::new(c.method, c.norm, eps)
+        .loss(c.loss)
+        .momentum(c.momentum.unwrap_or(0.0))
+        .random_start(c.random_start)
+        .early_stop(c.early_stop)
         .steps(c.steps)
         .restarts(c.restarts)
         .step_size(c.step_size.value as f32)
@@ -339,7 +357,7 @@ fn configured(c: &Config) -> Attack {
         .seed(c.seed)
 }
 
-fn targets(args: &AttackArgs, samples: usize, classes: usize, config: &mut Config) -> Result<Targets> {
+fn targets(samples: usize, classes: usize, config: &mut Config) -> Result<Targets> {
     Ok(match config.targets.as_str() {
         "none" => Targets::None,
         "random" => Targets::Random,
@@ -347,7 +365,7 @@ fn targets(args: &AttackArgs, samples: usize, classes: usize, config: &mut Confi
         "least-likely" => Targets::LeastLikely,
         "second" => Targets::Second,
         _ => {
-            let list = data::read_targets(Path::new(&args.targets), samples, classes)?;
+            let list = data::read_targets(Path::new(&config.targets), samples, classes)?;
             let bytes: Vec<u8> = list.iter().flat_map(|t| t.to_le_bytes()).collect();
             config.targets = "file".into();
             config.targets_sha256 = Some(data::sha256([&bytes[..]]));

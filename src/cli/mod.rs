@@ -96,23 +96,28 @@ struct AttackArgs {
     /// Read only the first N images
     #[arg(long, value_name = "N", help_heading = "Input")]
     limit: Option<usize>,
-    /// Attack: fgsm, ifgsm or pgd
+    /// Attack: fgsm, ifgsm, pgd, mifgsm, nifgsm, apgd or apgd-t
     #[arg(long, value_name = "NAME", default_value = "ifgsm", help_heading = "Attack")]
     method: String,
-    /// What eps is measured in: linf, the largest change of any pixel value
+    /// What eps is measured in: linf, the largest change of any pixel value, or l2, the Euclidean length of the change
     #[arg(long, value_name = "NAME", default_value = "linf", help_heading = "Attack")]
     norm: String,
     /// Class to aim at: none (untargeted), random, next, least-likely, second, or a file with one class a line
-    /// (-1: none)
-    #[arg(long, value_name = "RULE|FILE", default_value = "random", help_heading = "Attack")]
-    targets: String,
+    /// (-1: none) [default: random; for apgd-t: none, it aims at one class after the other]
+    #[arg(long, value_name = "RULE|FILE", help_heading = "Attack")]
+    targets: Option<String>,
     /// Any class but the label will do: the same as --targets none
     #[arg(long, conflicts_with = "targets", help_heading = "Attack")]
     untargeted: bool,
-    /// Largest change of a pixel (L∞), or inf [default: what the weights suggest, else 8/255]
+    /// What is followed: ce (cross-entropy), margin (Carlini & Wagner) or dlr (difference of logits ratio) [default: ce; for
+    /// apgd-t: dlr]
+    #[arg(long, value_name = "NAME", help_heading = "Attack")]
+    loss: Option<String>,
+    /// Radius in the norm, or inf [default: what the weights suggest for linf, else 8/255; for l2: 0.5]
     #[arg(long, value_name = "DISTANCE", allow_hyphen_values = true, help_heading = "Attack")]
     eps: Option<String>,
-    /// Step length [default: 2.5·eps/steps; for fgsm: eps]
+    /// Step length [default: 2.5·eps/steps; for fgsm: eps; for mifgsm and nifgsm: eps/steps; for apgd and apgd-t, of the
+    /// first step: 2·eps]
     #[arg(
         long,
         visible_aliases = ["alpha", "eps-step"],
@@ -121,12 +126,21 @@ struct AttackArgs {
         help_heading = "Attack"
     )]
     step_size: Option<String>,
-    /// Number of steps [default: 10; for fgsm: 1]
+    /// Number of steps [default: 10; for fgsm: 1; for apgd and apgd-t: 100]
     #[arg(long, value_name = "N", help_heading = "Attack")]
     steps: Option<u32>,
-    /// How often an image is tried from another random start, until it is turned (pgd) [default: 1]
+    /// How often an image is tried from another random start, until it is turned (pgd, apgd, apgd-t) [default: 1]
     #[arg(long, value_name = "N", help_heading = "Attack")]
     restarts: Option<u32>,
+    /// Begin at the clean image (pgd, apgd, apgd-t)
+    #[arg(long, help_heading = "Attack")]
+    no_random_start: bool,
+    /// Share of the gathered gradient that is kept (mifgsm, nifgsm) [default: 1]
+    #[arg(long, value_name = "F", allow_hyphen_values = true, help_heading = "Attack")]
+    momentum: Option<f32>,
+    /// Stop with an image once it is turned as delivered: looked at after a tenth of the steps, two, four and seven
+    #[arg(long, help_heading = "Attack")]
+    early_stop: bool,
     /// Smallest and largest pixel value, or none for inputs that are no pixels
     #[arg(long, value_name = "LO,HI|none", default_value = "0,1", allow_hyphen_values = true, help_heading = "Attack")]
     bounds: String,

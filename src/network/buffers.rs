@@ -5,7 +5,7 @@
 //! it, and when a call returns its results are complete.
 
 use super::{Chunk, Network, append, mark_logits};
-use crate::attack::{Attack, Engine, Gradient, Health, Logits, Outcome, Pixels, Sample, Tried, check_labels};
+use crate::attack::{Attack, Engine, Gradient, Health, Logits, Norm, Outcome, Pixels, Sample, Tried, Verdict, check_labels};
 use crate::error::{Error, Result};
 use crate::kernel::{Bound, Dispatch};
 use crate::ops::quantise::OUTSIDE;
@@ -140,6 +140,16 @@ impl Chunk<'_> {
         self.run(work, &self.net.plan.step, |_| Ok(()))
     }
 
+    /// Rounds x as it is delivered in `norm`.
+    fn quantise(&self, norm: Norm) -> Result<(&Bound, &Dispatch)> {
+        let pixels = &self.net.plan.pixels;
+        match (norm, &pixels.quantise_l2) {
+            (Norm::Linf, _) => self.seldom(&self.bound.quantise, &pixels.quantise),
+            (Norm::L2, Some(dispatch)) => self.seldom(&self.bound.quantise_l2, dispatch),
+            (Norm::L2, None) => Err(Error::Usage("rounding in L2 needs larger workgroups than this device has".into())),
+        }
+    }
+
     /// Logits of x, and the marks so far.
     fn classify(&self) -> Result<(Vec<f32>, Vec<Health>)> {
         let ids = self.net.plan.ids;
@@ -165,7 +175,7 @@ impl Attack {
     /// are empty; everything else is as there.
     ///
     /// # Errors
-    /// As [`Attack::run`]; [`Error::Usage`] for a buffer without its usage, mapped or of another device, and for one buffer in
+    /// As [`Attack::run`]; [`Error::Usage`] for an attack that stops early, for a buffer without its usage, mapped or of another device, and for one buffer in
     /// both places; [`Error::Data`] for one that is too small. What is in `adversarial` after an error is not said.
     pub fn run_buffers(&self, net: &Network, images: &Buffer, labels: &[i64], adversarial: &Buffer) -> Result<Outcome> {
         self.run_buffers_with(net, images, labels, adversarial, &mut |_| true)
@@ -185,6 +195,9 @@ impl Attack {
     ) -> Result<Outcome> {
         self.validate()?;
         check_labels(net.model(), labels)?;
+        if self.stops_early() {
+            return Err(Error::Usage("images in buffers take every step: early stop is for images in slices".into()));
+        }
         net.check_pair(("images", images), ("adversarial", adversarial), labels.len())?;
         let mut pixels = OnDevice { attack: self, net, images, adversarial, samples: labels.len() };
         self.run_on(net.model(), &mut pixels, labels, progress)
@@ -263,25 +276,21 @@ impl Pixels for OnDevice<'_> {
         rows: &[usize],
         samples: &[Sample],
         progress: &mut dyn FnMut(u64) -> bool,
-        judge: &mut dyn FnMut(usize, Tried<'_>) -> bool,
+        verdict: &mut dyn Verdict,
     ) -> Result<()> {
         let (attack, net) = (self.attack, self.net);
         let (ids, k) = (net.plan.ids, net.model.logits());
-        net.each_chunk(rows.len(), |chunk, range| {
+        let job = attack.job(&[], samples);
+        net.is_rule_there(job.rule)?;
+        net.each_chunk_of(job.rule, rows.len(), |chunk, range| {
             let rows = &rows[range.clone()];
             chunk.reset()?;
             self.take(chunk, &runs(rows), false)?;
-            chunk.steps(
-                &samples[range],
-                attack.step_count(),
-                attack.engine_bounds(),
-                attack.engine_seed(),
-                progress,
-            )?;
+            chunk.steps(&job, &samples[range], None, progress)?;
             let (float, mut health) = chunk.classify()?;
             let mut rounded = float.clone();
             if attack.delivers_bytes() {
-                chunk.run_all([chunk.seldom(&chunk.bound.quantise, &net.plan.pixels.quantise)?].into_iter())?;
+                chunk.run_all([chunk.quantise(attack.norm())?].into_iter())?;
                 let marks;
                 (rounded, marks) = chunk.classify()?;
                 health.iter_mut().zip(marks).for_each(|(h, m)| h.0 |= m.0);
@@ -295,10 +304,11 @@ impl Pixels for OnDevice<'_> {
                 let tried = Tried {
                     float: &float[z.clone()],
                     rounded: &rounded[z],
-                    zero_gradients: zero_gradients[place],
+                    steps: attack.step_count(),
+                    zero_gradients: u64::from(zero_gradients[place]),
                     health: health[place],
                 };
-                if judge(row, tried) {
+                if verdict.judge(row, tried) {
                     kept.push((chunk.buffer(ids.x), place, self.adversarial, row, 1));
                 }
             }

@@ -77,6 +77,10 @@ pub(crate) struct Ids {
     pub dx: usize,
     /// [N] of `attack::Sample`.
     pub samples: usize,
+    /// [N] of `attack::State`.
+    pub states: usize,
+    /// What rules remember beside x: [N, M, C, H, W], M by the rule.
+    pub memory: usize,
     /// Smallest and largest pixel, and the seed in two words.
     pub bounds: usize,
     /// [N, K]

@@ -1,23 +1,34 @@
 //! Losses and the seeds of their backward passes: `shaders/loss.wgsl`.
 
 use super::Build;
-use super::Value;
+use super::{Ids, Value};
+use crate::attack::Loss;
 use crate::kernel::{Dispatch, Grid, Kernel};
 
-/// loss = −log softmax(x)[class], y = softmax(x) − onehot(class), each sample for itself.
-pub(crate) fn cross_entropy_forward(build: &mut Build, x: Value, y: Value, samples: usize, loss: usize) {
+/// loss ← that of the logits `x`, y ← its gradient, each sample for itself; states ← loss and predicted class.
+pub(crate) fn forward(build: &Build, loss: Loss, x: Value, y: Value, ids: &Ids) -> Dispatch {
     let size = 32;
-    let kernel = Kernel {
-        entry: "cross_entropy_forward",
-        consts: vec![("K", x.dims.c as u32), ("WG", size)],
-        storage: build.target.storage,
+    let (entry, layer) = match loss {
+        Loss::CrossEntropy => ("cross_entropy_forward", "cross_entropy"),
+        Loss::Margin => ("margin_forward", "margin"),
+        Loss::Dlr => ("dlr_forward", "dlr"),
     };
-    let health = build.health;
-    build.push(Dispatch {
-        kernel,
-        layer: "cross_entropy".into(),
-        bindings: vec![("x", x.id), ("samples", samples), ("y", y.id), ("loss", loss), ("health", health)],
+    Dispatch {
+        kernel: Kernel {
+            entry,
+            consts: vec![("K", x.dims.c as u32), ("WG", size)],
+            storage: build.target.storage,
+        },
+        layer: layer.into(),
+        bindings: vec![
+            ("x", x.id),
+            ("samples", ids.samples),
+            ("y", y.id),
+            ("loss", ids.loss),
+            ("states", ids.states),
+            ("health", ids.health),
+        ],
         grid: Grid::Flat { items: 1, samples: 1, size, y: 1 },
         flops: 8 * x.dims.c as u64,
-    });
+    }
 }

@@ -1,5 +1,6 @@
 //! Pixels from and to buffers of the host program: `shaders/quantise.wgsl`.
 
+use super::step::{LANES, per_workgroup};
 use super::{Build, Ids, per_item};
 use crate::attack::Health;
 use crate::kernel::Dispatch;
@@ -28,4 +29,11 @@ pub(crate) fn quantise(build: &Build, d: Dims, ids: &Ids) -> Dispatch {
     let len = d.len() as u32;
     let bindings = vec![("samples", ids.samples), ("x0", ids.x0), ("x", ids.x)];
     per_item(build, "quantise", "quantise", len, vec![("LEN", len)], bindings, 0)
+}
+
+/// The same within an L2 ball. `None` where a device has no workgroups of [`LANES`].
+pub(crate) fn quantise_l2(build: &Build, d: Dims, ids: &Ids) -> Option<Dispatch> {
+    let bindings = vec![("samples", ids.samples), ("x0", ids.x0), ("x", ids.x)];
+    let fits = build.target.limits.workgroup_size >= LANES;
+    fits.then(|| per_workgroup(build, "quantise_l2", "quantise", d, &[], bindings))
 }

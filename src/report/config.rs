@@ -1,7 +1,7 @@
 //! What a run is: everything that decides its bytes, and so what two runs must share for one to go on with the other.
 
 use super::Shard;
-use crate::attack::{Method, Norm, budget};
+use crate::attack::{Attack, Loss, Method, Norm, budget};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
@@ -35,8 +35,9 @@ pub struct Config {
     /// Norm of the ball.
     #[serde(serialize_with = "write_norm", deserialize_with = "read_name")]
     pub norm: Norm,
-    /// What is followed: `ce`, cross-entropy.
-    pub loss: String,
+    /// What is followed.
+    #[serde(serialize_with = "write_loss", deserialize_with = "read_name")]
+    pub loss: Loss,
     /// As the command line writes it; `file` for classes read from a file.
     pub targets: String,
     /// SHA-256 of those classes, if they came from a file.
@@ -47,8 +48,14 @@ pub struct Config {
     pub step_size: Distance,
     /// Number of iterations.
     pub steps: u32,
-    /// How often a sample is tried at most.
+    /// How often a sample is tried at most, for each class that is aimed at.
     pub restarts: u32,
+    /// Whether the first step is taken from a random place of the ball.
+    pub random_start: bool,
+    /// Share of the gathered gradient that is kept, where one is gathered.
+    pub momentum: Option<f32>,
+    /// Whether a sample stops once it is turned as delivered.
+    pub early_stop: bool,
     /// Smallest and largest pixel value, if there are any.
     pub bounds: Option<(f32, f32)>,
     /// Whether 8-bit values were asked for.
@@ -70,6 +77,10 @@ fn write_norm<S: Serializer>(norm: &Norm, to: S) -> Result<S::Ok, S::Error> {
     to.serialize_str(norm.name())
 }
 
+fn write_loss<S: Serializer>(loss: &Loss, to: S) -> Result<S::Ok, S::Error> {
+    to.serialize_str(loss.name())
+}
+
 fn read_name<'de, T: FromStr<Err: Display>, D: Deserializer<'de>>(from: D) -> Result<T, D::Error> {
     String::deserialize(from)?.parse().map_err(D::Error::custom)
 }
@@ -83,7 +94,7 @@ impl Config {
     /// The radius that can be delivered: whole grey levels where bytes are.
     pub fn effective_eps(&self) -> f32 {
         let eps = self.eps.value as f32;
-        if self.delivers_bytes() { budget(eps) as f32 / 255.0 } else { eps }
+        if self.delivers_bytes() && self.norm == Norm::Linf { budget(eps) as f32 / 255.0 } else { eps }
     }
 
     /// True when no class is aimed at.
@@ -91,9 +102,10 @@ impl Config {
         self.targets == "none"
     }
 
-    /// Steps that a sample takes at most.
-    pub fn steps_each(&self) -> u64 {
-        u64::from(self.steps) * u64::from(self.restarts)
+    /// Steps that a sample of a network with so many classes takes at most.
+    pub fn steps_each(&self, classes: usize) -> u64 {
+        let attack = Attack::new(self.method, self.norm, 0.0).restarts(self.restarts);
+        u64::from(self.steps) * attack.attempts(classes)
     }
 }
 
@@ -225,13 +237,16 @@ pub(crate) mod tests {
         Config {
             method: Method::Ifgsm,
             norm: Norm::Linf,
-            loss: "ce".into(),
+            loss: Loss::CrossEntropy,
             targets: "next".into(),
             targets_sha256: None,
             eps: Distance { text: "2/255".into(), value: 2.0 / 255.0 },
             step_size: Distance { text: "0.5/255".into(), value: 0.5 / 255.0 },
             steps: 10,
             restarts: 1,
+            random_start: false,
+            momentum: None,
+            early_stop: false,
             bounds: Some((0.0, 1.0)),
             quantise: true,
             attack_all: false,

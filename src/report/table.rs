@@ -47,7 +47,7 @@ pub fn markdown(report: &Report) -> String {
     lines.push(format!(
         "- attack: norm {}, loss {}, bounds {bounds}, seed {}, on {scope}",
         c.norm.name(),
-        c.loss,
+        c.loss.name(),
         c.seed
     ));
     let facts = |what: &str, name: &str, amount: String, sha256: &str| {

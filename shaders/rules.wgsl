@@ -1,0 +1,341 @@
+// Steps for which a sample is looked at as a whole before it moves: gathered gradients, lengths, Auto-PGD. One workgroup a
+// sample, and all samples in one dispatch. Each lane adds up every WG-th value, in order.
+
+//# include sample
+//# include sums
+
+fn exponent_of(v: f32) -> u32 {
+    return (bitcast<u32>(v) >> 23u) & 255u;
+}
+
+// Adapters differ on subnormals: to all of them they are zero.
+fn flushed(v: f32) -> f32 {
+    return select(0.0, v, exponent_of(v) != 0u);
+}
+
+// A gradient's value without what is none: subnormals, infinities and NaN are zero.
+fn sound(v: f32) -> f32 {
+    return select(0.0, v, exponent_of(v) != 0u && exponent_of(v) != 255u);
+}
+
+// +step where v says up, -step where down, 0 where v has no sign: decided from bits and chosen, never multiplied.
+fn signed_step(v: f32, step: f32, direction: f32) -> f32 {
+    let up = ((bitcast<u32>(v) >> 31u) == 0u) == (direction > 0.0);
+    return select(0.0, select(-step, step, up), sound(v) != 0.0);
+}
+
+fn within(v: f32, lo: f32, hi: f32) -> f32 {
+    return min(max(v, lo), hi);
+}
+
+//# kernel momentum_step apgd_step l2_step
+//# bounds: uniform Bounds
+//# samples: storage read array<Sample>              [N]
+//# x0: storage read array<f32>                      [N, LEN], clean images
+//# dx: storage read array<f32>                      [N, LEN], input gradient at x
+//# x: storage update array<f32>                     [N, LEN], where the gradient is taken
+//# zero_gradients: storage update array<atomic<u32>>  [N], values without a sign, added up over the steps
+//# health: storage update array<atomic<u32>>        [N]
+
+// Counts and marks what has no sign, and gives a power of two that brings the largest value near 1: squares of small gradients
+// would vanish.
+fn look(n: u32, lane: u32, counts_it: bool) -> f32 {
+    var most = 0u;
+    var zeros = 0u;
+    var broken = 0u;
+    for (var i = lane; i < LEN; i += WG) {
+        let exponent = exponent_of(dx[n * LEN + i]);
+        zeros += select(0u, 1u, exponent == 0u);
+        broken |= select(0u, 1u, exponent == 255u);
+        most = max(most, select(exponent, 0u, exponent == 255u));
+    }
+    let all_zeros = count(lane, zeros);
+    let any_broken = highest(lane, broken);
+    let top = highest(lane, most);
+    if (lane == 0u && counts_it) {
+        atomicAdd(&zero_gradients[n], all_zeros);
+        atomicOr(&health[n], 4u * any_broken);
+    }
+    return bitcast<f32>((254u - min(max(top, 1u), 253u)) << 23u);
+}
+
+//# kernel momentum_step
+// MI-FGSM, and with LOOKAHEAD NI-FGSM. The memory of a sample: the gathered gradient, and with LOOKAHEAD the iterate (x is
+// then the point ahead of it, until the last step).
+//# memory: storage update array<f32>                [N, SLOTS, LEN]
+//# states: storage update array<State>              [N]
+@compute @workgroup_size(WG)
+fn momentum_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let n = group.z;
+    let sample = samples[n];
+    let iteration = states[n].iteration;
+    let scale = look(n, lane, true);
+    var sum = 0.0;
+    for (var i = lane; i < LEN; i += WG) {
+        sum += abs(sound(dx[n * LEN + i]) * scale);
+    }
+    let mean = total(lane, sum) / f32(LEN);
+
+    let reach = sample.step_size * sample.momentum;
+    for (var i = lane; i < LEN; i += WG) {
+        let at = n * LEN + i;
+        let slot = n * SLOTS * LEN + i;
+        let kept = select(memory[slot], 0.0, iteration == 0u);
+        let g = flushed(fma(sample.momentum, kept, select(0.0, sound(dx[at]) * scale / mean, mean > 0.0)));
+        memory[slot] = g;
+        let lo = max(bounds.lo, x0[at] - sample.eps);
+        let hi = min(bounds.hi, x0[at] + sample.eps);
+//# if LOOKAHEAD == 1
+        let here = select(memory[slot + LEN], x[at], iteration == 0u);
+        let next = within(here + signed_step(g, sample.step_size, sample.direction), lo, hi);
+        memory[slot + LEN] = next;
+        let ahead = fma(select(-reach, reach, sample.direction > 0.0), g, next);
+        x[at] = select(ahead, next, iteration + 1u >= sample.steps);
+//# else
+        x[at] = within(x[at] + signed_step(g, sample.step_size, sample.direction), lo, hi);
+//# end
+    }
+    if (lane == 0u) {
+        states[n].iteration = iteration + 1u;
+    }
+}
+
+//# kernel l2_step
+// PGD in L2: a step along the gradient's direction, pulled back into the ball, then within the bounds.
+@compute @workgroup_size(WG)
+fn l2_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let n = group.z;
+    let sample = samples[n];
+    let scale = look(n, lane, true);
+    var squares = 0.0;
+    for (var i = lane; i < LEN; i += WG) {
+        let g = sound(dx[n * LEN + i]) * scale;
+        squares = fma(g, g, squares);
+    }
+    let length = sqrt(total(lane, squares));
+    let step = select(-sample.step_size, sample.step_size, sample.direction > 0.0);
+
+    var far = 0.0;
+    for (var i = lane; i < LEN; i += WG) {
+        let at = n * LEN + i;
+        let unit = flushed(select(0.0, sound(dx[at]) * scale / length, length > 0.0));
+        let y = fma(step, unit, x[at]);
+        x[at] = y;
+        let d = y - x0[at];
+        far = fma(d, d, far);
+    }
+    let distance = sqrt(total(lane, far));
+    let pull = select(1.0, sample.eps / distance, distance > sample.eps);
+    for (var i = lane; i < LEN; i += WG) {
+        let at = n * LEN + i;
+        x[at] = flushed(within(fma(x[at] - x0[at], pull, x0[at]), bounds.lo, bounds.hi));
+    }
+}
+
+//# kernel apgd_step
+// Auto-PGD. A call looks at the loss of x, keeps what is worth keeping, checks the step size when it is time, and moves on; the
+// call after the last step only looks, and leaves in x what is delivered. The memory of a sample: the iterate before, the one
+// with the highest loss, its gradient, the latest that is a success.
+//# memory: storage update array<f32>                [N, 4, LEN]
+//# states: storage update array<State>              [N]
+@compute @workgroup_size(WG)
+fn apgd_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let n = group.z;
+    let sample = samples[n];
+    var s = states[n];
+    let loss = select(-s.loss, s.loss, sample.direction > 0.0);
+    let is_first = s.iteration == 0u;
+    let is_last = s.iteration >= sample.steps;
+
+    let succeeds = select(s.predicted != sample.label, s.predicted == sample.class_index, sample.aimed == 1u);
+    s.found = select(s.found, 1u, succeeds);
+    let improves = is_first || loss > s.best;
+    s.best = select(s.best, loss, improves);
+    var halves = false;
+    if (is_first) {
+        // The first rise is counted from zero, as in the paper's code.
+        s.best_at_check = loss;
+        s.last = 0.0;
+    } else {
+        s.rises += select(0u, 1u, loss > s.last);
+        s.last = loss;
+        s.since_check += 1u;
+        if (s.since_check == s.period) {
+            let few = f32(s.rises) <= 0.75 * f32(s.period);
+            halves = few || (s.halved == 0u && s.best_at_check >= s.best);
+            s.halved = select(0u, 1u, halves);
+            s.step_size = select(s.step_size, 0.5 * s.step_size, halves);
+            s.best_at_check = s.best;
+            s.period = max(s.period - min(s.shorter_by, s.period), s.shortest);
+            s.since_check = 0u;
+            s.rises = 0u;
+        }
+    }
+
+    // Where x is kept, and where the next step begins.
+    let scale = look(n, lane, !is_last);
+    let first = n * LEN;
+    let old = n * 4u * LEN;
+    let best = old + LEN;
+    let best_dx = best + LEN;
+    let found = best_dx + LEN;
+    var squares = 0.0;
+    for (var i = lane; i < LEN; i += WG) {
+        let here = x[first + i];
+        if (succeeds) {
+            memory[found + i] = here;
+        }
+        if (improves) {
+            memory[best + i] = here;
+            // Brought near 1, for the best may be taken up much later, with another scale.
+            memory[best_dx + i] = sound(dx[first + i]) * scale;
+        }
+        let begins = select(here, memory[best + i], halves);
+        let g = select(sound(dx[first + i]) * scale, memory[best_dx + i], halves);
+        squares = fma(g, g, squares);
+        x[first + i] = begins;
+        if (is_first) {
+            memory[old + i] = here;
+        }
+        if (is_last) {
+            x[first + i] = select(memory[best + i], memory[found + i], s.found == 1u);
+        }
+    }
+    let share = select(0.75, 1.0, is_first);
+
+//# if NORM == 0
+    if (!is_last) {
+        for (var i = lane; i < LEN; i += WG) {
+            let here = x[first + i];
+            let g = select(sound(dx[first + i]) * scale, memory[best_dx + i], halves);
+            let lo = max(bounds.lo, x0[first + i] - sample.eps);
+            let hi = min(bounds.hi, x0[first + i] + sample.eps);
+            let z = within(here + signed_step(g, s.step_size, sample.direction), lo, hi);
+            let drift = here - memory[old + i];
+            let mixed = fma(drift, 1.0 - share, fma(z - here, share, here));
+            memory[old + i] = here;
+            x[first + i] = within(mixed, lo, hi);
+        }
+    }
+//# else
+    let length = sqrt(total(lane, squares));
+    let step = select(-s.step_size, s.step_size, sample.direction > 0.0);
+    var far = 0.0;
+    for (var i = lane; i < LEN; i += WG) {
+        let g = select(sound(dx[first + i]) * scale, memory[best_dx + i], halves);
+        let unit = flushed(select(0.0, g / length, length > 0.0));
+        let d = fma(step, unit, x[first + i]) - x0[first + i];
+        far = fma(d, d, far);
+    }
+    let distance = sqrt(total(lane, far));
+    let pull = select(1.0, sample.eps / distance, distance > sample.eps);
+    var farther = 0.0;
+    for (var i = lane; i < LEN; i += WG) {
+        let here = x[first + i];
+        let clean = x0[first + i];
+        let g = select(sound(dx[first + i]) * scale, memory[best_dx + i], halves);
+        let unit = flushed(select(0.0, g / length, length > 0.0));
+        let z = within(fma(fma(step, unit, here) - clean, pull, clean), bounds.lo, bounds.hi);
+        let drift = here - memory[old + i];
+        let mixed = fma(drift, 1.0 - share, fma(z - here, share, here));
+        let d = mixed - clean;
+        farther = fma(d, d, farther);
+        // Its place is taken by `here` below.
+        if (!is_last) {
+            memory[old + i] = mixed;
+        }
+    }
+    let second = sqrt(total(lane, farther));
+    let pull_again = select(1.0, sample.eps / second, second > sample.eps);
+    if (!is_last) {
+        for (var i = lane; i < LEN; i += WG) {
+            let here = x[first + i];
+            let clean = x0[first + i];
+            let mixed = memory[old + i];
+            memory[old + i] = here;
+            x[first + i] = flushed(within(fma(mixed - clean, pull_again, clean), bounds.lo, bounds.hi));
+        }
+    }
+//# end
+    if (lane == 0u) {
+        s.iteration += 1u;
+        states[n] = s;
+    }
+}
+
+//# kernel ball_start
+// A random place for attacks that need the whole image to know its size: KIND 0 on the edge of the L∞ ball (every sample's
+// largest move is eps), 1 on the edge of the L2 ball, 2 uniform within the L2 ball. Numbers of the sample's own; x is within the
+// bounds afterwards. A sample that asks for no random start stays where it is.
+//# include philox
+//# bounds: uniform Bounds
+//# samples: storage read array<Sample>      [N]
+//# x0: storage read array<f32>              [N, LEN], clean images
+//# x: storage update array<f32>             [N, LEN], where the steps begin
+
+// u in (0, 1], 24 bits.
+fn above_zero(word: u32) -> f32 {
+    return f32((word >> 8u) + 1u) * 5.9604644775390625e-8;
+}
+
+// Two words to one normal number (Box & Muller 1958).
+fn normal(a: u32, b: u32) -> f32 {
+    return sqrt(-2.0 * log(above_zero(a))) * cos(6.283185307179586 * f32(b >> 8u) * 5.9604644775390625e-8);
+}
+
+fn words_at(sample: Sample, k: u32) -> vec4<u32> {
+    return philox(vec2<u32>(bounds.seed_lo, bounds.seed_hi), vec4<u32>(sample.id, sample.restart, k, 0u));
+}
+
+// Value i of the sample's noise.
+fn noise(sample: Sample, i: u32) -> f32 {
+//# if KIND == 0
+    return f32(i32(words_at(sample, i / 4u)[i % 4u] >> 8u) - 8388608) * 1.1920928955078125e-7;
+//# else
+    let words = words_at(sample, i / 2u);
+    return normal(words[2u * (i % 2u)], words[2u * (i % 2u) + 1u]);
+//# end
+}
+
+@compute @workgroup_size(WG)
+fn ball_start(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+    let n = group.z;
+    let sample = samples[n];
+    var most = 0u;
+    var squares = 0.0;
+    for (var i = lane; i < LEN; i += WG) {
+        let v = noise(sample, i);
+        // Bits of positive numbers are in the order of the numbers.
+        most = max(most, bitcast<u32>(abs(v)));
+        squares = fma(v, v, squares);
+    }
+    let top = bitcast<f32>(highest(lane, most));
+    let length = sqrt(total(lane, squares));
+    if (sample.start == 0u) {
+        return;
+    }
+//# if KIND == 0
+    let size = top;
+    let radius = sample.eps;
+//# else
+    let size = length;
+//# if KIND == 1
+    let radius = sample.eps;
+//# else
+    // The share of a ball's volume within r is (r / eps)^LEN.
+    let u = above_zero(words_at(sample, 0xffffffffu).x);
+    let radius = sample.eps * exp2(log2(u) / f32(LEN));
+//# end
+//# end
+    for (var i = lane; i < LEN; i += WG) {
+        let at = n * LEN + i;
+        let d = flushed(noise(sample, i) / size * radius);
+//# if KIND == 0
+        let lo = max(bounds.lo, x0[at] - sample.eps);
+        let hi = min(bounds.hi, x0[at] + sample.eps);
+        x[at] = within(x0[at] + d, lo, hi);
+//# else
+        x[at] = within(x0[at] + d, bounds.lo, bounds.hi);
+//# end
+    }
+}

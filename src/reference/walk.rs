@@ -1,0 +1,360 @@
+//! The random starts and the steps of every rule, in f32: one sample's way, bit for bit that of `shaders/step.wgsl` and
+//! `shaders/rules.wgsl` (starts that need logarithms and cosines: to a few units in the last place).
+
+use crate::attack::{AHEAD, BEST, BEST_GRADIENT, FOUND, GATHERED, OLD, Norm, Rule, Sample, State, Stream, philox};
+
+/// Where a sample begins: at x0 + (2u − 1)·eps, u uniform in [0, 1) by the sample's own random numbers, clamped as a step
+/// is; at the clean image `x0` itself where the sample asks for no random start.
+pub fn random_start(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32)) -> Vec<f32> {
+    if !sample.starts_at_random() {
+        return x0.to_vec();
+    }
+    let eps = sample.eps;
+    let place = |(i, four): (usize, &[f32])| -> Vec<f32> {
+        let words = philox(seed, [sample.id, sample.restart, i as u32, Stream::Start as u32]);
+        let one = |(x0, word): (&f32, u32)| {
+            let v = ((word >> 8) as i32 - (1 << 23)) as f32 / (1 << 23) as f32;
+            let d = (v * eps).max(-eps).min(eps);
+            // Devices may flush a subnormal, so it counts as zero.
+            let d = if Sign::of(d) == Sign::Zero { 0.0 } else { d };
+            (x0 + d).max(bounds.0.max(x0 - eps)).min(bounds.1.min(x0 + eps))
+        };
+        four.iter().zip(words).map(one).collect()
+    };
+    x0.chunks(4).enumerate().flat_map(place).collect()
+}
+
+/// What the sign of a gradient says, decided from its bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sign {
+    /// Positive and normal.
+    Plus,
+    /// Negative and normal.
+    Minus,
+    /// Zero or subnormal: no step. Devices may flush subnormals, so they all count as zero.
+    Zero,
+    /// NaN or infinite: no step, and the sample is marked.
+    Broken,
+}
+
+impl Sign {
+    /// From the bits of an f32.
+    pub fn of(gradient: f32) -> Self {
+        let bits = gradient.to_bits();
+        match (bits >> 23) & 0xff {
+            0 => Sign::Zero,
+            0xff => Sign::Broken,
+            _ if bits >> 31 == 1 => Sign::Minus,
+            _ => Sign::Plus,
+        }
+    }
+}
+
+/// One pixel's step: clamp(x + direction·step_size·sign, lo, hi) with lo = max(lowest, x0 − eps) and
+/// hi = min(highest, x0 + eps). `x` is the pixel now, `x0` the clean one, `bounds` the lowest and highest legal value.
+pub fn step(x: f32, x0: f32, gradient: f32, sample: &Sample, bounds: (f32, f32)) -> (f32, Sign) {
+    let lo = bounds.0.max(x0 - sample.eps);
+    let hi = bounds.1.min(x0 + sample.eps);
+    let sign = Sign::of(gradient);
+    let ascends = sample.direction > 0.0;
+    // The move is selected, never multiplied: a product could be contracted with the sum.
+    let moved = match sign {
+        Sign::Plus | Sign::Minus if (sign == Sign::Plus) == ascends => x + sample.step_size,
+        Sign::Plus | Sign::Minus => x - sample.step_size,
+        Sign::Zero | Sign::Broken => x,
+    };
+    (moved.max(lo).min(hi), sign)
+}
+
+/// Invocations that look at one sample together: sums are taken as they take them.
+const LANES: usize = 256;
+
+/// The sum of `term(i, so far)` over a sample's values: every lane adds up every 256th, then halves are added to halves.
+fn total(len: usize, term: impl Fn(usize, f32) -> f32) -> f32 {
+    let mut parts = [0.0_f32; LANES];
+    for (lane, part) in parts.iter_mut().enumerate() {
+        *part = (lane..len).step_by(LANES).fold(0.0, |sum, i| term(i, sum));
+    }
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            parts[lane] += parts[lane + half];
+        }
+        half /= 2;
+    }
+    parts[0]
+}
+
+/// Zero for subnormals, on which devices differ.
+fn flushed(v: f32) -> f32 {
+    if Sign::of(v) == Sign::Zero { 0.0 } else { v }
+}
+
+/// A gradient's value without what is none: subnormals, infinities and NaN are zero.
+fn sound(v: f32) -> f32 {
+    if matches!(Sign::of(v), Sign::Plus | Sign::Minus) { v } else { 0.0 }
+}
+
+/// A power of two that brings the largest value near 1.
+fn scale_of(gradient: &[f32]) -> f32 {
+    let exponents = gradient.iter().map(|g| (g.to_bits() >> 23) & 255).filter(|e| *e != 255);
+    f32::from_bits((254 - exponents.max().unwrap_or(0).clamp(1, 253)) << 23)
+}
+
+impl Rule {
+    /// Where a sample begins.
+    pub(crate) fn start(self, x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32)) -> Vec<f32> {
+        match self {
+            _ if !sample.starts_at_random() => x0.to_vec(),
+            Rule::Sign | Rule::Momentum | Rule::Lookahead => random_start(x0, sample, seed, bounds),
+            Rule::Apgd(Norm::Linf) => on_the_cube(x0, sample, seed, bounds),
+            Rule::Apgd(Norm::L2) => on_the_ball(x0, sample, seed, bounds, false),
+            Rule::L2 => on_the_ball(x0, sample, seed, bounds, true),
+        }
+    }
+}
+
+/// A random place whose largest move is eps.
+fn on_the_cube(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32)) -> Vec<f32> {
+    let noise = |i: usize| {
+        let words = philox(seed, [sample.id, sample.restart, (i / 4) as u32, Stream::Start as u32]);
+        ((words[i % 4] >> 8) as i32 - (1 << 23)) as f32 / (1 << 23) as f32
+    };
+    let top = (0..x0.len()).fold(0.0, |top: f32, i| top.max(noise(i).abs()));
+    let eps = sample.eps;
+    let place = |(i, x0): (usize, &f32)| {
+        let d = flushed(noise(i) / top * eps);
+        (x0 + d).max(bounds.0.max(x0 - eps)).min(bounds.1.min(x0 + eps))
+    };
+    x0.iter().enumerate().map(place).collect()
+}
+
+/// A random place on the edge of the L2 ball, or uniform within.
+fn on_the_ball(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32), within: bool) -> Vec<f32> {
+    let words = |k: u32| philox(seed, [sample.id, sample.restart, k, Stream::Start as u32]);
+    let above_zero = |word: u32| ((word >> 8) + 1) as f32 / (1 << 24) as f32;
+    // Two words to one normal number (Box & Muller 1958).
+    let noise = |i: usize| {
+        let w = words((i / 2) as u32);
+        let (a, b) = (w[2 * (i % 2)], w[2 * (i % 2) + 1]);
+        let angle = std::f32::consts::TAU * (b >> 8) as f32 / (1 << 24) as f32;
+        (-2.0 * above_zero(a).ln()).sqrt() * angle.cos()
+    };
+    let length = total(x0.len(), |i, sum| noise(i).mul_add(noise(i), sum)).sqrt();
+    // The share of a ball's volume within r is (r / eps)^values.
+    let share = if within { (above_zero(words(u32::MAX)[0]).log2() / x0.len() as f32).exp2() } else { 1.0 };
+    let radius = sample.eps * share;
+    let place = |(i, x0): (usize, &f32)| (x0 + flushed(noise(i) / length * radius)).max(bounds.0).min(bounds.1);
+    x0.iter().enumerate().map(place).collect()
+}
+
+/// One sample on its way: where it is, and what it remembers.
+#[derive(Clone, Debug)]
+pub struct Walk<'a> {
+    rule: Rule,
+    sample: Sample,
+    bounds: (f32, f32),
+    x0: &'a [f32],
+    x: Vec<f32>,
+    memory: Vec<f32>,
+    state: State,
+}
+
+impl<'a> Walk<'a> {
+    /// Begins at `start`, for the clean image `x0`.
+    pub fn new(rule: Rule, sample: Sample, bounds: (f32, f32), x0: &'a [f32], start: Vec<f32>) -> Self {
+        let memory = vec![0.0; rule.memory() * x0.len()];
+        Walk { rule, sample, bounds, x0, x: start, memory, state: State::begin(&sample) }
+    }
+
+    /// Goes on from where another one was: point, memory, state.
+    pub(crate) fn resume(
+        rule: Rule,
+        sample: Sample,
+        bounds: (f32, f32),
+        x0: &'a [f32],
+        (x, memory, state): (&[f32], &[f32], State),
+    ) -> Self {
+        Walk { rule, sample, bounds, x0, x: x.to_vec(), memory: memory.to_vec(), state }
+    }
+
+    /// Where the next gradient is to be taken.
+    pub fn point(&self) -> &[f32] {
+        &self.x
+    }
+
+    /// What the sample remembers but for images.
+    pub fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// What would be delivered, were this the end.
+    pub fn candidate(&self) -> &[f32] {
+        // Behind the last look of Auto-PGD it lies in x already, and is the same.
+        self.rule.candidate(&self.x, &self.memory, &self.state)
+    }
+
+    pub(crate) fn parts(&self) -> (&[f32], &[f32], State) {
+        (&self.x, &self.memory, self.state)
+    }
+
+    /// One step, with the gradient and the loss at [`Walk::point`] and the class predicted there. [`Rule::Apgd`] takes one more
+    /// call than it has steps: the last one only looks.
+    pub fn step(&mut self, gradient: &[f32], loss: f32, predicted: u32) {
+        (self.state.loss, self.state.predicted) = (loss, predicted);
+        match self.rule {
+            Rule::Sign => {
+                for (i, x) in self.x.iter_mut().enumerate() {
+                    *x = step(*x, self.x0[i], gradient[i], &self.sample, self.bounds).0;
+                }
+            }
+            Rule::Momentum | Rule::Lookahead => self.momentum(gradient),
+            Rule::L2 => self.l2(gradient),
+            Rule::Apgd(norm) => self.apgd(norm, gradient),
+        }
+    }
+
+    fn ascends(&self) -> bool {
+        self.sample.direction > 0.0
+    }
+
+    /// +size or −size, whichever way the sample goes.
+    fn signed(&self, size: f32) -> f32 {
+        if self.ascends() { size } else { -size }
+    }
+
+    /// x + size·sign(g) on the sample's way, within the L∞ ball.
+    fn sign_move(&self, i: usize, x: f32, g: f32, size: f32) -> f32 {
+        step(x, self.x0[i], g, &Sample { step_size: size, ..self.sample }, self.bounds).0
+    }
+
+    fn momentum(&mut self, gradient: &[f32]) {
+        let (len, s) = (self.x.len(), self.sample);
+        let scale = scale_of(gradient);
+        let mean = total(len, |i, sum| sum + (sound(gradient[i]) * scale).abs()) / len as f32;
+        let is_first = self.state.iteration == 0;
+        let reach = self.signed(s.step_size * s.momentum);
+        for i in 0..len {
+            let kept = if is_first { 0.0 } else { self.memory[GATHERED * len + i] };
+            let new = if mean > 0.0 { sound(gradient[i]) * scale / mean } else { 0.0 };
+            let g = flushed(s.momentum.mul_add(kept, new));
+            self.memory[GATHERED * len + i] = g;
+            let looks_ahead = self.rule == Rule::Lookahead;
+            let here = if looks_ahead && !is_first { self.memory[AHEAD * len + i] } else { self.x[i] };
+            let next = self.sign_move(i, here, g, s.step_size);
+            self.x[i] = next;
+            if looks_ahead {
+                self.memory[AHEAD * len + i] = next;
+                if self.state.iteration + 1 < s.steps {
+                    self.x[i] = reach.mul_add(g, next);
+                }
+            }
+        }
+        self.state.iteration += 1;
+    }
+
+    /// Pulled back to the L2 ball, then within the bounds: `far` is the distance.
+    fn pull(&self, i: usize, x: f32, far: f32) -> f32 {
+        let pull = if far > self.sample.eps { self.sample.eps / far } else { 1.0 };
+        (x - self.x0[i]).mul_add(pull, self.x0[i]).max(self.bounds.0).min(self.bounds.1)
+    }
+
+    fn distance(&self, x: impl Fn(usize) -> f32) -> f32 {
+        total(self.x.len(), |i, sum| (x(i) - self.x0[i]).mul_add(x(i) - self.x0[i], sum)).sqrt()
+    }
+
+    fn l2(&mut self, gradient: &[f32]) {
+        let scale = scale_of(gradient);
+        let g: Vec<f32> = gradient.iter().map(|g| sound(*g) * scale).collect();
+        let length = total(g.len(), |i, sum| g[i].mul_add(g[i], sum)).sqrt();
+        let unit = |i: usize| if length > 0.0 { flushed(g[i] / length) } else { 0.0 };
+        let size = self.signed(self.sample.step_size);
+        let moved: Vec<f32> = self.x.iter().enumerate().map(|(i, x)| size.mul_add(unit(i), *x)).collect();
+        let far = self.distance(|i| moved[i]);
+        self.x = (0..g.len()).map(|i| flushed(self.pull(i, moved[i], far))).collect();
+    }
+
+    /// Looks at the loss, keeps what is worth keeping, checks the step size when it is time, and moves on.
+    fn apgd(&mut self, norm: Norm, gradient: &[f32]) {
+        let len = self.x.len();
+        let s = &mut self.state;
+        let loss = if self.sample.direction > 0.0 { s.loss } else { -s.loss };
+        let (is_first, is_last) = (s.iteration == 0, s.iteration >= self.sample.steps);
+        let succeeds = self.sample.is_reached_by(s.predicted);
+        s.found |= u32::from(succeeds);
+        let improves = is_first || loss > s.best;
+        if improves {
+            s.best = loss;
+        }
+        let mut halves = false;
+        if is_first {
+            // The first rise is counted from zero, as in the paper's code.
+            (s.best_at_check, s.last) = (loss, 0.0);
+        } else {
+            s.rises += u32::from(loss > s.last);
+            s.last = loss;
+            s.since_check += 1;
+            if s.since_check == s.period {
+                let few = s.rises as f32 <= 0.75 * s.period as f32;
+                halves = few || (s.halved == 0 && s.best_at_check >= s.best);
+                s.halved = u32::from(halves);
+                if halves {
+                    s.step_size *= 0.5;
+                }
+                s.best_at_check = s.best;
+                s.period = s.period.saturating_sub(s.shorter_by).max(s.shortest);
+                (s.since_check, s.rises) = (0, 0);
+            }
+        }
+        s.iteration += 1;
+
+        let scale = scale_of(gradient);
+        let mut g: Vec<f32> = gradient.iter().map(|g| sound(*g) * scale).collect();
+        let slot = |k: usize| k * len..(k + 1) * len;
+        if succeeds {
+            self.memory[slot(FOUND)].copy_from_slice(&self.x);
+        }
+        if improves {
+            self.memory[slot(BEST)].copy_from_slice(&self.x);
+            self.memory[slot(BEST_GRADIENT)].copy_from_slice(&g);
+        }
+        if is_first {
+            self.memory[slot(OLD)].copy_from_slice(&self.x);
+        }
+        if halves {
+            self.x.copy_from_slice(&self.memory[slot(BEST)]);
+            g.copy_from_slice(&self.memory[slot(BEST_GRADIENT)]);
+        }
+        if is_last {
+            self.x = self.candidate().to_vec();
+            return;
+        }
+        let share = if is_first { 1.0 } else { 0.75 };
+        let size = self.state.step_size;
+        let mix = |walk: &Self, i: usize, z: f32| {
+            let here = walk.x[i];
+            (here - walk.memory[OLD * len + i]).mul_add(1.0 - share, (z - here).mul_add(share, here))
+        };
+        let next: Vec<f32> = match norm {
+            Norm::Linf => (0..len)
+                .map(|i| {
+                    let mixed = mix(self, i, self.sign_move(i, self.x[i], g[i], size));
+                    let eps = self.sample.eps;
+                    let (lo, hi) = (self.bounds.0.max(self.x0[i] - eps), self.bounds.1.min(self.x0[i] + eps));
+                    mixed.max(lo).min(hi)
+                })
+                .collect(),
+            Norm::L2 => {
+                let length = total(len, |i, sum| g[i].mul_add(g[i], sum)).sqrt();
+                let unit = |i: usize| if length > 0.0 { flushed(g[i] / length) } else { 0.0 };
+                let moved: Vec<f32> = (0..len).map(|i| self.signed(size).mul_add(unit(i), self.x[i])).collect();
+                let far = self.distance(|i| moved[i]);
+                let mixed: Vec<f32> = (0..len).map(|i| mix(self, i, self.pull(i, moved[i], far))).collect();
+                let farther = self.distance(|i| mixed[i]);
+                (0..len).map(|i| flushed(self.pull(i, mixed[i], farther))).collect()
+            }
+        };
+        self.memory[slot(OLD)].copy_from_slice(&self.x);
+        self.x = next;
+    }
+}
