@@ -37,6 +37,7 @@ const FILES: &[(&str, &str)] = &[
     ("quantise", include_str!("../shaders/quantise.wgsl")),
     ("rules", include_str!("../shaders/rules.wgsl")),
     ("sample", include_str!("../shaders/sample.wgsl")),
+    ("square", include_str!("../shaders/square.wgsl")),
     ("step", include_str!("../shaders/step.wgsl")),
     ("store", include_str!("../shaders/store.wgsl")),
     ("subgroup", include_str!("../shaders/subgroup.wgsl")),
@@ -209,6 +210,8 @@ impl Kernel {
             "momentum_step" | "l2_step" | "apgd_step" => 6 * c("LEN").div_ceil(c("WG").max(1)) + 64,
             "quantise_l2" => 10 * (c("LEN").div_ceil(c("WG").max(1)) + 9),
             "ball_start" => 24 * c("LEN").div_ceil(c("WG").max(1)) + 32,
+            "square_start" => (c("C") * c("W")).div_ceil(c("WG").max(1)) * (c("H") + 11) + 16,
+            "square_step" => (1 + 10 * (c("C") / 128)) * c("LEN").div_ceil(c("WG").max(1)) + 32,
             "global_avg_pool_forward" => c("IH") * c("IW"),
             "max_pool_forward" | "max_pool_input_grad" | "avg_pool_forward" | "avg_pool_input_grad" => {
                 c("SIZE") * (1 + c("SIZE"))

@@ -464,7 +464,9 @@ impl Chunk<'_> {
             None => (&bound.backward[0], &plan.backward[0]),
             Some(i) => self.seldom(&bound.losses[i], &plan.losses[i].1)?,
         };
-        let one = || self.forward().chain([loss]).chain(self.backward().skip(1)).chain([step]);
+        // What looks at losses alone needs no way back.
+        let back = if job.rule.needs_gradients() { usize::MAX } else { 0 };
+        let one = || self.forward().chain([loss]).chain(self.backward().skip(1).take(back)).chain([step]);
         self.run(start.into_iter().chain((0..job.steps).flat_map(|_| one())), step.1, |steps| {
             if progress(steps * self.n as u64) { Ok(()) } else { Err(Error::Cancelled) }
         })?;

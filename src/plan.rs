@@ -171,7 +171,14 @@ impl Plan {
 
         let start = ops::step::random_start(&build, model.input, &ids);
         let step = ops::step::sign_step(&build, model.input, &ids);
-        let rules = [Rule::Momentum, Rule::Lookahead, Rule::L2, Rule::Apgd(Norm::Linf), Rule::Apgd(Norm::L2)];
+        let rules = [
+            Rule::Momentum,
+            Rule::Lookahead,
+            Rule::L2,
+            Rule::Apgd(Norm::Linf),
+            Rule::Apgd(Norm::L2),
+            Rule::Square(Norm::Linf),
+        ];
         let rules = rules.into_iter().filter_map(|r| ops::step::steps(&build, r, model.input, &ids)).collect();
         let pixels = PixelDispatches {
             inspect: ops::quantise::inspect(&build, model.input, &ids, ids.x0, Health::ACTIVATION),

@@ -1,15 +1,19 @@
 //! The sign step and its kin, each one dispatch for the whole batch: `shaders/step.wgsl` where a pixel needs to know only
-//! itself, `shaders/rules.wgsl` where a sample is looked at as a whole.
+//! itself, `shaders/rules.wgsl` where a sample is looked at as a whole, `shaders/square.wgsl` where there is no gradient.
 
 use super::per_item;
 use super::{Build, Ids};
-use crate::attack::{Norm, Rule};
+use crate::attack::{Norm, Rule, sides};
 use crate::kernel::{Dispatch, Grid, Kernel};
 use crate::model::Dims;
 use crate::plan::Steps;
 
 /// Invocations that look at one sample together. Part of what sums come to, so the same on every device.
 pub(crate) const LANES: u32 = 256;
+
+/// Sides of squares as constants of `shaders/square.wgsl`.
+const SIDES: [&str; 10] =
+    ["SIDE_0", "SIDE_1", "SIDE_2", "SIDE_3", "SIDE_4", "SIDE_5", "SIDE_6", "SIDE_7", "SIDE_8", "SIDE_9"];
 
 /// x ← clamp(x ± step_size·sign(dx), lo, hi), with each sample's own eps, step size and direction.
 pub(crate) fn sign_step(build: &Build, d: Dims, ids: &Ids) -> Dispatch {
@@ -53,6 +57,12 @@ pub(crate) fn steps(build: &Build, rule: Rule, d: Dims, ids: &Ids) -> Option<Ste
         Rule::Lookahead => (None, gathers(1, 2)),
         Rule::L2 => (start(2), dispatch("l2_step", "step", &[], &gradient)),
         Rule::Apgd(Norm::Linf) => (start(0), dispatch("apgd_step", "step", &[("NORM", 0)], &remembers)),
+        Rule::Square(norm) => {
+            let shape = [("C", d.c as u32), ("H", d.h as u32), ("W", d.w as u32)];
+            let keeps = [("memory", ids.memory), ("states", ids.states)];
+            let step = [&shape[..], &SIDES.into_iter().zip(sides(norm, d)).collect::<Vec<_>>()].concat();
+            (Some(dispatch("square_start", "start", &shape, &[])), dispatch("square_step", "step", &step, &keeps))
+        }
         Rule::Apgd(Norm::L2) => (start(1), dispatch("apgd_step", "step", &[("NORM", 1)], &remembers)),
     };
     Some(Steps { rule, start, step })
