@@ -92,23 +92,22 @@ fn square_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
     let places = square_words(sample, query, 0u);
     let top = mul_high(places.x, H - side + 1u);
     let left = mul_high(places.y, W - side + 1u);
-    let signs = square_words(sample, query, 1u);
 
-    for (var i = lane; i < LEN; i += WG) {
-        let at = n * LEN + i;
-        if (keeps) {
-            memory[at] = x[at];
+    // As many channels at a time as there are bits.
+    for (var part = 0u; part <= C / 128u; part++) {
+        let signs = square_words(sample, query, 1u + part);
+        let first = part * 128u * H * W;
+        for (var i = first + lane; i < min(first + 128u * H * W, LEN); i += WG) {
+            let at = n * LEN + i;
+            if (keeps) {
+                memory[at] = x[at];
+            }
+            let up = bit(signs, i / (H * W) % 128u);
+            // Above and to the left the differences wrap around.
+            let inside = i / W % H - top < side && i % W - left < side;
+            let end = select(lowest(x0[at], sample.eps), greatest(x0[at], sample.eps), up);
+            x[at] = select(memory[at], end, proposes && inside);
         }
-        let channel = i / (H * W);
-//# if C < 128
-        let up = bit(signs, channel);
-//# else
-        let up = bit(square_words(sample, query, 1u + channel / 128u), channel % 128u);
-//# end
-        // Above and to the left the differences wrap around.
-        let inside = i / W % H - top < side && i % W - left < side;
-        let end = select(lowest(x0[at], sample.eps), greatest(x0[at], sample.eps), up);
-        x[at] = select(memory[at], end, proposes && inside);
     }
     if (lane == 0u) {
         s.iteration += 1u;

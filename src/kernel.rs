@@ -211,7 +211,7 @@ impl Kernel {
             "quantise_l2" => 10 * (c("LEN").div_ceil(c("WG").max(1)) + 9),
             "ball_start" => 24 * c("LEN").div_ceil(c("WG").max(1)) + 32,
             "square_start" => (c("C") * c("W")).div_ceil(c("WG").max(1)) * (c("H") + 11) + 16,
-            "square_step" => (1 + 10 * (c("C") / 128)) * c("LEN").div_ceil(c("WG").max(1)) + 32,
+            "square_step" => c("LEN").div_ceil(c("WG").max(1)) + 12 * (c("C") / 128 + 1) + 10,
             "global_avg_pool_forward" => c("IH") * c("IW"),
             "max_pool_forward" | "max_pool_input_grad" | "avg_pool_forward" | "avg_pool_input_grad" => {
                 c("SIZE") * (1 + c("SIZE"))
