@@ -735,7 +735,9 @@ impl Attack {
             let sound = |v: f32| v >= 0.0 && v.is_finite();
             if !sound(own.eps) || !sound(own.step_size) {
                 let Own { eps, step_size, .. } = own;
-                return fail(format!("sample {i}: eps {eps} and step size {step_size} must be finite and zero or more"));
+                return fail(format!(
+                    "sample {i}: eps {eps} and step size {step_size} must be finite and zero or more"
+                ));
             }
         }
         if self.random_start && self.eps.is_infinite() {

@@ -2,7 +2,9 @@
 //! `shaders/rules.wgsl` (starts that need logarithms and cosines: to a few units in the last place).
 
 use super::square::Squares;
-use crate::attack::{AHEAD, BEST, BEST_GRADIENT, FOUND, GATHERED, KEPT, Norm, OLD, Rule, Sample, State, Stream, philox};
+use crate::attack::{
+    AHEAD, BEST, BEST_GRADIENT, FOUND, GATHERED, KEPT, Norm, OLD, Rule, Sample, State, Stream, philox,
+};
 use crate::model::Dims;
 
 /// Where a sample begins: at x0 + (2u − 1)·eps, u uniform in [0, 1) by the sample's own random numbers, clamped as a step
