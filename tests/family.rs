@@ -157,12 +157,7 @@ fn start_of(rule: Rule, images: &[f32], samples: &[Sample]) -> Vec<f32> {
 }
 
 /// Runs one rule's step alone on the device, on whatever a gradient can be; gives x, memory, states, zero counts and marks.
-fn step_alone(
-    plan: &Plan,
-    rule: Rule,
-    len: usize,
-    input: &Alone<'_>,
-) -> (Vec<f32>, Vec<f32>, Vec<State>, [Vec<u32>; 2]) {
+fn step_alone(plan: &Plan, rule: Rule, len: usize, input: &Alone<'_>) -> (Vec<f32>, Vec<f32>, Vec<State>, [Vec<u32>; 2]) {
     let dispatch: &Dispatch = &plan.rules.iter().find(|s| s.rule == rule).unwrap().step;
     let id = |name: &str| dispatch.bindings.iter().find(|(n, _)| *n == name).map(|(_, id)| *id);
     let n = input.samples.len();
@@ -362,8 +357,9 @@ fn random_starts_are_where_they_should_be() {
     // In the middle, where no bound is near.
     let images = vec![0.5; 40 * len];
     for (rule, eps) in [(Rule::Apgd(Norm::Linf), 0.25), (Rule::Apgd(Norm::L2), 2.0), (Rule::L2, 2.0)] {
-        let all: Vec<Sample> =
-            (0..40).map(|id| Sample { id, start: 1, eps, direction: 1.0, steps: 1, ..Sample::default() }).collect();
+        let all: Vec<Sample> = (0..40)
+            .map(|id| Sample { id, start: 1, eps, direction: 1.0, steps: 1, ..Sample::default() })
+            .collect();
         let job = Job { rule, seed: 9, goes_on: true, ..Job::new(&images, &all, 0) };
         let out = iterate(&net, &job);
         let twin = iterate(&reference, &job);
@@ -501,11 +497,7 @@ fn early_stop_saves_steps_and_loses_no_success() {
             assert!(!early.success[i] || signstep::attack::argmax(z) as i64 != labels[i]);
             if early.steps_taken[i] == full.steps_taken[i] {
                 // It took the whole way: then it is the same way.
-                assert_bits(
-                    "a sample that never stopped",
-                    &early.adversarial[i * 64..][..64],
-                    &full.adversarial[i * 64..][..64],
-                );
+                assert_bits("a sample that never stopped", &early.adversarial[i * 64..][..64], &full.adversarial[i * 64..][..64]);
             }
         }
     }
@@ -516,8 +508,7 @@ fn samples_have_radii_of_their_own() {
     let (images, labels) = data(12);
     let net = Network::new(gpu(), digits()).unwrap();
     let attack = Attack::pgd(Norm::Linf, 0.3).seed(8);
-    let own =
-        |i: usize| signstep::attack::Own { id: 100 + i as u64, eps: 0.02 * i as f32, step_size: 0.004 * i as f32 };
+    let own = |i: usize| signstep::attack::Own { id: 100 + i as u64, eps: 0.02 * i as f32, step_size: 0.004 * i as f32 };
     let all = attack.clone().each((0..12).map(own).collect()).run(&net, &images, &labels).unwrap();
     for i in 0..12 {
         let Own { id, eps, step_size } = own(i);
@@ -526,9 +517,7 @@ fn samples_have_radii_of_their_own() {
         assert_bits(&format!("sample {i}"), &all.adversarial[i * 64..(i + 1) * 64], &one.adversarial);
     }
     let wrong = attack.each(vec![own(1)]).run(&net, &images, &labels);
-    assert!(
-        matches!(wrong, Err(Error::Usage(m)) if m.contains("1 samples have an eps of their own, but there are 12"))
-    );
+    assert!(matches!(wrong, Err(Error::Usage(m)) if m.contains("1 samples have an eps of their own, but there are 12")));
 }
 
 use signstep::attack::Own;
