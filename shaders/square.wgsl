@@ -3,12 +3,16 @@
 
 //# include sample
 //# include philox
+//# include sums
 
 //# kernel square_start square_step
 //# bounds: uniform Bounds
 //# samples: storage read array<Sample>      [N]
 //# x0: storage read array<f32>              [N, LEN], clean images
 //# x: storage update array<f32>             [N, LEN], whose loss is looked at next
+//# if NORM == 1
+//# windows: storage read array<f32>         [TILE, TILE], then [side, side] for each side: hills beside valleys, of length 1
+//# end
 
 // Bit k of 128.
 fn bit(words: vec4<u32>, k: u32) -> bool {
@@ -24,8 +28,14 @@ fn greatest(clean: f32, eps: f32) -> f32 {
     return min(bounds.hi, clean + eps);
 }
 
+// Zero for subnormals, on which adapters differ; and nothing that is inside is contracted with what is outside.
+fn flushed(v: f32) -> f32 {
+    return select(0.0, v, (bitcast<u32>(v) & 0x7f800000u) != 0u);
+}
+
 //# kernel square_start
-// Stripes: every column of every channel is at one end of its way.
+// L∞: stripes, every column of every channel at one end of its way. L2: tiles of hills and valleys, each channel of each tile
+// with a sign of its own, of length eps together.
 fn start_words(sample: Sample, k: u32) -> vec4<u32> {
     return philox(vec2<u32>(bounds.seed_lo, bounds.seed_hi), vec4<u32>(sample.id, sample.restart, k, 0u));
 }
@@ -37,6 +47,7 @@ fn square_start(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
     if (sample.start == 0u) {
         return;
     }
+//# if NORM == 0
     for (var stripe = lane; stripe < C * W; stripe += WG) {
         let up = bit(start_words(sample, stripe / 128u), stripe % 128u);
         for (var row = 0u; row < H; row++) {
@@ -44,12 +55,31 @@ fn square_start(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
             x[at] = select(lowest(x0[at], sample.eps), greatest(x0[at], sample.eps), up);
         }
     }
+//# else
+    let height = sample.eps * bitcast<f32>(UNIT);
+    for (var tile = 0u; tile < TILES; tile++) {
+        let k = TILES * C + tile;
+        let turned = bit(start_words(sample, k / 128u), k % 128u);
+        for (var channel = 0u; channel < C; channel++) {
+            let j = tile * C + channel;
+            let up = bit(start_words(sample, j / 128u), j % 128u);
+            for (var i = lane; i < TILE * TILE; i += WG) {
+                let row = H % TILE / 2u + tile / (W / TILE) * TILE + i / TILE;
+                let column = W % TILE / 2u + tile % (W / TILE) * TILE + i % TILE;
+                let at = n * LEN + (channel * H + row) * W + column;
+                let hill = windows[select(i, i % TILE * TILE + i / TILE, turned)];
+                x[at] = flushed(min(max(fma(select(-hill, hill, up), height, x0[at]), bounds.lo), bounds.hi));
+            }
+        }
+    }
+//# end
 }
 
 //# kernel square_step
-// A call looks at the loss of x, keeps x where it is better than the best so far or a success, and makes the next proposal: the
-// best with a square of each channel at one end of its way. Who has succeeded stays there; the call behind the last step only
-// looks, and leaves the best in x. The memory of a sample: the best so far.
+// A call looks at the loss of x, keeps x where it is better than the best so far or a success, and makes the next proposal. L∞:
+// the best with a square of each channel at one end of its way. L2: a hill and a valley are added to a square of each channel,
+// which gets the length that another square loses. Who has succeeded stays there; the call behind the last step only looks, and
+// leaves the best in x. The memory of a sample: the best so far.
 //# memory: storage update array<f32>        [N, LEN]
 //# states: storage update array<State>      [N]
 
@@ -79,20 +109,25 @@ fn square_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
     s.found = select(s.found, 1u, succeeds);
     let proposes = s.found == 0u && query < sample.steps;
 
-    var side = SIDE_0;
-    side = select(side, SIDE_1, query >= first_at(11u, sample.steps));
-    side = select(side, SIDE_2, query >= first_at(51u, sample.steps));
-    side = select(side, SIDE_3, query >= first_at(201u, sample.steps));
-    side = select(side, SIDE_4, query >= first_at(501u, sample.steps));
-    side = select(side, SIDE_5, query >= first_at(1001u, sample.steps));
-    side = select(side, SIDE_6, query >= first_at(2001u, sample.steps));
-    side = select(side, SIDE_7, query >= first_at(4001u, sample.steps));
-    side = select(side, SIDE_8, query >= first_at(6001u, sample.steps));
-    side = select(side, SIDE_9, query >= first_at(8001u, sample.steps));
+    var halvings = 0u;
+    halvings += select(0u, 1u, query >= first_at(11u, sample.steps));
+    halvings += select(0u, 1u, query >= first_at(51u, sample.steps));
+    halvings += select(0u, 1u, query >= first_at(201u, sample.steps));
+    halvings += select(0u, 1u, query >= first_at(501u, sample.steps));
+    halvings += select(0u, 1u, query >= first_at(1001u, sample.steps));
+    halvings += select(0u, 1u, query >= first_at(2001u, sample.steps));
+    halvings += select(0u, 1u, query >= first_at(4001u, sample.steps));
+    halvings += select(0u, 1u, query >= first_at(6001u, sample.steps));
+    halvings += select(0u, 1u, query >= first_at(8001u, sample.steps));
+    var sides = array<u32, 10>(
+        SIDE_0, SIDE_1, SIDE_2, SIDE_3, SIDE_4, SIDE_5, SIDE_6, SIDE_7, SIDE_8, SIDE_9,
+    );
+    let side = sides[halvings];
     let places = square_words(sample, query, 0u);
     let top = mul_high(places.x, H - side + 1u);
     let left = mul_high(places.y, W - side + 1u);
 
+//# if NORM == 0
     // As many channels at a time as there are bits.
     for (var part = 0u; part <= C / 128u; part++) {
         let signs = square_words(sample, query, 1u + part);
@@ -109,6 +144,82 @@ fn square_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
             x[at] = select(memory[at], end, proposes && inside);
         }
     }
+//# else
+    let top_2 = mul_high(places.z, H - side + 1u);
+    let left_2 = mul_high(places.w, W - side + 1u);
+    let turned = bit(square_words(sample, query, 1u + C / 128u), C % 128u);
+    var place = TILE * TILE;
+    for (var k = 0u; k < 9u; k++) {
+        place += select(0u, sides[k] * sides[k], k < halvings);
+    }
+
+    // Squares of the length of the whole, and of what lies in the two squares.
+    var whole = 0.0;
+    var part = 0.0;
+    for (var channel = 0u; channel < C; channel++) {
+        for (var i = lane; i < H * W; i += WG) {
+            let at = n * LEN + channel * H * W + i;
+            if (keeps) {
+                memory[at] = x[at];
+            }
+            let d = memory[at] - x0[at];
+            let inside = i / W - top < side && i % W - left < side;
+            let inside_2 = i / W - top_2 < side && i % W - left_2 < side;
+            let in_part = select(0.0, d, inside || inside_2);
+            whole = fma(d, d, whole);
+            part = fma(in_part, in_part, part);
+        }
+    }
+    let unused = fma(sample.eps, sample.eps, -total(lane, whole));
+    let reach = sqrt(flushed(max(unused, 0.0) / f32(C)) + total(lane, part));
+
+    // Until it has its length, x is the difference from the clean image.
+    var squares = 0.0;
+    for (var channel = 0u; channel < C; channel++) {
+        let up = bit(square_words(sample, query, 1u + channel / 128u), channel % 128u);
+        var before = 0.0;
+        for (var i = lane; i < H * W; i += WG) {
+            let at = n * LEN + channel * H * W + i;
+            let inside = i / W - top < side && i % W - left < side;
+            let d = select(0.0, memory[at] - x0[at], inside);
+            before = fma(d, d, before);
+        }
+        let length_before = sqrt(total(lane, before));
+        var after = 0.0;
+        for (var i = lane; i < H * W; i += WG) {
+            let at = n * LEN + channel * H * W + i;
+            let row = i / W - top;
+            let column = i % W - left;
+            if (row < side && column < side) {
+                let hill = windows[place + select(row * side + column, column * side + row, turned)];
+                let old = flushed(select(0.0, (memory[at] - x0[at]) / length_before, length_before > 0.0));
+                let d = select(-hill, hill, up) + old;
+                x[at] = d;
+                after = fma(d, d, after);
+            }
+        }
+        let length_after = sqrt(total(lane, after));
+        let size = flushed(select(0.0, reach / length_after, length_after > 0.0));
+        for (var i = lane; i < H * W; i += WG) {
+            let at = n * LEN + channel * H * W + i;
+            let inside = i / W - top < side && i % W - left < side;
+            let inside_2 = i / W - top_2 < side && i % W - left_2 < side;
+            let kept = select(memory[at] - x0[at], 0.0, inside_2);
+            let d = flushed(select(kept, x[at] * size, inside));
+            x[at] = d;
+            squares = fma(d, d, squares);
+        }
+    }
+    let length = sqrt(total(lane, squares));
+    let pull = flushed(select(0.0, sample.eps / length, length > 0.0));
+    for (var channel = 0u; channel < C; channel++) {
+        for (var i = lane; i < H * W; i += WG) {
+            let at = n * LEN + channel * H * W + i;
+            let next = flushed(min(max(fma(x[at], pull, x0[at]), bounds.lo), bounds.hi));
+            x[at] = select(memory[at], next, proposes);
+        }
+    }
+//# end
     if (lane == 0u) {
         s.iteration += 1u;
         states[n] = s;

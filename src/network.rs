@@ -330,7 +330,8 @@ impl Network {
         if rule == Rule::Sign || self.plan.steps_of(rule).is_some() {
             return Ok(());
         }
-        Err(Error::Usage(format!("{rule:?} needs workgroups of {} invocations, which this device has not", LANES)))
+        let needs = format!("workgroups of {LANES} invocations, or fewer values in an image");
+        Err(Error::Usage(format!("{rule:?} is not there: it needs {needs}")))
     }
 }
 

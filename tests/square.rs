@@ -9,7 +9,7 @@ use signstep::model::{Dims, Layer};
 use signstep::reference::Walk;
 use signstep::{Attack, Error, Model, Network, Norm, Options, Reference, Targets, weights};
 
-const NORMS: [Norm; 1] = [Norm::Linf];
+const NORMS: [Norm; 2] = [Norm::Linf, Norm::L2];
 
 fn digits() -> Model {
     weights::load(include_bytes!("../weights/digits-cnn.safetensors")).unwrap()
@@ -116,7 +116,7 @@ fn the_kernel_proposes_what_its_twin_proposes() {
 /// Colours, sides that differ, more channels than a word and than four words have bits, one pixel.
 #[test]
 fn images_of_any_shape() {
-    for (c, h, w) in [(3, 9, 14), (40, 5, 6), (150, 3, 4), (300, 1, 2), (1, 1, 1), (2, 33, 17)] {
+    for (c, h, w) in [(3, 9, 14), (40, 5, 6), (150, 3, 4), (300, 1, 2), (1, 1, 1), (2, 33, 17), (1, 20, 21)] {
         let input = Dims::new(c, h, w);
         let layers = vec![Layer::Flatten, linear("z", input.len(), 4)];
         let net = Network::new(gpu(), random_model(&mut Rng::new(5), input, layers)).unwrap();

@@ -16,7 +16,7 @@ pub use random::{Stream, philox};
 pub(crate) use rule::{AHEAD, BEST, BEST_GRADIENT, FOUND, GATHERED, KEPT, OLD};
 pub use rule::{Rule, State, Trail};
 pub(crate) use run::{Pixels, Tried, Verdict, check_labels};
-pub(crate) use square::{halvings, sides};
+pub(crate) use square::{halvings, hills, sides, tile};
 
 use crate::error::{Error, Result};
 use crate::model::Model;

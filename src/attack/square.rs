@@ -1,4 +1,4 @@
-//! The schedule of the Square attack: how large the squares are.
+//! The schedule of the Square attack: how large the squares are, and what is in them.
 
 use super::Norm;
 use crate::model::Dims;
@@ -33,6 +33,30 @@ pub(crate) fn sides(norm: Norm, d: Dims) -> [u32; 10] {
     })
 }
 
+/// Side of the tiles in which an attack in L2 begins: a fifth of the image's.
+pub(crate) fn tile(d: Dims) -> usize {
+    (d.h.min(d.w) / 5).max(1)
+}
+
+/// A hill above a valley in a square of `side`, `[side, side]`, each of length √½: the paper's η. Both fall from their middle
+/// by sums of 1/k².
+pub(crate) fn hills(side: usize) -> Vec<f32> {
+    let half = |rows: usize| -> Vec<f64> {
+        let (middle, centre) = (rows / 2, side / 2);
+        let most = middle.max(centre) + 1;
+        let height = |i: usize| -> f64 {
+            let away = (i / side).abs_diff(middle).max((i % side).abs_diff(centre));
+            (away + 1..=most).map(|k| 1.0 / (k * k) as f64).sum()
+        };
+        let values: Vec<f64> = (0..rows * side).map(height).collect();
+        let length = values.iter().map(|v| v * v).sum::<f64>().sqrt();
+        values.into_iter().map(|v| v / length).collect()
+    };
+    let all: Vec<f64> = half(side / 2).into_iter().chain(half(side - side / 2).into_iter().map(|v| -v)).collect();
+    let length = all.iter().map(|v| v * v).sum::<f64>().sqrt();
+    all.into_iter().map(|v| (v / length) as f32).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -51,6 +75,24 @@ mod tests {
         assert_eq!(first(1000), [0, 2, 6, 21, 51, 101, 201, 401, 601, 801]);
         assert_eq!(halvings(u32::MAX - 1, u32::MAX), 9);
         assert_eq!(halvings(0, 1), 0);
+    }
+
+    /// `eta` of the paper's code, not transposed.
+    #[test]
+    fn hills_are_the_papers() {
+        let close = |side: usize, want: &[f32]| {
+            let got = hills(side);
+            assert!(got.iter().zip(want).all(|(g, w)| (g - w).abs() < 1e-6) && got.len() == want.len(), "{side}: {got:?}");
+        };
+        close(1, &[-1.0]);
+        close(2, &[0.138675, 0.6933753, -0.138675, -0.6933753]);
+        let (a, b, c, d) = (0.1360828, 0.6804138, -0.1290994, -0.6454972);
+        close(3, &[a, b, a, c, c, c, c, d, c]);
+        let (a, b, c) = (0.0491622, 0.159777, 0.6022365);
+        let (d, e, f) = (-0.0455901, -0.148168, -0.5584793);
+        close(5, &[[a, b, b, b, a], [a, b, c, b, a], [d, e, e, e, d], [d, e, f, e, d], [d, e, e, e, d]].concat());
+        let length: f32 = hills(14).iter().map(|v| v * v).sum();
+        assert!((length - 1.0).abs() < 1e-5);
     }
 
     #[test]

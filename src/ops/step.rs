@@ -3,10 +3,10 @@
 
 use super::per_item;
 use super::{Build, Ids};
-use crate::attack::{Norm, Rule, sides};
+use crate::attack::{Norm, Rule, hills, sides, tile};
 use crate::kernel::{Dispatch, Grid, Kernel};
 use crate::model::Dims;
-use crate::plan::Steps;
+use crate::plan::{MAX_ROUNDS, Steps};
 
 /// Invocations that look at one sample together. Part of what sums come to, so the same on every device.
 pub(crate) const LANES: u32 = 256;
@@ -36,11 +36,22 @@ pub(crate) fn random_start(build: &Build, d: Dims, ids: &Ids) -> Dispatch {
     per_item(build, "random_start", "start", len.div_ceil(4), vec![("LEN", len)], bindings, 4 * d.len() as u64)
 }
 
-/// What a rule other than the sign step does. `None` where a device has no workgroups of [`LANES`].
-pub(crate) fn steps(build: &Build, rule: Rule, d: Dims, ids: &Ids) -> Option<Steps> {
+/// What a rule other than the sign step does. `None` where a device has no workgroups of [`LANES`], or an image so many values
+/// that an invocation would go round too often.
+pub(crate) fn steps(build: &mut Build, rule: Rule, d: Dims, ids: &Ids) -> Option<Steps> {
     if build.target.limits.workgroup_size < LANES {
         return None;
     }
+    // A windows' table for L2 lies beside the weights.
+    let windows = match rule {
+        Rule::Square(Norm::L2) => {
+            let squares = std::iter::once(tile(d)).chain(sides(Norm::L2, d).map(|s| s as usize));
+            let table: Vec<f32> = squares.flat_map(hills).collect();
+            Some(build.constant("windows of square".into(), bytemuck::cast_slice(&table).to_vec()))
+        }
+        _ => None,
+    };
+    let build = &*build;
     let dispatch = |entry, layer, consts: &[(&'static str, u32)], bindings: &[(&'static str, usize)]| {
         let all = [("bounds", ids.bounds), ("samples", ids.samples), ("x0", ids.x0), ("x", ids.x)];
         per_workgroup(build, entry, layer, d, consts, [&all[..], bindings].concat())
@@ -57,14 +68,21 @@ pub(crate) fn steps(build: &Build, rule: Rule, d: Dims, ids: &Ids) -> Option<Ste
         Rule::L2 => (start(2), dispatch("l2_step", "step", &[], &gradient)),
         Rule::Apgd(Norm::Linf) => (start(0), dispatch("apgd_step", "step", &[("NORM", 0)], &remembers)),
         Rule::Square(norm) => {
-            let shape = [("C", d.c as u32), ("H", d.h as u32), ("W", d.w as u32)];
-            let keeps = [("memory", ids.memory), ("states", ids.states)];
-            let step = [&shape[..], &SIDES.into_iter().zip(sides(norm, d)).collect::<Vec<_>>()].concat();
-            (Some(dispatch("square_start", "start", &shape, &[])), dispatch("square_step", "step", &step, &keeps))
+            let (c, h, w, tile) = (d.c as u32, d.h as u32, d.w as u32, tile(d) as u32);
+            let tiles = (h / tile) * (w / tile);
+            let unit = 1.0 / f64::from(tiles * c).sqrt();
+            let mut consts = vec![("C", c), ("H", h), ("W", w), ("NORM", u32::from(norm == Norm::L2)), ("TILE", tile)];
+            let mut bindings: Vec<_> = windows.map(|id| ("windows", id)).into_iter().collect();
+            let start = [&consts[..], &[("TILES", tiles), ("UNIT", (unit as f32).to_bits())]].concat();
+            let start = dispatch("square_start", "start", &start, &bindings);
+            consts.extend(SIDES.into_iter().zip(sides(norm, d)));
+            bindings.extend([("memory", ids.memory), ("states", ids.states)]);
+            (Some(start), dispatch("square_step", "step", &consts, &bindings))
         }
         Rule::Apgd(Norm::L2) => (start(1), dispatch("apgd_step", "step", &[("NORM", 1)], &remembers)),
     };
-    Some(Steps { rule, start, step })
+    let fits = |d: &Dispatch| d.kernel.rounds() < MAX_ROUNDS;
+    (fits(&step) && start.iter().all(fits)).then_some(Steps { rule, start, step })
 }
 
 /// A dispatch with one workgroup of [`LANES`] for each sample.

@@ -71,14 +71,16 @@ pub fn step(x: f32, x0: f32, gradient: f32, sample: &Sample, bounds: (f32, f32))
 }
 
 /// Invocations that look at one sample together: sums are taken as they take them.
-const LANES: usize = 256;
+pub(super) const LANES: usize = 256;
 
 /// The sum of `term(i, so far)` over a sample's values: every lane adds up every 256th, then halves are added to halves.
-fn total(len: usize, term: impl Fn(usize, f32) -> f32) -> f32 {
-    let mut parts = [0.0_f32; LANES];
-    for (lane, part) in parts.iter_mut().enumerate() {
-        *part = (lane..len).step_by(LANES).fold(0.0, |sum, i| term(i, sum));
-    }
+pub(super) fn total(len: usize, term: impl Fn(usize, f32) -> f32) -> f32 {
+    halved(|lane| (lane..len).step_by(LANES).fold(0.0, |sum, i| term(i, sum)))
+}
+
+/// The sum of what the lanes bring, halves added to halves.
+pub(super) fn halved(of_lane: impl Fn(usize) -> f32) -> f32 {
+    let mut parts: [f32; LANES] = std::array::from_fn(of_lane);
     let mut half = LANES / 2;
     while half > 0 {
         for lane in 0..half {
@@ -90,7 +92,7 @@ fn total(len: usize, term: impl Fn(usize, f32) -> f32) -> f32 {
 }
 
 /// Zero for subnormals, on which devices differ.
-fn flushed(v: f32) -> f32 {
+pub(super) fn flushed(v: f32) -> f32 {
     if Sign::of(v) == Sign::Zero { 0.0 } else { v }
 }
 
