@@ -2,6 +2,7 @@
 // at gradients. One workgroup a sample, and all samples in one dispatch.
 
 //# include sample
+//# include exact
 //# include philox
 //# include sums
 
@@ -28,11 +29,6 @@ fn greatest(clean: f32, eps: f32) -> f32 {
     return min(bounds.hi, clean + eps);
 }
 
-// Zero for subnormals, on which adapters differ; and nothing that is inside is contracted with what is outside.
-fn flushed(v: f32) -> f32 {
-    return select(0.0, v, (bitcast<u32>(v) & 0x7f800000u) != 0u);
-}
-
 //# kernel square_start
 // L∞: stripes, every column of every channel at one end of its way. L2: tiles of hills and valleys, each channel of each tile
 // with a sign of its own, of length eps together.
@@ -56,7 +52,7 @@ fn square_start(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
         }
     }
 //# else
-    let height = sample.eps * bitcast<f32>(UNIT);
+    let height = times(sample.eps, bitcast<f32>(UNIT));
     for (var tile = 0u; tile < TILES; tile++) {
         let k = TILES * C + tile;
         let turned = bit(start_words(sample, k / 128u), k % 128u);
@@ -68,7 +64,7 @@ fn square_start(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
                 let column = W % TILE / 2u + tile % (W / TILE) * TILE + i % TILE;
                 let at = n * LEN + (channel * H + row) * W + column;
                 let hill = windows[select(i, i % TILE * TILE + i / TILE, turned)];
-                x[at] = flushed(min(max(fma(select(-hill, hill, up), height, x0[at]), bounds.lo), bounds.hi));
+                x[at] = flushed(min(max(x0[at] + times(select(-hill, hill, up), height), bounds.lo), bounds.hi));
             }
         }
     }
@@ -166,12 +162,12 @@ fn square_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
             let inside = i / W - top < side && i % W - left < side;
             let inside_2 = i / W - top_2 < side && i % W - left_2 < side;
             let in_part = select(0.0, d, inside || inside_2);
-            whole = fma(d, d, whole);
-            part = fma(in_part, in_part, part);
+            whole += times(d, d);
+            part += times(in_part, in_part);
         }
     }
-    let unused = fma(sample.eps, sample.eps, -total(lane, whole));
-    let reach = sqrt(flushed(max(unused, 0.0) / f32(C)) + total(lane, part));
+    let unused = max(times(sample.eps, sample.eps) - total(lane, whole), 0.0);
+    let reach = sqrt(times(unused, 1.0 / f32(C)) + total(lane, part));
 
     // Until it has its length, x is the difference from the clean image.
     var squares = 0.0;
@@ -182,9 +178,9 @@ fn square_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
             let at = n * LEN + channel * H * W + i;
             let inside = i / W - top < side && i % W - left < side;
             let d = select(0.0, memory[at] - x0[at], inside);
-            before = fma(d, d, before);
+            before += times(d, d);
         }
-        let length_before = sqrt(total(lane, before));
+        let inverse = inverse_of(sqrt(total(lane, before)));
         var after = 0.0;
         for (var i = lane; i < H * W; i += WG) {
             let at = n * LEN + channel * H * W + i;
@@ -192,14 +188,12 @@ fn square_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
             let column = i % W - left;
             if (row < side && column < side) {
                 let hill = windows[place + select(row * side + column, column * side + row, turned)];
-                let old = flushed(select(0.0, (memory[at] - x0[at]) / length_before, length_before > 0.0));
-                let d = select(-hill, hill, up) + old;
+                let d = select(-hill, hill, up) + times(memory[at] - x0[at], inverse);
                 x[at] = d;
-                after = fma(d, d, after);
+                after += times(d, d);
             }
         }
-        let length_after = sqrt(total(lane, after));
-        let size = flushed(select(0.0, reach / length_after, length_after > 0.0));
+        let size = times(reach, inverse_of(sqrt(total(lane, after))));
         for (var i = lane; i < H * W; i += WG) {
             let at = n * LEN + channel * H * W + i;
             let inside = i / W - top < side && i % W - left < side;
@@ -207,15 +201,14 @@ fn square_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
             let kept = select(memory[at] - x0[at], 0.0, inside_2);
             let d = flushed(select(kept, x[at] * size, inside));
             x[at] = d;
-            squares = fma(d, d, squares);
+            squares += times(d, d);
         }
     }
-    let length = sqrt(total(lane, squares));
-    let pull = flushed(select(0.0, sample.eps / length, length > 0.0));
+    let pull = times(sample.eps, inverse_of(sqrt(total(lane, squares))));
     for (var channel = 0u; channel < C; channel++) {
         for (var i = lane; i < H * W; i += WG) {
             let at = n * LEN + channel * H * W + i;
-            let next = flushed(min(max(fma(x[at], pull, x0[at]), bounds.lo), bounds.hi));
+            let next = flushed(min(max(x0[at] + times(x[at], pull), bounds.lo), bounds.hi));
             x[at] = select(memory[at], next, proposes);
         }
     }

@@ -82,7 +82,10 @@ mod tests {
     fn hills_are_the_papers() {
         let close = |side: usize, want: &[f32]| {
             let got = hills(side);
-            assert!(got.iter().zip(want).all(|(g, w)| (g - w).abs() < 1e-6) && got.len() == want.len(), "{side}: {got:?}");
+            assert!(
+                got.iter().zip(want).all(|(g, w)| (g - w).abs() < 1e-6) && got.len() == want.len(),
+                "{side}: {got:?}"
+            );
         };
         close(1, &[-1.0]);
         close(2, &[0.138675, 0.6933753, -0.138675, -0.6933753]);

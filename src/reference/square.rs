@@ -1,6 +1,6 @@
 //! The Square attack's proposals, the twin of `shaders/square.wgsl`: the same numbers to the bit.
 
-use super::walk::{LANES, flushed, halved, total};
+use super::walk::{LANES, flushed, halved, inverse_of, times, total};
 use crate::attack::{Norm, Sample, State, Stream, halvings, hills, philox, sides, tile};
 use crate::model::Dims;
 
@@ -45,9 +45,7 @@ impl Squares {
     /// Every column of every channel is at one end of its way.
     fn stripes(&self, x0: &[f32], sample: &Sample, bounds: (f32, f32)) -> Vec<f32> {
         let Dims { h, w, .. } = self.dims;
-        let place = |(i, x0): (usize, &f32)| {
-            end(*x0, sample, bounds, self.start_bit(sample, i / (h * w) * w + i % w))
-        };
+        let place = |(i, x0): (usize, &f32)| end(*x0, sample, bounds, self.start_bit(sample, i / (h * w) * w + i % w));
         x0.iter().enumerate().map(place).collect()
     }
 
@@ -56,7 +54,7 @@ impl Squares {
         let Dims { c, h, w } = self.dims;
         let side = tile(self.dims);
         let (hills, tiles) = (hills(side), (h / side) * (w / side));
-        let height = sample.eps * (1.0 / ((tiles * c) as f64).sqrt()) as f32;
+        let height = times(sample.eps, (1.0 / ((tiles * c) as f64).sqrt()) as f32);
         let mut x = x0.to_vec();
         for tile in 0..tiles {
             let turned = self.start_bit(sample, tiles * c + tile);
@@ -66,7 +64,7 @@ impl Squares {
                 for (row, column) in (0..side * side).map(|i| (i / side, i % side)) {
                     let hill = hills[if turned { column * side + row } else { row * side + column }];
                     let at = (channel * h + top + row) * w + left + column;
-                    let moved = (if up { hill } else { -hill }).mul_add(height, x0[at]);
+                    let moved = x0[at] + times(if up { hill } else { -hill }, height);
                     x[at] = flushed(moved.max(bounds.0).min(bounds.1));
                 }
             }
@@ -118,29 +116,28 @@ impl Squares {
         // Σ v² over all channels, each lane with its places of one after the other.
         let sum = |v: &dyn Fn(usize, usize) -> f32| {
             let places = |lane: usize| (0..c).flat_map(move |k| (lane..plane).step_by(LANES).map(move |i| (k, i)));
-            halved(|lane| places(lane).fold(0.0, |sum, (k, i)| v(k, i).mul_add(v(k, i), sum)))
+            halved(|lane| places(lane).fold(0.0, |sum, (k, i)| sum + times(v(k, i), v(k, i))))
         };
         let moved = |k: usize, i: usize| best[k * plane + i] - x0[k * plane + i];
         let whole = sum(&moved);
         let inside = |i: usize| within(i, square.gains).is_some() || within(i, square.loses).is_some();
         let part = sum(&|k, i| if inside(i) { moved(k, i) } else { 0.0 });
-        let reach = (flushed(eps.mul_add(eps, -whole).max(0.0) / c as f32) + part).sqrt();
+        let unused = (times(eps, eps) - whole).max(0.0);
+        let reach = (times(unused, 1.0 / c as f32) + part).sqrt();
 
         let mut d = vec![0.0; c * plane];
         for k in 0..c {
             // Σ v² over the places of the square.
             let length = |v: &dyn Fn(usize, (usize, usize)) -> f32| {
                 let square = |i: usize| within(i, square.gains).map_or(0.0, |at| v(i, at));
-                total(plane, |i, sum| square(i).mul_add(square(i), sum)).sqrt()
+                total(plane, |i, sum| sum + times(square(i), square(i))).sqrt()
             };
-            let before = length(&|i, _| moved(k, i));
+            let inverse = inverse_of(length(&|i, _| moved(k, i)));
             let new = |i: usize, (row, column): (usize, usize)| {
                 let hill = hills[if square.turned { column * side + row } else { row * side + column }];
-                let old = if before > 0.0 { flushed(moved(k, i) / before) } else { 0.0 };
-                (if up(k) { hill } else { -hill }) + old
+                (if up(k) { hill } else { -hill }) + times(moved(k, i), inverse)
             };
-            let after = length(&new);
-            let size = if after > 0.0 { flushed(reach / after) } else { 0.0 };
+            let size = times(reach, inverse_of(length(&new)));
             for i in 0..plane {
                 d[k * plane + i] = flushed(match (within(i, square.gains), within(i, square.loses)) {
                     (Some(at), _) => new(i, at) * size,
@@ -149,9 +146,8 @@ impl Squares {
                 });
             }
         }
-        let length = sum(&|k, i| d[k * plane + i]).sqrt();
-        let pull = if length > 0.0 { flushed(eps / length) } else { 0.0 };
-        d.iter().zip(x0).map(|(d, x0)| d.mul_add(pull, *x0)).collect()
+        let pull = times(eps, inverse_of(sum(&|k, i| d[k * plane + i]).sqrt()));
+        d.iter().zip(x0).map(|(d, x0)| x0 + times(*d, pull)).collect()
     }
 }
 
