@@ -2,22 +2,8 @@
 // sample, and all samples in one dispatch. Each lane adds up every WG-th value, in order.
 
 //# include sample
+//# include exact
 //# include sums
-
-fn exponent_of(v: f32) -> u32 {
-    return (bitcast<u32>(v) >> 23u) & 255u;
-}
-
-// Adapters differ on subnormals: to all of them they are zero.
-fn flushed(v: f32) -> f32 {
-    return select(0.0, v, exponent_of(v) != 0u);
-}
-
-// A product, rounded: whether a device has fused multiply-adds or contracts sums of products, it cannot where the product is
-// looked at.
-fn times(a: f32, b: f32) -> f32 {
-    return flushed(a * b);
-}
 
 // A gradient's value without what is none: subnormals, infinities and NaN are zero.
 fn sound(v: f32) -> f32 {
@@ -28,11 +14,6 @@ fn sound(v: f32) -> f32 {
 fn signed_step(v: f32, step: f32, direction: f32) -> f32 {
     let up = ((bitcast<u32>(v) >> 31u) == 0u) == (direction > 0.0);
     return select(0.0, select(-step, step, up), sound(v) != 0.0);
-}
-
-// Numbers are divided by multiplying with 1/v, which is what some adapters make of a division anyway; 0 where v is none.
-fn inverse_of(v: f32) -> f32 {
-    return select(0.0, 1.0 / v, v > 0.0);
 }
 
 fn within(v: f32, lo: f32, hi: f32) -> f32 {

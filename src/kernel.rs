@@ -26,6 +26,7 @@ use std::sync::Arc;
 const FILES: &[(&str, &str)] = &[
     ("conv2d", include_str!("../shaders/conv2d.wgsl")),
     ("epilogue", include_str!("../shaders/epilogue.wgsl")),
+    ("exact", include_str!("../shaders/exact.wgsl")),
     ("grey", include_str!("../shaders/grey.wgsl")),
     ("linear", include_str!("../shaders/linear.wgsl")),
     ("loss", include_str!("../shaders/loss.wgsl")),
@@ -37,6 +38,7 @@ const FILES: &[(&str, &str)] = &[
     ("quantise", include_str!("../shaders/quantise.wgsl")),
     ("rules", include_str!("../shaders/rules.wgsl")),
     ("sample", include_str!("../shaders/sample.wgsl")),
+    ("square", include_str!("../shaders/square.wgsl")),
     ("step", include_str!("../shaders/step.wgsl")),
     ("store", include_str!("../shaders/store.wgsl")),
     ("subgroup", include_str!("../shaders/subgroup.wgsl")),
@@ -209,6 +211,10 @@ impl Kernel {
             "momentum_step" | "l2_step" | "apgd_step" => 6 * c("LEN").div_ceil(c("WG").max(1)) + 64,
             "quantise_l2" => 10 * (c("LEN").div_ceil(c("WG").max(1)) + 9),
             "ball_start" => 24 * c("LEN").div_ceil(c("WG").max(1)) + 32,
+            "square_start" if c("NORM") == 0 => (c("C") * c("W")).div_ceil(c("WG").max(1)) * (c("H") + 11) + 16,
+            "square_start" => c("TILES") * (11 + c("C") * (11 + (c("TILE") * c("TILE")).div_ceil(c("WG").max(1)))) + 16,
+            "square_step" if c("NORM") == 1 => c("C") * (6 * (c("H") * c("W")).div_ceil(c("WG").max(1)) + 30) + 80,
+            "square_step" => c("LEN").div_ceil(c("WG").max(1)) + 12 * (c("C") / 128 + 1) + 10,
             "global_avg_pool_forward" => c("IH") * c("IW"),
             "max_pool_forward" | "max_pool_input_grad" | "avg_pool_forward" | "avg_pool_input_grad" => {
                 c("SIZE") * (1 + c("SIZE"))

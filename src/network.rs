@@ -330,7 +330,8 @@ impl Network {
         if rule == Rule::Sign || self.plan.steps_of(rule).is_some() {
             return Ok(());
         }
-        Err(Error::Usage(format!("{rule:?} needs workgroups of {} invocations, which this device has not", LANES)))
+        let needs = format!("workgroups of {LANES} invocations, or fewer values in an image");
+        Err(Error::Usage(format!("{rule:?} is not there: it needs {needs}")))
     }
 }
 
@@ -461,7 +462,9 @@ impl Chunk<'_> {
         let starts = from.is_none() && samples.iter().any(Sample::starts_at_random);
         let start = start.filter(|_| starts).map(|(cell, dispatch)| self.seldom(cell, dispatch)).transpose()?;
         let loss = self.loss(job.loss)?;
-        let one = || self.forward().chain([loss]).chain(self.backward().skip(1)).chain([step]);
+        // What looks at losses alone needs no way back.
+        let back = if job.rule.needs_gradients() { usize::MAX } else { 0 };
+        let one = || self.forward().chain([loss]).chain(self.backward().skip(1).take(back)).chain([step]);
         self.run(start.into_iter().chain((0..job.steps).flat_map(|_| one())), step.1, |steps| {
             if progress(steps * self.n as u64) { Ok(()) } else { Err(Error::Cancelled) }
         })?;

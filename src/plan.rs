@@ -19,7 +19,7 @@ use std::ops::Range;
 pub use crate::ops::{Family, Target, Tile, Tuning, Variant};
 
 /// Rounds of all loops of one invocation together. Some software adapters leave a loop after 65,535, and say nothing.
-const MAX_ROUNDS: u64 = 32_000;
+pub(crate) const MAX_ROUNDS: u64 = 32_000;
 
 /// Dispatches of one network, in order, and what they run on.
 #[derive(Clone, Debug)]
@@ -171,8 +171,16 @@ impl Plan {
 
         let start = ops::step::random_start(&build, model.input, &ids);
         let step = ops::step::sign_step(&build, model.input, &ids);
-        let rules = [Rule::Momentum, Rule::Lookahead, Rule::L2, Rule::Apgd(Norm::Linf), Rule::Apgd(Norm::L2)];
-        let rules = rules.into_iter().filter_map(|r| ops::step::steps(&build, r, model.input, &ids)).collect();
+        let rules = [
+            Rule::Momentum,
+            Rule::Lookahead,
+            Rule::L2,
+            Rule::Apgd(Norm::Linf),
+            Rule::Apgd(Norm::L2),
+            Rule::Square(Norm::Linf),
+            Rule::Square(Norm::L2),
+        ];
+        let rules = rules.into_iter().filter_map(|r| ops::step::steps(&mut build, r, model.input, &ids)).collect();
         let pixels = PixelDispatches {
             inspect: ops::quantise::inspect(&build, model.input, &ids, ids.x0, Health::ACTIVATION),
             inspect_gradient: ops::quantise::inspect(&build, model.input, &ids, ids.dx, Health::GRADIENT),

@@ -8,13 +8,15 @@ mod quantise;
 mod random;
 mod rule;
 mod run;
+mod square;
 
 pub use loss::Loss;
 pub use quantise::{budget, budget_l2, quantise, quantise_l2, snap};
 pub use random::{Stream, philox};
-pub(crate) use rule::{AHEAD, BEST, BEST_GRADIENT, FOUND, GATHERED, OLD};
+pub(crate) use rule::{AHEAD, BEST, BEST_GRADIENT, FOUND, GATHERED, KEPT, OLD};
 pub use rule::{Rule, State, Trail};
 pub(crate) use run::{Pixels, Tried, Verdict, check_labels};
+pub(crate) use square::{halvings, hills, sides, tile};
 
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -261,12 +263,23 @@ pub enum Method {
     Apgd,
     /// Auto-PGD aimed at one class after the other, the most likely first (same paper); any class but the label is a success.
     ApgdT,
+    /// The Square attack (Andriushchenko et al. 2020, arXiv:1912.00049): random search that looks at losses alone. What it
+    /// turns and gradients do not was hidden from them.
+    Square,
 }
 
 impl Method {
     /// All there are.
-    pub const ALL: [Method; 7] =
-        [Method::Fgsm, Method::Ifgsm, Method::Pgd, Method::Mifgsm, Method::Nifgsm, Method::Apgd, Method::ApgdT];
+    pub const ALL: [Method; 8] = [
+        Method::Fgsm,
+        Method::Ifgsm,
+        Method::Pgd,
+        Method::Mifgsm,
+        Method::Nifgsm,
+        Method::Apgd,
+        Method::ApgdT,
+        Method::Square,
+    ];
 
     /// As the command line writes it.
     pub fn name(self) -> &'static str {
@@ -278,17 +291,23 @@ impl Method {
             Method::Nifgsm => "nifgsm",
             Method::Apgd => "apgd",
             Method::ApgdT => "apgd-t",
+            Method::Square => "square",
         }
     }
 
     /// Whether it can begin at a random place of the ball.
     pub fn can_start_at_random(self) -> bool {
-        matches!(self, Method::Pgd | Method::Apgd | Method::ApgdT)
+        matches!(self, Method::Pgd | Method::Apgd | Method::ApgdT | Method::Square)
     }
 
     /// Whether it accumulates gradients.
     pub fn has_momentum(self) -> bool {
         matches!(self, Method::Mifgsm | Method::Nifgsm)
+    }
+
+    /// Whether it has steps of some length.
+    pub fn has_step_size(self) -> bool {
+        self != Method::Square
     }
 
     /// Steps unless told otherwise, as in the papers' own code.
@@ -297,6 +316,7 @@ impl Method {
             Method::Fgsm => 1,
             Method::Ifgsm | Method::Pgd | Method::Mifgsm | Method::Nifgsm => 10,
             Method::Apgd | Method::ApgdT => 100,
+            Method::Square => 5000,
         }
     }
 
@@ -307,12 +327,17 @@ impl Method {
             Method::Ifgsm | Method::Pgd => 2.5 * eps / f64::from(steps.max(1)),
             Method::Mifgsm | Method::Nifgsm => eps / f64::from(steps.max(1)),
             Method::Apgd | Method::ApgdT => 2.0 * eps,
+            Method::Square => 0.0,
         }
     }
 
     /// The loss unless told otherwise.
     pub fn default_loss(self) -> Loss {
-        if self == Method::ApgdT { Loss::Dlr } else { Loss::CrossEntropy }
+        match self {
+            Method::ApgdT => Loss::Dlr,
+            Method::Square => Loss::Margin,
+            _ => Loss::CrossEntropy,
+        }
     }
 }
 
@@ -477,6 +502,13 @@ impl Attack {
         Self::new(Method::ApgdT, norm, eps)
     }
 
+    /// The Square attack inside the ball of radius `eps`: 5000 proposals, each looked at in a forward pass and kept where the
+    /// margin rises or the image is a success; it begins with stripes, and ends for a sample at its first success. No gradient
+    /// is taken. The squares' first share of the image (0.8) and their schedule are those of the paper's code.
+    pub fn square(norm: Norm, eps: f32) -> Self {
+        Self::new(Method::Square, norm, eps)
+    }
+
     /// What is followed. [`Loss::Dlr`] needs three classes, four where a class is aimed at.
     pub fn loss(mut self, loss: Loss) -> Self {
         self.loss = loss;
@@ -521,7 +553,7 @@ impl Attack {
         self
     }
 
-    /// Step length in pixel units (`apgd`, `apgd-t`: of the first step).
+    /// Step length in pixel units (`apgd`, `apgd-t`: of the first step; `square` has none).
     pub fn step_size(mut self, step_size: f32) -> Self {
         self.step_size = Some(step_size);
         self
@@ -624,6 +656,7 @@ impl Attack {
             (Method::Mifgsm, _) => Rule::Momentum,
             (Method::Nifgsm, _) => Rule::Lookahead,
             (Method::Apgd | Method::ApgdT, norm) => Rule::Apgd(norm),
+            (Method::Square, norm) => Rule::Square(norm),
             (Method::Fgsm | Method::Ifgsm | Method::Pgd, Norm::Linf) => Rule::Sign,
             (Method::Fgsm | Method::Ifgsm | Method::Pgd, Norm::L2) => Rule::L2,
         }
@@ -658,6 +691,14 @@ impl Attack {
         let fail = |m: String| Err(Error::Usage(m));
         if self.eps.is_nan() || self.eps < 0.0 {
             return fail(format!("eps must be zero or more, but is {}", self.eps));
+        }
+        if self.method == Method::Square {
+            if self.step_size.is_some() {
+                return fail("square has no step size".into());
+            }
+            if self.eps.is_infinite() {
+                return fail("square needs a finite eps".into());
+            }
         }
         if self.eps.is_infinite() && self.step_size.is_none() {
             return fail("with an infinite eps a step size must be given".into());
@@ -705,7 +746,7 @@ impl Attack {
         if self.restarts == 0 {
             return fail("restarts must be one or more".into());
         }
-        if self.restarts > 1 && !self.random_start {
+        if self.restarts > 1 && !self.random_start && self.method != Method::Square {
             return fail(format!("{} restarts without a random start would all be the same", self.restarts));
         }
         if let Some((lo, hi)) = self.bounds {

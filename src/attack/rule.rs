@@ -19,6 +19,9 @@ pub enum Rule {
     L2,
     /// Auto-PGD (Croce & Hein 2020, arXiv:2003.01690), in either norm.
     Apgd(Norm),
+    /// Random search by squares that become smaller (Andriushchenko et al. 2020, arXiv:1912.00049), in either norm: it looks at
+    /// losses alone, so it finds what hides from gradients.
+    Square(Norm),
 }
 
 impl Rule {
@@ -26,7 +29,7 @@ impl Rule {
     pub(crate) fn memory(self) -> usize {
         match self {
             Rule::Sign | Rule::L2 => 0,
-            Rule::Momentum => 1,
+            Rule::Momentum | Rule::Square(_) => 1,
             Rule::Lookahead => 2,
             Rule::Apgd(_) => 4,
         }
@@ -34,7 +37,12 @@ impl Rule {
 
     /// Whether the last iterate's loss is looked at as well: one more forward pass than there are steps.
     pub(crate) fn looks_at_the_last(self) -> bool {
-        matches!(self, Rule::Apgd(_))
+        matches!(self, Rule::Apgd(_) | Rule::Square(_))
+    }
+
+    /// Whether it follows gradients; else a step is a forward pass alone.
+    pub fn needs_gradients(self) -> bool {
+        !matches!(self, Rule::Square(_))
     }
 
     /// What would be delivered, were this the end: one image, of `len` values, of a sample that has not ended.
@@ -45,6 +53,7 @@ impl Rule {
             Rule::Lookahead => slot(AHEAD),
             Rule::Apgd(_) if state.found != 0 => slot(FOUND),
             Rule::Apgd(_) => slot(BEST),
+            Rule::Square(_) => slot(KEPT),
             Rule::Sign | Rule::Momentum | Rule::L2 => x,
         }
     }
@@ -64,8 +73,12 @@ pub(crate) const BEST_GRADIENT: usize = 2;
 /// [`Rule::Apgd`]: the latest iterate that is a success.
 pub(crate) const FOUND: usize = 3;
 
+/// [`Rule::Square`]: what has the highest loss so far, or is a success.
+pub(crate) const KEPT: usize = 0;
+
 /// What a sample remembers from one step to the next, but for images. The same 64 bytes lie in WGSL's `State`
-/// (`shaders/sample.wgsl`); all but the first three are [`Rule::Apgd`]'s.
+/// (`shaders/sample.wgsl`); all but the first three are [`Rule::Apgd`]'s
+/// ([`Rule::Square`] has `best` and `found` as well).
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct State {

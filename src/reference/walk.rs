@@ -1,7 +1,11 @@
 //! The random starts and the steps of every rule, in f32: one sample's way, bit for bit that of `shaders/step.wgsl` and
 //! `shaders/rules.wgsl` (starts that need logarithms and cosines: to a few units in the last place).
 
-use crate::attack::{AHEAD, BEST, BEST_GRADIENT, FOUND, GATHERED, Norm, OLD, Rule, Sample, State, Stream, philox};
+use super::square::Squares;
+use crate::attack::{
+    AHEAD, BEST, BEST_GRADIENT, FOUND, GATHERED, KEPT, Norm, OLD, Rule, Sample, State, Stream, philox,
+};
+use crate::model::Dims;
 
 /// Where a sample begins: at x0 + (2u − 1)·eps, u uniform in [0, 1) by the sample's own random numbers, clamped as a step
 /// is; at the clean image `x0` itself where the sample asks for no random start.
@@ -67,14 +71,16 @@ pub fn step(x: f32, x0: f32, gradient: f32, sample: &Sample, bounds: (f32, f32))
 }
 
 /// Invocations that look at one sample together: sums are taken as they take them.
-const LANES: usize = 256;
+pub(super) const LANES: usize = 256;
 
 /// The sum of `term(i, so far)` over a sample's values: every lane adds up every 256th, then halves are added to halves.
-fn total(len: usize, term: impl Fn(usize, f32) -> f32) -> f32 {
-    let mut parts = [0.0_f32; LANES];
-    for (lane, part) in parts.iter_mut().enumerate() {
-        *part = (lane..len).step_by(LANES).fold(0.0, |sum, i| term(i, sum));
-    }
+pub(super) fn total(len: usize, term: impl Fn(usize, f32) -> f32) -> f32 {
+    halved(|lane| (lane..len).step_by(LANES).fold(0.0, |sum, i| term(i, sum)))
+}
+
+/// The sum of what the lanes bring, halves added to halves.
+pub(super) fn halved(of_lane: impl Fn(usize) -> f32) -> f32 {
+    let mut parts: [f32; LANES] = std::array::from_fn(of_lane);
     let mut half = LANES / 2;
     while half > 0 {
         for lane in 0..half {
@@ -86,12 +92,12 @@ fn total(len: usize, term: impl Fn(usize, f32) -> f32) -> f32 {
 }
 
 /// Zero for subnormals, on which devices differ.
-fn flushed(v: f32) -> f32 {
+pub(super) fn flushed(v: f32) -> f32 {
     if Sign::of(v) == Sign::Zero { 0.0 } else { v }
 }
 
 /// A product, rounded before anything is added to it.
-fn times(a: f32, b: f32) -> f32 {
+pub(super) fn times(a: f32, b: f32) -> f32 {
     flushed(a * b)
 }
 
@@ -101,7 +107,7 @@ fn sound(v: f32) -> f32 {
 }
 
 /// What to multiply with to divide by `v`; 0 where v is none.
-fn inverse_of(v: f32) -> f32 {
+pub(super) fn inverse_of(v: f32) -> f32 {
     if v > 0.0 { 1.0 / v } else { 0.0 }
 }
 
@@ -112,11 +118,12 @@ fn scale_of(gradient: &[f32]) -> f32 {
 }
 
 impl Rule {
-    /// Where a sample begins.
-    pub(crate) fn start(self, x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32)) -> Vec<f32> {
+    /// Where a sample begins whose image is of the shape `dims`.
+    pub fn start(self, x0: &[f32], dims: Dims, sample: &Sample, seed: u64, bounds: (f32, f32)) -> Vec<f32> {
         match self {
             _ if !sample.starts_at_random() => x0.to_vec(),
             Rule::Sign | Rule::Momentum | Rule::Lookahead => random_start(x0, sample, seed, bounds),
+            Rule::Square(norm) => Squares::new(norm, dims, seed).start(x0, sample, bounds),
             Rule::Apgd(Norm::Linf) => on_the_cube(x0, sample, seed, bounds),
             Rule::Apgd(Norm::L2) => on_the_ball(x0, sample, seed, bounds, false),
             Rule::L2 => on_the_ball(x0, sample, seed, bounds, true),
@@ -169,13 +176,22 @@ pub struct Walk<'a> {
     x: Vec<f32>,
     memory: Vec<f32>,
     state: State,
+    squares: Option<Squares>,
 }
 
 impl<'a> Walk<'a> {
     /// Begins at `start`, for the clean image `x0`.
     pub fn new(rule: Rule, sample: Sample, bounds: (f32, f32), x0: &'a [f32], start: Vec<f32>) -> Self {
         let memory = vec![0.0; rule.memory() * x0.len()];
-        Walk { rule, sample, bounds, x0, x: start, memory, state: State::begin(&sample) }
+        Walk { rule, sample, bounds, x0, x: start, memory, state: State::begin(&sample), squares: None }
+    }
+
+    /// The shape of an image and the seed of proposals: [`Rule::Square`] takes no step without.
+    pub fn in_images_of(mut self, dims: Dims, seed: u64) -> Self {
+        if let Rule::Square(norm) = self.rule {
+            self.squares = Some(Squares::new(norm, dims, seed));
+        }
+        self
     }
 
     /// Goes on from where another one was: point, memory, state.
@@ -186,7 +202,7 @@ impl<'a> Walk<'a> {
         x0: &'a [f32],
         (x, memory, state): (&[f32], &[f32], State),
     ) -> Self {
-        Walk { rule, sample, bounds, x0, x: x.to_vec(), memory: memory.to_vec(), state }
+        Walk { rule, sample, bounds, x0, x: x.to_vec(), memory: memory.to_vec(), state, squares: None }
     }
 
     /// Where the next gradient is to be taken.
@@ -201,7 +217,7 @@ impl<'a> Walk<'a> {
 
     /// What would be delivered, were this the end.
     pub fn candidate(&self) -> &[f32] {
-        // Behind the last look of Auto-PGD it lies in x already, and is the same.
+        // Behind the last look of Auto-PGD and Square it lies in x already, and is the same.
         self.rule.candidate(&self.x, &self.memory, &self.state)
     }
 
@@ -209,8 +225,11 @@ impl<'a> Walk<'a> {
         (&self.x, &self.memory, self.state)
     }
 
-    /// One step, with the gradient and the loss at [`Walk::point`] and the class predicted there. [`Rule::Apgd`] takes one more
-    /// call than it has steps: the last one only looks.
+    /// One step, with the gradient and the loss at [`Walk::point`] and the class predicted there. [`Rule::Apgd`] and
+    /// [`Rule::Square`] take one more call than they have steps: the last one only looks. The latter looks at no gradient.
+    ///
+    /// # Panics
+    /// With [`Rule::Square`] before [`Walk::in_images_of`].
     pub fn step(&mut self, gradient: &[f32], loss: f32, predicted: u32) {
         (self.state.loss, self.state.predicted) = (loss, predicted);
         match self.rule {
@@ -222,7 +241,28 @@ impl<'a> Walk<'a> {
             Rule::Momentum | Rule::Lookahead => self.momentum(gradient),
             Rule::L2 => self.l2(gradient),
             Rule::Apgd(norm) => self.apgd(norm, gradient),
+            Rule::Square(_) => self.square(),
         }
+    }
+
+    /// Looks at the loss, keeps the point where it is better than the best so far or a success, and proposes the next.
+    fn square(&mut self) {
+        let s = &mut self.state;
+        let loss = if self.sample.direction > 0.0 { s.loss } else { -s.loss };
+        let succeeds = self.sample.is_reached_by(s.predicted);
+        if s.found == 0 && (s.iteration == 0 || succeeds || loss > s.best) {
+            s.best = loss;
+            self.memory.copy_from_slice(&self.x);
+        }
+        s.found |= u32::from(succeeds);
+        let best = &self.memory[KEPT * self.x.len()..];
+        self.x = if s.found == 0 && s.iteration < self.sample.steps {
+            let squares = self.squares.as_ref().expect("the shape of an image was told");
+            squares.propose(self.x0, best, &self.sample, s, self.bounds)
+        } else {
+            best.to_vec()
+        };
+        s.iteration += 1;
     }
 
     fn ascends(&self) -> bool {

@@ -151,7 +151,8 @@ pub(super) fn headline(report: &Report) -> String {
     let aim = if c.is_untargeted() { "untargeted".to_string() } else { format!("targets {}", c.targets) };
     let steps = if c.steps == 1 { "1 step".to_string() } else { format!("{} steps", c.steps) };
     let restarts = if c.restarts == 1 { String::new() } else { format!(", {} restarts", c.restarts) };
-    format!("{}, {aim}, eps {}, {steps} of {}{restarts}", c.method.name(), c.eps.text, c.step_size.text)
+    let length = if c.method.has_step_size() { format!(" of {}", c.step_size.text) } else { String::new() };
+    format!("{}, {aim}, eps {}, {steps}{length}{restarts}", c.method.name(), c.eps.text)
 }
 
 fn place(report: &Report) -> String {
