@@ -15,7 +15,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 /// Methods that the command line will have; asking for one is a usage error of its own.
-const PLANNED: [&str; 3] = ["square", "fab-t", "uap"];
+const PLANNED: [&str; 2] = ["square", "uap"];
 
 /// Eps where neither the user nor the weights say anything.
 fn default_eps(norm: Norm) -> &'static str {
@@ -282,7 +282,11 @@ fn configure(
     };
     let steps = args.steps.unwrap_or(method.default_steps());
     let hint = suggested(&model.step_size, "step_size")?.filter(|_| from_weights && steps == 10);
+    if args.step_size.is_some() && !method.has_step_size() {
+        return Err(Error::Usage(format!("--step-size: {} has none", method.name())));
+    }
     let step_size = match (&args.step_size, method, hint) {
+        _ if !method.has_step_size() => Distance { text: "0".into(), value: 0.0 },
         (Some(text), ..) => distance("--step-size", text)?,
         (None, Method::Ifgsm | Method::Pgd, Some(hint)) => hint,
         _ if eps.value.is_infinite() => {
@@ -299,7 +303,7 @@ fn configure(
     }
     let targets = match &args.targets {
         _ if args.untargeted => "none".into(),
-        None if method == Method::ApgdT => "none".into(),
+        None if method.chooses_targets() => "none".into(),
         None => "random".into(),
         Some(targets) => targets.clone(),
     };
@@ -343,14 +347,15 @@ fn default_step(method: Method, eps: &Distance, steps: u32) -> Distance {
 /// The attack that a configuration describes, but for its targets.
 fn configured(c: &Config) -> Attack {
     let eps = c.eps.value as f32;
-    Attack::new(c.method, c.norm, eps)
+    let attack = Attack::new(c.method, c.norm, eps);
+    let attack = if c.method.has_step_size() { attack.step_size(c.step_size.value as f32) } else { attack };
+    attack
         .loss(c.loss)
         .momentum(c.momentum.unwrap_or(0.0))
         .random_start(c.random_start)
         .early_stop(c.early_stop)
         .steps(c.steps)
         .restarts(c.restarts)
-        .step_size(c.step_size.value as f32)
         .bounds(c.bounds)
         .quantise(c.quantise)
         .attack_all(c.attack_all)
@@ -390,7 +395,7 @@ fn progress_bar(total: u64, done: u64) -> ProgressBar {
 fn advise(report: &Report) {
     let config = &report.identity.config;
     let (eps, reach) = (config.eps.value, config.step_size.value * f64::from(config.steps));
-    if eps.is_finite() && reach < eps * (1.0 - 1e-9) {
+    if eps.is_finite() && config.method.has_step_size() && reach < eps * (1.0 - 1e-9) {
         warn(format!("{} steps of {} do not reach eps {}", config.steps, config.step_size.text, config.eps.text));
     }
     if config.delivers_bytes() {

@@ -43,7 +43,13 @@ pub(crate) fn steps(build: &Build, rule: Rule, d: Dims, ids: &Ids) -> Option<Ste
     };
     let gradient = [("dx", ids.dx), ("zero_gradients", ids.zero_gradients), ("health", ids.health)];
     let remembers = [&gradient[..], &[("memory", ids.memory), ("states", ids.states)]].concat();
-    let start = |kind| Some(dispatch("ball_start", "start", &[("KIND", kind)], &[]));
+    let starts = |kind, halves| Some(dispatch("ball_start", "start", &[("KIND", kind), ("HALVES", halves)], &[]));
+    let start = |kind| starts(kind, 0);
+    let fab = |kind, norm: u32| {
+        let step = dispatch("fab_step", "step", &[("NORM", norm)], &remembers);
+        // The search for two steps looks at every value sixteen times.
+        (starts(kind, 1), Dispatch { flops: 600 * d.len() as u64, ..step })
+    };
     let gathers = |lookahead, slots| {
         dispatch("momentum_step", "step", &[("LOOKAHEAD", lookahead), ("SLOTS", slots)], &remembers)
     };
@@ -54,8 +60,14 @@ pub(crate) fn steps(build: &Build, rule: Rule, d: Dims, ids: &Ids) -> Option<Ste
         Rule::L2 => (start(2), dispatch("l2_step", "step", &[], &gradient)),
         Rule::Apgd(Norm::Linf) => (start(0), dispatch("apgd_step", "step", &[("NORM", 0)], &remembers)),
         Rule::Apgd(Norm::L2) => (start(1), dispatch("apgd_step", "step", &[("NORM", 1)], &remembers)),
+        Rule::Fab(Norm::Linf) => fab(0, 0),
+        Rule::Fab(Norm::L2) => fab(1, 1),
     };
-    Some(Steps { rule, start, step })
+    let look = rule.looks_twice().then(|| {
+        let norm = u32::from(rule == Rule::Fab(Norm::L2));
+        dispatch("fab_look", "look", &[("NORM", norm)], &[("memory", ids.memory), ("states", ids.states)])
+    });
+    Some(Steps { rule, start, step, look })
 }
 
 /// A dispatch with one workgroup of [`LANES`] for each sample.

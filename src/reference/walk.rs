@@ -70,7 +70,7 @@ pub fn step(x: f32, x0: f32, gradient: f32, sample: &Sample, bounds: (f32, f32))
 const LANES: usize = 256;
 
 /// The sum of `term(i, so far)` over a sample's values: every lane adds up every 256th, then halves are added to halves.
-fn total(len: usize, term: impl Fn(usize, f32) -> f32) -> f32 {
+pub(super) fn total(len: usize, term: impl Fn(usize, f32) -> f32) -> f32 {
     let mut parts = [0.0_f32; LANES];
     for (lane, part) in parts.iter_mut().enumerate() {
         *part = (lane..len).step_by(LANES).fold(0.0, |sum, i| term(i, sum));
@@ -86,17 +86,17 @@ fn total(len: usize, term: impl Fn(usize, f32) -> f32) -> f32 {
 }
 
 /// Zero for subnormals, on which devices differ.
-fn flushed(v: f32) -> f32 {
+pub(super) fn flushed(v: f32) -> f32 {
     if Sign::of(v) == Sign::Zero { 0.0 } else { v }
 }
 
 /// A gradient's value without what is none: subnormals, infinities and NaN are zero.
-fn sound(v: f32) -> f32 {
+pub(super) fn sound(v: f32) -> f32 {
     if matches!(Sign::of(v), Sign::Plus | Sign::Minus) { v } else { 0.0 }
 }
 
 /// A power of two that brings the largest value near 1.
-fn scale_of(gradient: &[f32]) -> f32 {
+pub(super) fn scale_of(gradient: &[f32]) -> f32 {
     let exponents = gradient.iter().map(|g| (g.to_bits() >> 23) & 255).filter(|e| *e != 255);
     f32::from_bits((254 - exponents.max().unwrap_or(0).clamp(1, 253)) << 23)
 }
@@ -107,15 +107,18 @@ impl Rule {
         match self {
             _ if !sample.starts_at_random() => x0.to_vec(),
             Rule::Sign | Rule::Momentum | Rule::Lookahead => random_start(x0, sample, seed, bounds),
-            Rule::Apgd(Norm::Linf) => on_the_cube(x0, sample, seed, bounds),
-            Rule::Apgd(Norm::L2) => on_the_ball(x0, sample, seed, bounds, false),
-            Rule::L2 => on_the_ball(x0, sample, seed, bounds, true),
+            Rule::Apgd(Norm::Linf) => on_the_cube(x0, sample, seed, bounds, 1.0),
+            Rule::Apgd(Norm::L2) => on_the_ball(x0, sample, seed, bounds, (1.0, false)),
+            Rule::L2 => on_the_ball(x0, sample, seed, bounds, (1.0, true)),
+            // Halfway there.
+            Rule::Fab(Norm::Linf) => on_the_cube(x0, sample, seed, bounds, 0.5),
+            Rule::Fab(Norm::L2) => on_the_ball(x0, sample, seed, bounds, (0.5, false)),
         }
     }
 }
 
-/// A random place whose largest move is eps.
-fn on_the_cube(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32)) -> Vec<f32> {
+/// A random place whose largest move is that part of eps.
+fn on_the_cube(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32), part: f32) -> Vec<f32> {
     let noise = |i: usize| {
         let words = philox(seed, [sample.id, sample.restart, (i / 4) as u32, Stream::Start as u32]);
         ((words[i % 4] >> 8) as i32 - (1 << 23)) as f32 / (1 << 23) as f32
@@ -123,14 +126,14 @@ fn on_the_cube(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32)) -> Ve
     let top = (0..x0.len()).fold(0.0, |top: f32, i| top.max(noise(i).abs()));
     let eps = sample.eps;
     let place = |(i, x0): (usize, &f32)| {
-        let d = flushed(noise(i) / top * eps);
+        let d = flushed(noise(i) / top * (part * eps));
         (x0 + d).max(bounds.0.max(x0 - eps)).min(bounds.1.min(x0 + eps))
     };
     x0.iter().enumerate().map(place).collect()
 }
 
-/// A random place on the edge of the L2 ball, or uniform within.
-fn on_the_ball(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32), within: bool) -> Vec<f32> {
+/// A random place on the edge of the L2 ball whose radius is that part of eps, or uniform within.
+fn on_the_ball(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32), (part, within): (f32, bool)) -> Vec<f32> {
     let words = |k: u32| philox(seed, [sample.id, sample.restart, k, Stream::Start as u32]);
     let above_zero = |word: u32| ((word >> 8) + 1) as f32 / (1 << 24) as f32;
     // Two words to one normal number (Box & Muller 1958).
@@ -143,7 +146,7 @@ fn on_the_ball(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32), withi
     let length = total(x0.len(), |i, sum| noise(i).mul_add(noise(i), sum)).sqrt();
     // The share of a ball's volume within r is (r / eps)^values.
     let share = if within { (above_zero(words(u32::MAX)[0]).log2() / x0.len() as f32).exp2() } else { 1.0 };
-    let radius = sample.eps * share;
+    let radius = part * (sample.eps * share);
     let place = |(i, x0): (usize, &f32)| (x0 + flushed(noise(i) / length * radius)).max(bounds.0).min(bounds.1);
     x0.iter().enumerate().map(place).collect()
 }
@@ -152,12 +155,12 @@ fn on_the_ball(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32), withi
 #[derive(Clone, Debug)]
 pub struct Walk<'a> {
     rule: Rule,
-    sample: Sample,
-    bounds: (f32, f32),
-    x0: &'a [f32],
-    x: Vec<f32>,
-    memory: Vec<f32>,
-    state: State,
+    pub(super) sample: Sample,
+    pub(super) bounds: (f32, f32),
+    pub(super) x0: &'a [f32],
+    pub(super) x: Vec<f32>,
+    pub(super) memory: Vec<f32>,
+    pub(super) state: State,
 }
 
 impl<'a> Walk<'a> {
@@ -211,6 +214,15 @@ impl<'a> Walk<'a> {
             Rule::Momentum | Rule::Lookahead => self.momentum(gradient),
             Rule::L2 => self.l2(gradient),
             Rule::Apgd(norm) => self.apgd(norm, gradient),
+            Rule::Fab(norm) => self.fab(norm, gradient),
+        }
+    }
+
+    /// Behind each step of [`Rule::Fab`]: the loss where it led, and the class predicted there.
+    pub fn look(&mut self, loss: f32, predicted: u32) {
+        (self.state.loss, self.state.predicted) = (loss, predicted);
+        if let Rule::Fab(norm) = self.rule {
+            self.fab_look(norm);
         }
     }
 
