@@ -47,7 +47,7 @@ fn move_of(w: f32, v: f32, below: bool, t: f32) -> f32 {
 
 fn moved(w: f32, v: f32, below: bool, t: f32) -> f32 {
     let d = move_of(w, v, below, t);
-    return fma(BEYOND, select(d, -d, (w > 0.0) == below), v);
+    return v + times(BEYOND, select(d, -d, (w > 0.0) == below));
 }
 
 // The norm of a move that each lane knows a part of.
@@ -63,7 +63,7 @@ fn grown(part: f32, d: f32) -> f32 {
 //# if NORM == 0
     return max(part, d);
 //# else
-    return fma(d, d, part);
+    return part + times(d, d);
 //# end
 }
 
@@ -75,13 +75,13 @@ fn fab_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     let first = n * LEN;
 
     // How far above the plane x is, and the clean image, in the scale of the gradient; no more than what sums can hold.
-    let most = select(1.329228e36 / scale, 3e38, scale < 1.0);
+    let most = select(1.329228e36 * (1.0 / scale), 3e38, scale < 1.0);
     let here = within(flushed(states[n].loss), -most, most);
     var part = 0.0;
     for (var i = lane; i < LEN; i += WG) {
-        part = fma(flushed(sound(dx[first + i]) * scale), x0[first + i] - x[first + i], part);
+        part += times(times(sound(dx[first + i]), scale), x0[first + i] - x[first + i]);
     }
-    let height = vec2<f32>(here * scale, fma(here, scale, total(lane, part)));
+    let height = vec2<f32>(times(here, scale), times(here, scale) + total(lane, part));
     let below = height >= vec2<f32>(0.0);
     let needed = abs(height);
 
@@ -97,12 +97,12 @@ fn fab_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
         var sums = vec3<f32>();
         var sums0 = vec3<f32>();
         for (var i = lane; i < LEN; i += WG) {
-            let w = flushed(sound(dx[first + i]) * scale);
+            let w = times(sound(dx[first + i]), scale);
             let v = x[first + i];
             let v0 = x0[first + i];
 //# for j in 0..3
-            sums[$j] = fma(abs(w), move_of(w, v, below.x, t[$j]), sums[$j]);
-            sums0[$j] = fma(abs(w), move_of(w, v0, below.y, t0[$j]), sums0[$j]);
+            sums[$j] += times(abs(w), move_of(w, v, below.x, t[$j]));
+            sums0[$j] += times(abs(w), move_of(w, v0, below.y, t0[$j]));
 //# end
         }
         from_x[lane] = sums;
@@ -129,18 +129,19 @@ fn fab_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
 
     var farthest = vec2<f32>();
     for (var i = lane; i < LEN; i += WG) {
-        let w = flushed(sound(dx[first + i]) * scale);
+        let w = times(sound(dx[first + i]), scale);
         farthest.x = grown(farthest.x, move_of(w, x[first + i], below.x, t.x));
         farthest.y = grown(farthest.y, move_of(w, x0[first + i], below.y, t.y));
     }
     let way = size(lane, farthest.x);
     let way0 = size(lane, farthest.y);
-    let share = min(way / (way + way0), SHARE);
+    let share = min(times(way, inverse_of(way + way0)), SHARE);
     for (var i = lane; i < LEN; i += WG) {
-        let w = flushed(sound(dx[first + i]) * scale);
+        let w = times(sound(dx[first + i]), scale);
         let clean = x0[first + i];
-        let y = moved(w, x[first + i], below.x, t.x) * (1.0 - share);
-        x[first + i] = within(fma(moved(w, clean, below.y, t.y), share, y), bounds.lo, bounds.hi);
+        let y = times(moved(w, x[first + i], below.x, t.x), 1.0 - share);
+        let y0 = times(moved(w, clean, below.y, t.y), share);
+        x[first + i] = within(y + y0, bounds.lo, bounds.hi);
         if (is_first) {
             memory[first + i] = clean;
         }
@@ -168,7 +169,7 @@ fn fab_look(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
 //# if NORM == 0
         part = max(part, d);
 //# else
-        part = fma(d, d, part);
+        part += times(d, d);
 //# end
     }
 //# if NORM == 0
@@ -192,7 +193,7 @@ fn fab_look(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
             memory[first + i] = here;
 //# end
         }
-        x[first + i] = select(here, fma(here - clean, LEFT, clean), succeeds);
+        x[first + i] = select(here, clean + times(here - clean, LEFT), succeeds);
         if (s.iteration >= sample.steps) {
             x[first + i] = memory[first + i];
         }

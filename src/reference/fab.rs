@@ -1,7 +1,7 @@
 //! FAB in f32: one sample's way, bit for bit that of `shaders/fab.wgsl`.
 
 use super::Walk;
-use super::walk::{flushed, scale_of, sound, total};
+use super::walk::{flushed, inverse_of, scale_of, sound, times, total};
 use crate::attack::{NEAREST, Norm};
 
 /// As in the authors' code: the largest share of the clean image's way (alpha).
@@ -65,7 +65,7 @@ impl<'a> Way<'a> {
 
     /// By how much w·x changes.
     fn fall(&self) -> f32 {
-        total(self.w.len(), |i, sum| self.w[i].abs().mul_add(self.length(i), sum))
+        total(self.w.len(), |i, sum| sum + times(self.w[i].abs(), self.length(i)))
     }
 
     /// The move of value `i`.
@@ -77,7 +77,7 @@ impl<'a> Way<'a> {
     fn size(&self) -> f32 {
         let size = match self.norm {
             Norm::Linf => (0..self.w.len()).map(|i| self.length(i)).fold(0.0, f32::max),
-            Norm::L2 => total(self.w.len(), |i, sum| self.length(i).mul_add(self.length(i), sum)).sqrt(),
+            Norm::L2 => total(self.w.len(), |i, sum| sum + times(self.length(i), self.length(i))).sqrt(),
         };
         size.max(1e-8)
     }
@@ -91,17 +91,18 @@ impl Walk<'_> {
             self.memory[NEAREST..][..x0.len()].copy_from_slice(x0);
         }
         let scale = scale_of(gradient);
-        let w: Vec<f32> = gradient.iter().map(|g| flushed(sound(*g) * scale)).collect();
+        let w: Vec<f32> = gradient.iter().map(|g| times(sound(*g), scale)).collect();
         // In the scale of the gradient, and no more than what sums can hold.
-        let most = if scale < 1.0 { 3e38 } else { 1.329_228e36 / scale };
+        let most = if scale < 1.0 { 3e38 } else { 1.329_228e36 * (1.0 / scale) };
         let here = flushed(self.state.loss).max(-most).min(most);
-        let from_clean = total(w.len(), |i, sum| w[i].mul_add(x0[i] - x[i], sum));
-        let way = Way::to_plane(norm, x, &w, here * scale, bounds);
-        let way0 = Way::to_plane(norm, x0, &w, here.mul_add(scale, from_clean), bounds);
-        let share = (way.size() / (way.size() + way0.size())).min(SHARE);
+        let from_clean = total(w.len(), |i, sum| sum + times(w[i], x0[i] - x[i]));
+        let way = Way::to_plane(norm, x, &w, times(here, scale), bounds);
+        let way0 = Way::to_plane(norm, x0, &w, times(here, scale) + from_clean, bounds);
+        let share = times(way.size(), inverse_of(way.size() + way0.size())).min(SHARE);
         let next = |i: usize| {
-            let y = BEYOND.mul_add(way.at(i), x[i]) * (1.0 - share);
-            BEYOND.mul_add(way0.at(i), x0[i]).mul_add(share, y).max(bounds.0).min(bounds.1)
+            let y = times(x[i] + times(BEYOND, way.at(i)), 1.0 - share);
+            let y0 = times(x0[i] + times(BEYOND, way0.at(i)), share);
+            (y + y0).max(bounds.0).min(bounds.1)
         };
         self.x = (0..w.len()).map(next).collect();
     }
@@ -112,7 +113,7 @@ impl Walk<'_> {
         let moved = |i: usize| (self.x[i] - x0[i]).abs();
         let distance = match norm {
             Norm::Linf => (0..len).map(moved).fold(0.0, f32::max),
-            Norm::L2 => total(len, |i, sum| moved(i).mul_add(moved(i), sum)).sqrt(),
+            Norm::L2 => total(len, |i, sum| sum + times(moved(i), moved(i))).sqrt(),
         };
         s.iteration += 1;
         let nearest = NEAREST * len..(NEAREST + 1) * len;
@@ -130,7 +131,7 @@ impl Walk<'_> {
                 }
             }
             s.found = 1;
-            self.x.iter_mut().zip(x0).for_each(|(x, x0)| *x = (*x - x0).mul_add(LEFT, *x0));
+            self.x.iter_mut().zip(x0).for_each(|(x, x0)| *x = x0 + times(*x - x0, LEFT));
         }
         if s.iteration >= self.sample.steps {
             self.x.copy_from_slice(&self.memory[nearest]);

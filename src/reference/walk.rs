@@ -1,7 +1,7 @@
 //! The random starts and the steps of every rule, in f32: one sample's way, bit for bit that of `shaders/step.wgsl` and
 //! `shaders/rules.wgsl` (starts that need logarithms and cosines: to a few units in the last place).
 
-use crate::attack::{AHEAD, BEST, BEST_GRADIENT, FOUND, GATHERED, OLD, Norm, Rule, Sample, State, Stream, philox};
+use crate::attack::{AHEAD, BEST, BEST_GRADIENT, FOUND, GATHERED, Norm, OLD, Rule, Sample, State, Stream, philox};
 
 /// Where a sample begins: at x0 + (2u − 1)·eps, u uniform in [0, 1) by the sample's own random numbers, clamped as a step
 /// is; at the clean image `x0` itself where the sample asks for no random start.
@@ -88,6 +88,16 @@ pub(super) fn total(len: usize, term: impl Fn(usize, f32) -> f32) -> f32 {
 /// Zero for subnormals, on which devices differ.
 pub(super) fn flushed(v: f32) -> f32 {
     if Sign::of(v) == Sign::Zero { 0.0 } else { v }
+}
+
+/// A product, rounded before anything is added to it.
+pub(super) fn times(a: f32, b: f32) -> f32 {
+    flushed(a * b)
+}
+
+/// What to multiply with to divide by `v`; 0 where v is none.
+pub(super) fn inverse_of(v: f32) -> f32 {
+    if v > 0.0 { 1.0 / v } else { 0.0 }
 }
 
 /// A gradient's value without what is none: subnormals, infinities and NaN are zero.
