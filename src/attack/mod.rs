@@ -744,7 +744,9 @@ impl Attack {
             let sound = |v: f32| v >= 0.0 && v.is_finite();
             if !sound(own.eps) || !sound(own.step_size) {
                 let Own { eps, step_size, .. } = own;
-                return fail(format!("sample {i}: eps {eps} and step size {step_size} must be finite and zero or more"));
+                return fail(format!(
+                    "sample {i}: eps {eps} and step size {step_size} must be finite and zero or more"
+                ));
             }
         }
         let starts_at_random = self.random_start && (self.restarts > 1 || !self.method.begins_clean());

@@ -50,9 +50,8 @@ pub(crate) fn steps(build: &Build, rule: Rule, d: Dims, ids: &Ids) -> Option<Ste
         // The search for two steps looks at every value sixteen times.
         (starts(kind, 1), Dispatch { flops: 600 * d.len() as u64, ..step })
     };
-    let gathers = |lookahead, slots| {
-        dispatch("momentum_step", "step", &[("LOOKAHEAD", lookahead), ("SLOTS", slots)], &remembers)
-    };
+    let gathers =
+        |lookahead, slots| dispatch("momentum_step", "step", &[("LOOKAHEAD", lookahead), ("SLOTS", slots)], &remembers);
     let (start, step) = match rule {
         Rule::Sign => return None,
         Rule::Momentum => (None, gathers(0, 1)),
