@@ -2,7 +2,7 @@
 // at gradients. One workgroup a sample, and all samples in one dispatch.
 
 //# include sample
-//# include exact
+//# include values
 //# include philox
 //# include sums
 

@@ -26,9 +26,10 @@ use std::sync::Arc;
 const FILES: &[(&str, &str)] = &[
     ("conv2d", include_str!("../shaders/conv2d.wgsl")),
     ("epilogue", include_str!("../shaders/epilogue.wgsl")),
-    ("exact", include_str!("../shaders/exact.wgsl")),
+    ("fab", include_str!("../shaders/fab.wgsl")),
     ("grey", include_str!("../shaders/grey.wgsl")),
     ("linear", include_str!("../shaders/linear.wgsl")),
+    ("look", include_str!("../shaders/look.wgsl")),
     ("loss", include_str!("../shaders/loss.wgsl")),
     ("pad", include_str!("../shaders/pad.wgsl")),
     ("philox", include_str!("../shaders/philox.wgsl")),
@@ -43,6 +44,7 @@ const FILES: &[(&str, &str)] = &[
     ("store", include_str!("../shaders/store.wgsl")),
     ("subgroup", include_str!("../shaders/subgroup.wgsl")),
     ("sums", include_str!("../shaders/sums.wgsl")),
+    ("values", include_str!("../shaders/values.wgsl")),
     ("workgroup", include_str!("../shaders/workgroup.wgsl")),
 ];
 
@@ -206,9 +208,13 @@ impl Kernel {
                 let slabs = (c("IC4") * c("R").div_ceil(c("STEP"))).div_ceil(c("LS")) + 1;
                 slabs * (1 + c("LS") * (1 + c("WIDEST").div_ceil(c("TAPS")))) + 2 * c("WORDS").div_ceil(c("WG")) + 4
             }
-            "cross_entropy_forward" | "margin_forward" | "dlr_forward" => 2 * c("K") + c("K").div_ceil(4),
+            "cross_entropy_forward" | "margin_forward" | "dlr_forward" | "difference_forward" => {
+                2 * c("K") + c("K").div_ceil(4)
+            }
             // Rounds over the image, halvings of the sums, and those of the random numbers.
             "momentum_step" | "l2_step" | "apgd_step" => 6 * c("LEN").div_ceil(c("WG").max(1)) + 64,
+            "fab_step" => 20 * c("LEN").div_ceil(c("WG").max(1)) + 256,
+            "fab_look" => 3 * c("LEN").div_ceil(c("WG").max(1)) + 16,
             "quantise_l2" => 10 * (c("LEN").div_ceil(c("WG").max(1)) + 9),
             "ball_start" => 24 * c("LEN").div_ceil(c("WG").max(1)) + 32,
             "square_start" if c("NORM") == 0 => (c("C") * c("W")).div_ceil(c("WG").max(1)) * (c("H") + 11) + 16,

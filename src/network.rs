@@ -93,7 +93,7 @@ struct BoundPlan {
     // What not every run needs is compiled and bound when it is first needed.
     start: OnceCell<Bound>,
     losses: Vec<OnceCell<Bound>>,
-    rules: Vec<[OnceCell<Bound>; 2]>,
+    rules: Vec<[OnceCell<Bound>; 3]>,
     inspect: OnceCell<Bound>,
     inspect_gradient: OnceCell<Bound>,
     snap: OnceCell<Bound>,
@@ -452,11 +452,12 @@ impl Chunk<'_> {
                 }
             }
         }
-        let (start, step) = match plan.steps_of(job.rule) {
-            None => (Some((&bound.start, &plan.start)), self.step()),
+        let (start, step, look) = match plan.steps_of(job.rule) {
+            None => (Some((&bound.start, &plan.start)), self.step(), None),
             Some((i, steps)) => {
-                let [start, step] = &bound.rules[i];
-                (steps.start.as_ref().map(|s| (start, s)), self.seldom(step, &steps.step)?)
+                let [start, step, look] = &bound.rules[i];
+                let look = steps.look.as_ref().map(|l| self.seldom(look, l)).transpose()?;
+                (steps.start.as_ref().map(|s| (start, s)), self.seldom(step, &steps.step)?, look)
             }
         };
         let starts = from.is_none() && samples.iter().any(Sample::starts_at_random);
@@ -464,8 +465,12 @@ impl Chunk<'_> {
         let loss = self.loss(job.loss)?;
         // What looks at losses alone needs no way back.
         let back = if job.rule.needs_gradients() { usize::MAX } else { 0 };
-        let one = || self.forward().chain([loss]).chain(self.backward().skip(1).take(back)).chain([step]);
-        self.run(start.into_iter().chain((0..job.steps).flat_map(|_| one())), step.1, |steps| {
+        let mut one: Vec<_> =
+            self.forward().chain([loss]).chain(self.backward().skip(1).take(back)).chain([step]).collect();
+        if let Some(look) = look {
+            one.extend(self.forward().chain([loss, look]));
+        }
+        self.run(start.into_iter().chain((0..job.steps).flat_map(|_| one.iter().copied())), step.1, |steps| {
             if progress(steps * self.n as u64) { Ok(()) } else { Err(Error::Cancelled) }
         })?;
         if job.rule.looks_at_the_last() && !job.goes_on {

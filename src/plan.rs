@@ -59,6 +59,8 @@ pub struct Steps {
     pub start: Option<Dispatch>,
     /// Behind each gradient.
     pub step: Dispatch,
+    /// Behind the logits of where the step led, where the rule asks for them.
+    pub look: Option<Dispatch>,
 }
 
 /// A layer in one direction, for which one of several tiles was chosen.
@@ -163,7 +165,7 @@ impl Plan {
         ops::pointwise::logits_forward(&mut build, z, ids.logits);
         let dz = build.activation("d logits", z.dims, None);
         let loss = |l| ops::loss::forward(&build, l, z, dz, &ids);
-        let losses = [Loss::Margin, Loss::Dlr].map(|l| (l, loss(l)));
+        let losses = [Loss::Margin, Loss::Dlr, Loss::Difference].map(|l| (l, loss(l)));
         let cross_entropy = loss(Loss::CrossEntropy);
         build.push(cross_entropy);
         let dimage = backward(&mut build, model, &tape, dz, None);
@@ -179,6 +181,8 @@ impl Plan {
             Rule::Apgd(Norm::L2),
             Rule::Square(Norm::Linf),
             Rule::Square(Norm::L2),
+            Rule::Fab(Norm::Linf),
+            Rule::Fab(Norm::L2),
         ];
         let rules = rules.into_iter().filter_map(|r| ops::step::steps(&mut build, r, model.input, &ids)).collect();
         let pixels = PixelDispatches {
@@ -258,7 +262,7 @@ impl Plan {
     /// Every dispatch there is, whether a run needs it or not.
     pub fn dispatches(&self) -> impl Iterator<Item = &Dispatch> {
         let others = [&self.logits, &self.start, &self.step].into_iter().chain(self.pixels.all());
-        let rules = self.rules.iter().flat_map(|r| r.start.iter().chain([&r.step]));
+        let rules = self.rules.iter().flat_map(|r| r.start.iter().chain([&r.step]).chain(&r.look));
         let losses = self.losses.iter().map(|(_, d)| d);
         self.forward.iter().chain(&self.backward).chain(others).chain(losses).chain(rules)
     }

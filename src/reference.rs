@@ -3,10 +3,12 @@
 //!
 //! Imports only `error`, `model` and the [`Engine`] types of `attack`. Each layer's backward stands beside its forward.
 
+mod fab;
 mod loss;
 mod square;
 mod walk;
 
+pub use fab::Way;
 pub use walk::{Sign, Walk, random_start, step};
 
 use crate::attack::{Engine, Gradient, Health, Iterated, Job, Logits, Loss, Rule, Sample, Trail, argmax};
@@ -126,6 +128,15 @@ impl Reference {
         let (loss, _) = loss::follow(loss, &pass.logits, sample);
         mark(&mut pass.health, &[loss], Health::LOGITS);
         (Backward { gradient: Vec::new(), loss, health: pass.health }, predicted)
+    }
+
+    /// The same without the gradient.
+    fn glance(&self, image: &[f32], sample: &Sample, loss: Loss) -> (f64, Health, u32) {
+        let mut pass = self.forward(image);
+        let predicted = argmax(&narrow(&pass.logits).collect::<Vec<f32>>()) as u32;
+        let (loss, _) = loss::follow(loss, &pass.logits, sample);
+        mark(&mut pass.health, &[loss], Health::LOGITS);
+        (loss, pass.health, predicted)
     }
 
     fn layers_forward(&self, layers: &[Layer], x: Vec<f64>, dims: Dims, pass: &mut Pass) -> (Vec<f64>, Dims) {
@@ -253,6 +264,13 @@ impl Engine for Reference {
                 out.zero_gradients[i] += gradient.iter().map(|g| u32::from(Sign::of(*g) == Sign::Zero)).sum::<u32>();
                 walks[i].step(&gradient, back.loss as f32, *predicted);
                 out.health[i].0 |= back.health.0;
+            }
+            if job.rule.looks_twice() {
+                let seen = parallel(n, |i| self.glance(walks[i].point(), &job.samples[i], job.loss));
+                for (i, (loss, health, predicted)) in seen.into_iter().enumerate() {
+                    walks[i].look(loss as f32, predicted);
+                    out.health[i].0 |= health.0;
+                }
             }
             if !progress(n as u64) {
                 return Err(Error::Cancelled);

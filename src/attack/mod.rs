@@ -13,7 +13,7 @@ mod square;
 pub use loss::Loss;
 pub use quantise::{budget, budget_l2, quantise, quantise_l2, snap};
 pub use random::{Stream, philox};
-pub(crate) use rule::{AHEAD, BEST, BEST_GRADIENT, FOUND, GATHERED, KEPT, OLD};
+pub(crate) use rule::{AHEAD, BEST, BEST_GRADIENT, FOUND, GATHERED, KEPT, NEAREST, OLD};
 pub use rule::{Rule, State, Trail};
 pub(crate) use run::{Pixels, Tried, Verdict, check_labels};
 pub(crate) use square::{halvings, hills, sides, tile};
@@ -121,6 +121,9 @@ impl<'a> Job<'a> {
         let fail = |detail: String| Err(Error::Usage(detail));
         for (i, sample) in self.samples.iter().enumerate() {
             self.loss.check(classes, sample.direction < 0.0)?;
+            if matches!(self.rule, Rule::Fab(_)) && self.loss != Loss::Difference {
+                return fail(format!("{:?} follows the difference of two logits, not {}", self.rule, self.loss.name()));
+            }
             if self.rule.memory() == 0 {
                 continue;
             }
@@ -266,11 +269,14 @@ pub enum Method {
     /// The Square attack (Andriushchenko et al. 2020, arXiv:1912.00049): random search that looks at losses alone. What it
     /// turns and gradients do not was hidden from them.
     Square,
+    /// FAB (Croce & Hein 2020, arXiv:1907.02044), aimed at one class after the other, the most likely first: the smallest
+    /// perturbation that it finds; any class but the label is a success.
+    FabT,
 }
 
 impl Method {
     /// All there are.
-    pub const ALL: [Method; 8] = [
+    pub const ALL: [Method; 9] = [
         Method::Fgsm,
         Method::Ifgsm,
         Method::Pgd,
@@ -279,6 +285,7 @@ impl Method {
         Method::Apgd,
         Method::ApgdT,
         Method::Square,
+        Method::FabT,
     ];
 
     /// As the command line writes it.
@@ -292,12 +299,28 @@ impl Method {
             Method::Apgd => "apgd",
             Method::ApgdT => "apgd-t",
             Method::Square => "square",
+            Method::FabT => "fab-t",
         }
     }
 
     /// Whether it can begin at a random place of the ball.
     pub fn can_start_at_random(self) -> bool {
-        matches!(self, Method::Pgd | Method::Apgd | Method::ApgdT | Method::Square)
+        matches!(self, Method::Pgd | Method::Apgd | Method::ApgdT | Method::FabT | Method::Square)
+    }
+
+    /// Whether its first restart begins at the clean image all the same.
+    pub fn begins_clean(self) -> bool {
+        self == Method::FabT
+    }
+
+    /// Whether it aims at one class after the other by itself.
+    pub fn chooses_targets(self) -> bool {
+        matches!(self, Method::ApgdT | Method::FabT)
+    }
+
+    /// Whether it is told how long its steps are.
+    pub fn has_step_size(self) -> bool {
+        !matches!(self, Method::FabT | Method::Square)
     }
 
     /// Whether it accumulates gradients.
@@ -305,17 +328,12 @@ impl Method {
         matches!(self, Method::Mifgsm | Method::Nifgsm)
     }
 
-    /// Whether it has steps of some length.
-    pub fn has_step_size(self) -> bool {
-        self != Method::Square
-    }
-
     /// Steps unless told otherwise, as in the papers' own code.
     pub fn default_steps(self) -> u32 {
         match self {
             Method::Fgsm => 1,
             Method::Ifgsm | Method::Pgd | Method::Mifgsm | Method::Nifgsm => 10,
-            Method::Apgd | Method::ApgdT => 100,
+            Method::Apgd | Method::ApgdT | Method::FabT => 100,
             Method::Square => 5000,
         }
     }
@@ -327,7 +345,7 @@ impl Method {
             Method::Ifgsm | Method::Pgd => 2.5 * eps / f64::from(steps.max(1)),
             Method::Mifgsm | Method::Nifgsm => eps / f64::from(steps.max(1)),
             Method::Apgd | Method::ApgdT => 2.0 * eps,
-            Method::Square => 0.0,
+            Method::FabT | Method::Square => 0.0,
         }
     }
 
@@ -336,6 +354,7 @@ impl Method {
         match self {
             Method::ApgdT => Loss::Dlr,
             Method::Square => Loss::Margin,
+            Method::FabT => Loss::Difference,
             _ => Loss::CrossEntropy,
         }
     }
@@ -509,6 +528,13 @@ impl Attack {
         Self::new(Method::Square, norm, eps)
     }
 
+    /// Targeted FAB: the smallest perturbation in `norm` that 100 steps find, aimed at the nine most likely wrong classes of
+    /// the clean image one after the other ([`Attack::classes`]), until one lies within the ball of radius `eps`. Steps
+    /// begin at the clean image, in further restarts at a random place halfway to the edge.
+    pub fn fab_t(norm: Norm, eps: f32) -> Self {
+        Self::new(Method::FabT, norm, eps)
+    }
+
     /// What is followed. [`Loss::Dlr`] needs three classes, four where a class is aimed at.
     pub fn loss(mut self, loss: Loss) -> Self {
         self.loss = loss;
@@ -527,7 +553,7 @@ impl Attack {
         self
     }
 
-    /// How many classes are aimed at, the most likely wrong one first (`apgd-t`); never more than there are.
+    /// How many classes are aimed at, the most likely wrong one first (`apgd-t`, `fab-t`); never more than there are.
     pub fn classes(mut self, classes: u32) -> Self {
         self.classes = classes;
         self
@@ -553,13 +579,14 @@ impl Attack {
         self
     }
 
-    /// Step length in pixel units (`apgd`, `apgd-t`: of the first step; `square` has none).
+    /// Step length in pixel units (`apgd`, `apgd-t`: of the first step; `fab-t` and `square` have none).
     pub fn step_size(mut self, step_size: f32) -> Self {
         self.step_size = Some(step_size);
         self
     }
 
-    /// How often a sample is tried, each time from another random place (`pgd`, `apgd`, `apgd-t`). The first restart that succeeds *as
+    /// How often a sample is tried, each time from another random place (`pgd`, `apgd`, `apgd-t`, and
+    /// `fab-t` but for the first time). The first restart that succeeds *as
     /// delivered* counts, and the sample is left alone from then on; where none succeeds, the restart whose delivered image
     /// has the highest attack loss counts (untargeted: cross-entropy on the label; targeted: minus that on the target), the
     /// earliest of equals. So more restarts never lower the success.
@@ -644,9 +671,9 @@ impl Attack {
         self.loss
     }
 
-    /// How often a sample is tried at most: restarts, for each of the classes that `apgd-t` aims at among `classes`.
+    /// How often a sample is tried at most: restarts, for each of the classes that `apgd-t` and `fab-t` aim at among `classes`.
     pub fn attempts(&self, classes: usize) -> u64 {
-        let aims = if self.method == Method::ApgdT { self.classes.min(classes.saturating_sub(1) as u32) } else { 1 };
+        let aims = if self.method.chooses_targets() { self.classes.min(classes.saturating_sub(1) as u32) } else { 1 };
         u64::from(self.restarts) * u64::from(aims)
     }
 
@@ -657,6 +684,7 @@ impl Attack {
             (Method::Nifgsm, _) => Rule::Lookahead,
             (Method::Apgd | Method::ApgdT, norm) => Rule::Apgd(norm),
             (Method::Square, norm) => Rule::Square(norm),
+            (Method::FabT, norm) => Rule::Fab(norm),
             (Method::Fgsm | Method::Ifgsm | Method::Pgd, Norm::Linf) => Rule::Sign,
             (Method::Fgsm | Method::Ifgsm | Method::Pgd, Norm::L2) => Rule::L2,
         }
@@ -692,15 +720,17 @@ impl Attack {
         if self.eps.is_nan() || self.eps < 0.0 {
             return fail(format!("eps must be zero or more, but is {}", self.eps));
         }
-        if self.method == Method::Square {
-            if self.step_size.is_some() {
-                return fail("square has no step size".into());
-            }
-            if self.eps.is_infinite() {
-                return fail("square needs a finite eps".into());
-            }
+        let name = self.method.name();
+        if self.step_size.is_some() && !self.method.has_step_size() {
+            return fail(format!("{name} has no step size"));
         }
-        if self.eps.is_infinite() && self.step_size.is_none() {
+        if self.method == Method::Square && self.eps.is_infinite() {
+            return fail("square needs a finite eps".into());
+        }
+        if (self.loss == Loss::Difference) != (self.method == Method::FabT) {
+            return fail(format!("{name} cannot follow the loss {}", self.loss.name()));
+        }
+        if self.eps.is_infinite() && self.step_size.is_none() && self.method.has_step_size() {
             return fail("with an infinite eps a step size must be given".into());
         }
         let a = self.effective_step_size();
@@ -713,7 +743,6 @@ impl Attack {
         if self.method == Method::Fgsm && self.steps != 1 {
             return fail(format!("fgsm takes one step, not {}: use ifgsm", self.steps));
         }
-        let name = self.method.name();
         if self.random_start && !self.method.can_start_at_random() {
             return fail(format!("{name} has no random start: use pgd"));
         }
@@ -723,12 +752,12 @@ impl Attack {
         if !self.momentum.is_finite() || self.momentum < 0.0 {
             return fail(format!("the momentum must be finite and zero or more, but is {}", self.momentum));
         }
-        if self.method == Method::ApgdT {
+        if self.method.chooses_targets() {
             if self.targets != Targets::None {
-                return fail("apgd-t chooses its targets itself: use apgd with targets".into());
+                return fail(format!("{name} chooses its targets itself: use apgd with targets"));
             }
             if self.classes == 0 {
-                return fail("apgd-t must aim at one class or more".into());
+                return fail(format!("{name} must aim at one class or more"));
             }
         }
         for (i, own) in self.own.iter().enumerate() {
@@ -740,7 +769,8 @@ impl Attack {
                 ));
             }
         }
-        if self.random_start && self.eps.is_infinite() {
+        let starts_at_random = self.random_start && (self.restarts > 1 || !self.method.begins_clean());
+        if starts_at_random && self.eps.is_infinite() {
             return fail("a random start needs a finite eps".into());
         }
         if self.restarts == 0 {
@@ -795,7 +825,7 @@ pub struct Outcome {
     pub l2: Vec<f32>,
     /// Pixels whose gradient had no sign, added up over all steps of all restarts.
     pub zero_gradients: Vec<u64>,
-    /// Which attempt is delivered (restarts, those of `apgd-t`'s first class first); 0 for a sample that was left alone.
+    /// Which attempt is delivered (restarts, those of the first class that `apgd-t` or `fab-t` aims at first); 0 for a sample that was left alone.
     pub restart: Vec<u32>,
     /// Steps taken, of all restarts together; 0 for a sample that was left alone.
     pub steps_taken: Vec<u64>,

@@ -22,6 +22,10 @@ pub enum Rule {
     /// Random search by squares that become smaller (Andriushchenko et al. 2020, arXiv:1912.00049), in either norm: it looks at
     /// losses alone, so it finds what hides from gradients.
     Square(Norm),
+    /// A step beyond the plane on which the class and the label change places, found from the gradient, and back towards the
+    /// clean image after every success: FAB (Croce & Hein 2020, arXiv:1907.02044), in either norm. It follows
+    /// [`super::Loss::Difference`]; neither step size nor direction means anything to it.
+    Fab(Norm),
 }
 
 impl Rule {
@@ -29,7 +33,7 @@ impl Rule {
     pub(crate) fn memory(self) -> usize {
         match self {
             Rule::Sign | Rule::L2 => 0,
-            Rule::Momentum | Rule::Square(_) => 1,
+            Rule::Momentum | Rule::Square(_) | Rule::Fab(_) => 1,
             Rule::Lookahead => 2,
             Rule::Apgd(_) => 4,
         }
@@ -45,6 +49,11 @@ impl Rule {
         !matches!(self, Rule::Square(_))
     }
 
+    /// Whether every step is followed by a look at where it led: another forward pass.
+    pub(crate) fn looks_twice(self) -> bool {
+        matches!(self, Rule::Fab(_))
+    }
+
     /// What would be delivered, were this the end: one image, of `len` values, of a sample that has not ended.
     pub(crate) fn candidate<'a>(self, x: &'a [f32], memory: &'a [f32], state: &State) -> &'a [f32] {
         let slot = |k: usize| &memory[k * x.len()..(k + 1) * x.len()];
@@ -54,6 +63,7 @@ impl Rule {
             Rule::Apgd(_) if state.found != 0 => slot(FOUND),
             Rule::Apgd(_) => slot(BEST),
             Rule::Square(_) => slot(KEPT),
+            Rule::Fab(_) => slot(NEAREST),
             Rule::Sign | Rule::Momentum | Rule::L2 => x,
         }
     }
@@ -72,13 +82,15 @@ pub(crate) const BEST: usize = 1;
 pub(crate) const BEST_GRADIENT: usize = 2;
 /// [`Rule::Apgd`]: the latest iterate that is a success.
 pub(crate) const FOUND: usize = 3;
+/// [`Rule::Fab`]: the nearest success within the ball, before any the clean image.
+pub(crate) const NEAREST: usize = 0;
 
 /// [`Rule::Square`]: what has the highest loss so far, or is a success.
 pub(crate) const KEPT: usize = 0;
 
 /// What a sample remembers from one step to the next, but for images. The same 64 bytes lie in WGSL's `State`
-/// (`shaders/sample.wgsl`); all but the first three are [`Rule::Apgd`]'s
-/// ([`Rule::Square`] has `best` and `found` as well).
+/// (`shaders/sample.wgsl`); all but the first three are [`Rule::Apgd`]'s, `best` and `found` those of [`Rule::Square`] and
+/// [`Rule::Fab`] as well.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct State {
@@ -90,7 +102,7 @@ pub struct State {
     pub predicted: u32,
     /// Length of a step now.
     pub step_size: f32,
-    /// The highest loss so far (direction·loss).
+    /// The highest loss so far (direction·loss); with [`Rule::Fab`] the norm of the smallest move that was a success.
     pub best: f32,
     /// What that was at the last check.
     pub best_at_check: f32,

@@ -15,7 +15,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 /// Methods that the command line will have; asking for one is a usage error of its own.
-const PLANNED: [&str; 2] = ["fab-t", "uap"];
+const PLANNED: [&str; 1] = ["uap"];
 
 /// Eps where neither the user nor the weights say anything.
 fn default_eps(norm: Norm) -> &'static str {
@@ -283,10 +283,11 @@ fn configure(
     };
     let steps = args.steps.unwrap_or(method.default_steps());
     let hint = suggested(&model.step_size, "step_size")?.filter(|_| from_weights && steps == 10);
+    if args.step_size.is_some() && !method.has_step_size() {
+        return Err(Error::Usage(format!("--step-size: {} has none", method.name())));
+    }
     let step_size = match (&args.step_size, method, hint) {
-        (Some(_), ..) if !method.has_step_size() => {
-            return Err(Error::Usage(format!("--step-size: {} has none", method.name())));
-        }
+        _ if !method.has_step_size() => Distance { text: "0".into(), value: 0.0 },
         (Some(text), ..) => distance("--step-size", text)?,
         _ if !method.has_step_size() => Distance { text: "0".into(), value: 0.0 },
         (None, Method::Ifgsm | Method::Pgd, Some(hint)) => hint,
@@ -304,7 +305,7 @@ fn configure(
     }
     let targets = match &args.targets {
         _ if args.untargeted => "none".into(),
-        None if method == Method::ApgdT => "none".into(),
+        None if method.chooses_targets() => "none".into(),
         None => "random".into(),
         Some(targets) => targets.clone(),
     };

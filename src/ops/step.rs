@@ -58,7 +58,13 @@ pub(crate) fn steps(build: &mut Build, rule: Rule, d: Dims, ids: &Ids) -> Option
     };
     let gradient = [("dx", ids.dx), ("zero_gradients", ids.zero_gradients), ("health", ids.health)];
     let remembers = [&gradient[..], &[("memory", ids.memory), ("states", ids.states)]].concat();
-    let start = |kind| Some(dispatch("ball_start", "start", &[("KIND", kind)], &[]));
+    let starts = |kind, halves| Some(dispatch("ball_start", "start", &[("KIND", kind), ("HALVES", halves)], &[]));
+    let start = |kind| starts(kind, 0);
+    let fab = |kind, norm: u32| {
+        let step = dispatch("fab_step", "step", &[("NORM", norm)], &remembers);
+        // The search for two steps looks at every value sixteen times.
+        (starts(kind, 1), Dispatch { flops: 600 * d.len() as u64, ..step })
+    };
     let gathers =
         |lookahead, slots| dispatch("momentum_step", "step", &[("LOOKAHEAD", lookahead), ("SLOTS", slots)], &remembers);
     let (start, step) = match rule {
@@ -80,9 +86,16 @@ pub(crate) fn steps(build: &mut Build, rule: Rule, d: Dims, ids: &Ids) -> Option
             (Some(start), dispatch("square_step", "step", &consts, &bindings))
         }
         Rule::Apgd(Norm::L2) => (start(1), dispatch("apgd_step", "step", &[("NORM", 1)], &remembers)),
+        Rule::Fab(Norm::Linf) => fab(0, 0),
+        Rule::Fab(Norm::L2) => fab(1, 1),
     };
+    let look = rule.looks_twice().then(|| {
+        let norm = u32::from(rule == Rule::Fab(Norm::L2));
+        dispatch("fab_look", "look", &[("NORM", norm)], &[("memory", ids.memory), ("states", ids.states)])
+    });
     let fits = |d: &Dispatch| d.kernel.rounds() < MAX_ROUNDS;
-    (fits(&step) && start.iter().all(fits)).then_some(Steps { rule, start, step })
+    let all_fit = fits(&step) && start.iter().chain(&look).all(fits);
+    all_fit.then_some(Steps { rule, start, step, look })
 }
 
 /// A dispatch with one workgroup of [`LANES`] for each sample.

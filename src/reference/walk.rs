@@ -102,7 +102,7 @@ pub(super) fn times(a: f32, b: f32) -> f32 {
 }
 
 /// A gradient's value without what is none: subnormals, infinities and NaN are zero.
-fn sound(v: f32) -> f32 {
+pub(super) fn sound(v: f32) -> f32 {
     if matches!(Sign::of(v), Sign::Plus | Sign::Minus) { v } else { 0.0 }
 }
 
@@ -112,7 +112,7 @@ pub(super) fn inverse_of(v: f32) -> f32 {
 }
 
 /// A power of two that brings the largest value near 1.
-fn scale_of(gradient: &[f32]) -> f32 {
+pub(super) fn scale_of(gradient: &[f32]) -> f32 {
     let exponents = gradient.iter().map(|g| (g.to_bits() >> 23) & 255).filter(|e| *e != 255);
     f32::from_bits((254 - exponents.max().unwrap_or(0).clamp(1, 253)) << 23)
 }
@@ -124,15 +124,18 @@ impl Rule {
             _ if !sample.starts_at_random() => x0.to_vec(),
             Rule::Sign | Rule::Momentum | Rule::Lookahead => random_start(x0, sample, seed, bounds),
             Rule::Square(norm) => Squares::new(norm, dims, seed).start(x0, sample, bounds),
-            Rule::Apgd(Norm::Linf) => on_the_cube(x0, sample, seed, bounds),
-            Rule::Apgd(Norm::L2) => on_the_ball(x0, sample, seed, bounds, false),
-            Rule::L2 => on_the_ball(x0, sample, seed, bounds, true),
+            Rule::Apgd(Norm::Linf) => on_the_cube(x0, sample, seed, bounds, 1.0),
+            Rule::Apgd(Norm::L2) => on_the_ball(x0, sample, seed, bounds, (1.0, false)),
+            Rule::L2 => on_the_ball(x0, sample, seed, bounds, (1.0, true)),
+            // Halfway there.
+            Rule::Fab(Norm::Linf) => on_the_cube(x0, sample, seed, bounds, 0.5),
+            Rule::Fab(Norm::L2) => on_the_ball(x0, sample, seed, bounds, (0.5, false)),
         }
     }
 }
 
-/// A random place whose largest move is eps.
-fn on_the_cube(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32)) -> Vec<f32> {
+/// A random place whose largest move is that part of eps.
+fn on_the_cube(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32), part: f32) -> Vec<f32> {
     let noise = |i: usize| {
         let words = philox(seed, [sample.id, sample.restart, (i / 4) as u32, Stream::Start as u32]);
         ((words[i % 4] >> 8) as i32 - (1 << 23)) as f32 / (1 << 23) as f32
@@ -140,14 +143,14 @@ fn on_the_cube(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32)) -> Ve
     let top = (0..x0.len()).fold(0.0, |top: f32, i| top.max(noise(i).abs()));
     let eps = sample.eps;
     let place = |(i, x0): (usize, &f32)| {
-        let d = times(times(noise(i), inverse_of(top)), eps);
+        let d = times(times(noise(i), inverse_of(top)), part * eps);
         (x0 + d).max(bounds.0.max(x0 - eps)).min(bounds.1.min(x0 + eps))
     };
     x0.iter().enumerate().map(place).collect()
 }
 
-/// A random place on the edge of the L2 ball, or uniform within.
-fn on_the_ball(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32), within: bool) -> Vec<f32> {
+/// A random place on the edge of the L2 ball whose radius is that part of eps, or uniform within.
+fn on_the_ball(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32), (part, within): (f32, bool)) -> Vec<f32> {
     let words = |k: u32| philox(seed, [sample.id, sample.restart, k, Stream::Start as u32]);
     let above_zero = |word: u32| ((word >> 8) + 1) as f32 / (1 << 24) as f32;
     // Two words to one normal number (Box & Muller 1958).
@@ -160,7 +163,7 @@ fn on_the_ball(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32), withi
     let length = total(x0.len(), |i, sum| sum + times(noise(i), noise(i))).sqrt();
     // The share of a ball's volume within r is (r / eps)^values.
     let share = if within { (above_zero(words(u32::MAX)[0]).log2() / x0.len() as f32).exp2() } else { 1.0 };
-    let radius = sample.eps * share;
+    let radius = part * (sample.eps * share);
     let place =
         |(i, x0): (usize, &f32)| (x0 + times(times(noise(i), inverse_of(length)), radius)).max(bounds.0).min(bounds.1);
     x0.iter().enumerate().map(place).collect()
@@ -170,12 +173,12 @@ fn on_the_ball(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32), withi
 #[derive(Clone, Debug)]
 pub struct Walk<'a> {
     rule: Rule,
-    sample: Sample,
-    bounds: (f32, f32),
-    x0: &'a [f32],
-    x: Vec<f32>,
-    memory: Vec<f32>,
-    state: State,
+    pub(super) sample: Sample,
+    pub(super) bounds: (f32, f32),
+    pub(super) x0: &'a [f32],
+    pub(super) x: Vec<f32>,
+    pub(super) memory: Vec<f32>,
+    pub(super) state: State,
     squares: Option<Squares>,
 }
 
@@ -242,6 +245,15 @@ impl<'a> Walk<'a> {
             Rule::L2 => self.l2(gradient),
             Rule::Apgd(norm) => self.apgd(norm, gradient),
             Rule::Square(_) => self.square(),
+            Rule::Fab(norm) => self.fab(norm, gradient),
+        }
+    }
+
+    /// Behind each step of [`Rule::Fab`]: the loss where it led, and the class predicted there.
+    pub fn look(&mut self, loss: f32, predicted: u32) {
+        (self.state.loss, self.state.predicted) = (loss, predicted);
+        if let Rule::Fab(norm) = self.rule {
+            self.fab_look(norm);
         }
     }
 
