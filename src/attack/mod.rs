@@ -14,7 +14,7 @@ pub use quantise::{budget, budget_l2, quantise, quantise_l2, snap};
 pub use random::{Stream, philox};
 pub(crate) use rule::{AHEAD, BEST, BEST_GRADIENT, FOUND, GATHERED, OLD};
 pub use rule::{Rule, State, Trail};
-pub(crate) use run::{Pixels, Tried, Verdict, check_labels};
+pub(crate) use run::{Pixels, Tried, Verdict, check_labels, cross_entropy};
 
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -271,6 +271,16 @@ impl Method {
     /// Whether it accumulates gradients.
     pub fn has_momentum(self) -> bool {
         matches!(self, Method::Mifgsm | Method::Nifgsm)
+    }
+
+    /// Whether it follows gradients; `square` looks at logits alone.
+    pub fn follows_gradients(self) -> bool {
+        self.name() != "square"
+    }
+
+    /// Whether it aims at one class after the other by itself, and so can be told at how many.
+    pub fn chooses_classes(self) -> bool {
+        self.name().ends_with("-t")
     }
 
     /// Steps unless told otherwise, as in the papers' own code.
@@ -614,6 +624,12 @@ impl Attack {
     /// How often a sample is tried at most, for each class that is aimed at.
     pub fn restart_count(&self) -> u32 {
         self.restarts
+    }
+
+    /// Gradients and forward passes that so many steps cost, taken in so many attempts, what is delivered looked at included.
+    pub fn cost(&self, steps: u64, attempts: u64) -> (u64, u64) {
+        let ends = u64::from(self.rule().looks_at_the_last()) + 1 + u64::from(self.delivers_bytes());
+        (if self.method.follows_gradients() { steps } else { 0 }, steps + attempts * ends)
     }
 
     /// True when the first step is taken from a random place of the ball.

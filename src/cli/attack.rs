@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 const PLANNED: [&str; 3] = ["square", "fab-t", "uap"];
 
 /// Eps where neither the user nor the weights say anything.
-fn default_eps(norm: Norm) -> &'static str {
+pub(super) fn default_eps(norm: Norm) -> &'static str {
     if norm == Norm::L2 { "0.5" } else { "8/255" }
 }
 
@@ -199,18 +199,8 @@ impl Job {
         }
     }
 
-    /// Pixels of the samples from `first` to `end`, within the bounds.
     fn pixels(&mut self, first: usize, end: usize) -> Result<Vec<f32>> {
-        let pixels = self.images.source.images(first..end)?;
-        if let Some((lo, hi)) = self.config.bounds
-            && let Some(i) = pixels.iter().position(|x| *x < lo || *x > hi)
-        {
-            let sample = first + i / self.images.source.dims.len();
-            let detail =
-                format!("pixel value {} of sample {sample} lies outside of the bounds {lo} to {hi}", pixels[i]);
-            return Err(Error::Data { place: self.images.source.name.clone(), detail });
-        }
-        Ok(pixels)
+        self.images.pixels(first..end, self.config.bounds)
     }
 }
 
@@ -225,12 +215,12 @@ fn method(name: &str) -> Result<Method> {
 }
 
 /// What a flag names.
-fn named<T: FromStr<Err = Error>>(flag: &str, name: &str) -> Result<T> {
+pub(super) fn named<T: FromStr<Err = Error>>(flag: &str, name: &str) -> Result<T> {
     name.parse().map_err(|e| Error::Usage(format!("{flag}: {e}")))
 }
 
 /// Reads a distance: a decimal, a fraction, or `inf`.
-fn distance(flag: &str, text: &str) -> Result<Distance> {
+pub(super) fn distance(flag: &str, text: &str) -> Result<Distance> {
     let text = text.trim();
     let number = |t: &str| t.trim().parse::<f64>().ok().filter(|v| !v.is_nan());
     let value = match text.split_once('/') {
@@ -245,7 +235,7 @@ fn distance(flag: &str, text: &str) -> Result<Distance> {
     }
 }
 
-fn bounds(text: &str) -> Result<Option<(f32, f32)>> {
+pub(super) fn bounds(text: &str) -> Result<Option<(f32, f32)>> {
     if text == "none" {
         return Ok(None);
     }
@@ -325,7 +315,7 @@ fn configure(
 }
 
 /// The method's own step length, written as eps is: 2/255 for ten steps of 8/255.
-fn default_step(method: Method, eps: &Distance, steps: u32) -> Distance {
+pub(super) fn default_step(method: Method, eps: &Distance, steps: u32) -> Distance {
     let (eps_part, divisor) = match eps.text.split_once('/') {
         Some((n, d)) => (n.trim().parse().unwrap_or(eps.value), Some(d.trim())),
         None => (eps.value, None),
@@ -375,7 +365,7 @@ fn targets(samples: usize, classes: usize, config: &mut Config) -> Result<Target
 }
 
 /// A bar on standard error, drawn only on a terminal; `done` was done by an earlier process.
-fn progress_bar(total: u64, done: u64) -> ProgressBar {
+pub(super) fn progress_bar(total: u64, done: u64) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
@@ -394,20 +384,23 @@ fn advise(report: &Report) {
         warn(format!("{} steps of {} do not reach eps {}", config.steps, config.step_size.text, config.eps.text));
     }
     if config.delivers_bytes() {
-        let effective = f64::from(config.effective_eps());
-        let levels = (effective * 255.0).round();
-        if levels < 1.0 && eps > 0.0 {
-            warn(format!(
-                "eps {} is less than one of 255 grey levels: nothing can be delivered in 8 bits (see --no-quantize)",
-                config.eps.text
-            ));
-        } else if eps <= 1.0 && (effective - eps).abs() > 1e-6 {
-            warn(format!("8-bit images change by at most {levels}/255, not by eps {}", config.eps.text));
-        }
+        advise_of_rounding(&config.eps, f64::from(config.effective_eps()), report.statistics.snapped);
     }
-    if report.statistics.snapped > 0.0 {
-        let moved = report.statistics.snapped * 255.0;
-        complain("note", &format!("clean images were rounded to 8 bits, by at most {moved:.3}/255"));
+}
+
+/// What 8 bits do to a radius, of which `effective` can be delivered, and to clean images.
+pub(super) fn advise_of_rounding(eps: &Distance, effective: f64, snapped: f32) {
+    let levels = (effective * 255.0).round();
+    if levels < 1.0 && eps.value > 0.0 {
+        warn(format!(
+            "eps {} is less than one of 255 grey levels: nothing can be delivered in 8 bits (see --no-quantize)",
+            eps.text
+        ));
+    } else if eps.value <= 1.0 && (effective - eps.value).abs() > 1e-6 {
+        warn(format!("8-bit images change by at most {levels}/255, not by eps {}", eps.text));
+    }
+    if snapped > 0.0 {
+        complain("note", &format!("clean images were rounded to 8 bits, by at most {:.3}/255", snapped * 255.0));
     }
 }
 

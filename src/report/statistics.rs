@@ -117,7 +117,10 @@ pub fn wilson(part: usize, whole: usize) -> Option<(f64, f64)> {
     let centre = p + z * z / (2.0 * n);
     let spread = z * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt();
     let scale = 1.0 + z * z / n;
-    Some((((centre - spread) / scale).max(0.0), ((centre + spread) / scale).min(1.0)))
+    // At the ends the two parts are equal, but for their rounding.
+    let low = if part == 0 { 0.0 } else { ((centre - spread) / scale).max(0.0) };
+    let high = if part == whole { 1.0 } else { ((centre + spread) / scale).min(1.0) };
+    Some((low, high))
 }
 
 #[cfg(test)]
@@ -196,6 +199,7 @@ pub(crate) mod tests {
         assert!(close(wilson(0, 10).unwrap(), (0.0, 0.2775)));
         assert!(close(wilson(10, 10).unwrap(), (0.7225, 1.0)));
         assert!(close(wilson(1, 2).unwrap(), (0.0945, 0.9055)));
+        assert_eq!((wilson(0, 100).unwrap().0, wilson(100, 100).unwrap().1), (0.0, 1.0));
         assert_eq!(wilson(0, 0), None);
     }
 }
