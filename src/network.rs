@@ -2,7 +2,7 @@
 
 mod buffers;
 
-use crate::attack::{Engine, Gradient, Health, Iterated, Job, Logits, Rule, Sample, State as Kept, Trail};
+use crate::attack::{Engine, Gradient, Health, Iterated, Job, Logits, Loss, Rule, Sample, State as Kept, Trail};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Storage};
 use crate::kernel::{Bound, Dispatch};
@@ -460,10 +460,7 @@ impl Chunk<'_> {
         };
         let starts = from.is_none() && samples.iter().any(Sample::starts_at_random);
         let start = start.filter(|_| starts).map(|(cell, dispatch)| self.seldom(cell, dispatch)).transpose()?;
-        let loss = match plan.losses.iter().position(|(l, _)| *l == job.loss) {
-            None => (&bound.backward[0], &plan.backward[0]),
-            Some(i) => self.seldom(&bound.losses[i], &plan.losses[i].1)?,
-        };
+        let loss = self.loss(job.loss)?;
         let one = || self.forward().chain([loss]).chain(self.backward().skip(1)).chain([step]);
         self.run(start.into_iter().chain((0..job.steps).flat_map(|_| one())), step.1, |steps| {
             if progress(steps * self.n as u64) { Ok(()) } else { Err(Error::Cancelled) }
@@ -472,6 +469,14 @@ impl Chunk<'_> {
             self.run(self.forward().chain([loss, step]), &plan.logits, |_| Ok(()))?;
         }
         Ok(())
+    }
+
+    /// What stands between the logits and the rest of the backward pass.
+    fn loss(&self, loss: Loss) -> Result<(&Bound, &Dispatch)> {
+        match self.net.plan.losses.iter().position(|(l, _)| *l == loss) {
+            None => Ok((&self.bound.backward[0], &self.net.plan.backward[0])),
+            Some(i) => self.seldom(&self.bound.losses[i], &self.net.plan.losses[i].1),
+        }
     }
 
     /// WGSL's `Bounds` (`shaders/sample.wgsl`).
@@ -532,10 +537,10 @@ impl Engine for Network {
         Ok(out)
     }
 
-    fn input_gradient(&self, images: &[f32], classes: &[u32]) -> Result<Gradient> {
+    fn loss_gradient(&self, images: &[f32], samples: &[Sample], loss: Loss) -> Result<Gradient> {
         let n = self.samples(images)?;
-        let samples: Vec<Sample> = classes.iter().map(|&class| Sample { class, ..Sample::default() }).collect();
-        self.check(&samples, n)?;
+        self.check(samples, n)?;
+        Job { loss, ..Job::new(images, samples, 1) }.check(self.model.logits())?;
         let one = self.model.input.len();
         let ids = self.plan.ids;
         let mut out = Gradient { gradient: Vec::new(), loss: Vec::new(), health: Vec::new() };
@@ -543,7 +548,8 @@ impl Engine for Network {
             chunk.reset()?;
             chunk.write(ids.x, &images[range.start * one..range.end * one])?;
             chunk.write(ids.samples, &samples[range])?;
-            chunk.run(chunk.forward().chain(chunk.backward()), &self.plan.step, |_| Ok(()))?;
+            let seed = chunk.loss(loss)?;
+            chunk.run(chunk.forward().chain([seed]).chain(chunk.backward().skip(1)), &self.plan.step, |_| Ok(()))?;
             let [gradient, loss, health] = chunk.read([ids.dx, ids.loss, ids.health])?;
             append(&mut out.gradient, &gradient);
             append(&mut out.loss, &loss);

@@ -204,11 +204,13 @@ impl Engine for Reference {
         Ok(all)
     }
 
-    fn input_gradient(&self, images: &[f32], classes: &[u32]) -> Result<Gradient> {
+    fn loss_gradient(&self, images: &[f32], samples: &[Sample], loss: Loss) -> Result<Gradient> {
         let n = self.count(images)?;
-        self.check_classes(n, classes.iter().copied())?;
+        self.check_classes(n, samples.iter().map(|s| s.class))?;
+        samples.iter().enumerate().try_for_each(|(i, s)| s.check(i, self.model.logits()))?;
+        Job { loss, ..Job::new(images, samples, 1) }.check(self.model.logits())?;
         let mut all = Gradient { gradient: Vec::new(), loss: Vec::new(), health: Vec::new() };
-        for one in parallel(n, |i| self.backward(self.forward(self.image(images, i)), classes[i])) {
+        for (one, _) in parallel(n, |i| self.look(self.image(images, i), &samples[i], loss)) {
             all.gradient.extend(narrow(&one.gradient));
             all.loss.push(one.loss as f32);
             all.health.push(one.health);
@@ -657,9 +659,9 @@ mod tests {
         let (input, out) = (Dims::new(1, 2, 2), Dims::new(1, 1, 1));
         let (y, Memory::Sources(first)) = max_pool(2, 2, 0, &[1.0, 5.0, 5.0, 5.0], input, out) else { unreachable!() };
         assert_eq!((y, max_pool_backward(&[3.0], &first, input)), (vec![5.0], vec![0.0, 3.0, 0.0, 0.0]));
-        let (loss, seed) = cross_entropy(&[0.0, 0.0, 0.0, 0.0], 2);
+        let (loss, seed) = loss::cross_entropy(&[0.0, 0.0, 0.0, 0.0], 2);
         assert!((loss - 4.0_f64.ln()).abs() < 1e-15 && seed == [0.25, 0.25, -0.75, 0.25]);
-        assert!(cross_entropy(&[1e300, 0.0], 1).0 == 1e300);
+        assert!(loss::cross_entropy(&[1e300, 0.0], 1).0 == 1e300);
     }
 
     #[test]
@@ -702,7 +704,7 @@ mod tests {
         let x0 = pixels(input.len());
         for direction in [1.0, -1.0] {
             let sample = Sample { class: 2, eps: 1e-3, step_size: 1e-3, direction, ..Sample::default() };
-            let job = Job { x0: &x0, samples: &[sample], steps: 1, bounds: (0.0, 1.0), seed: 0 };
+            let job = Job::new(&x0, std::slice::from_ref(&sample), 1);
             let out = net.iterate(&job, &mut |_| true).unwrap();
             let loss = |x: &[f32]| net.input_gradient(x, &[2]).unwrap().loss[0];
             assert!((loss(&out.images) - loss(&x0)) * direction > 0.0);
@@ -720,7 +722,7 @@ mod tests {
         let sample = |class| Sample { class, eps: 0.1, step_size: 0.05, direction: -1.0, ..Sample::default() };
         let samples = [sample(0), sample(1), Sample { step_size: 0.0, ..sample(2) }];
         let mut reports = Vec::new();
-        let job = Job { x0: &x, samples: &samples, steps: 3, bounds: (0.0, 1.0), seed: 0 };
+        let job = Job::new(&x, &samples, 3);
         let all = net
             .iterate(&job, &mut |n| {
                 reports.push(n);
@@ -745,13 +747,8 @@ mod tests {
         assert!(net.logits(&[]).unwrap().logits.is_empty());
         assert!(net.input_gradient(&x, &[5]).unwrap_err().to_string().contains("sample 0: class 5"));
         assert!(net.input_gradient(&x, &[0, 1]).unwrap_err().to_string().contains("2 classes for 1 images"));
-        let job = Job {
-            x0: &x,
-            samples: &[Sample { eps: 1.0, step_size: 1.0, direction: 1.0, ..Sample::default() }],
-            steps: 9,
-            bounds: (0.0, 1.0),
-            seed: 0,
-        };
+        let samples = &[Sample { eps: 1.0, step_size: 1.0, direction: 1.0, ..Sample::default() }];
+        let job = Job::new(&x, samples, 9);
         assert_eq!(net.iterate(&job, &mut |_| false), Err(Error::Cancelled));
         let mut model = net.model().clone();
         model.params.remove("c3");

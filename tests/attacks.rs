@@ -319,7 +319,7 @@ fn floats_are_delivered_where_bytes_are_not_wanted() {
         let step_size = (2.5 * f64::from(eps) / 10.0) as f32;
         let sample = |y: &i64| Sample { class: *y as u32, eps, step_size, direction: 1.0, ..Sample::default() };
         let samples: Vec<Sample> = labels.iter().map(sample).collect();
-        let job = Job { x0: &images, samples: &samples, steps: 10, bounds, seed: 0 };
+        let job = Job { bounds, ..Job::new(&images, &samples, 10) };
         let moved = net.iterate(&job, &mut |_| true).unwrap();
         assert_bits("floats", &out.adversarial, &moved.images);
         assert_bits("nothing is snapped", &out.clean, &images);
@@ -673,10 +673,10 @@ fn one_restart(
             eps,
             step_size: 0.25 * eps,
             direction,
-            levels: 0,
+            ..Sample::default()
         })
         .collect();
-    let job = Job { x0: images, samples: &samples, steps: 10, bounds: (0.0, 1.0), seed: 6 };
+    let job = Job { seed: 6, ..Job::new(images, &samples, 10) };
     let moved = net.iterate(&job, &mut |_| true).unwrap().images;
     let levels = budget(eps);
     let delivered: Vec<f32> = moved.iter().zip(images).map(|(x, x0)| quantise(*x, *x0, levels)).collect();
@@ -842,7 +842,7 @@ fn restarts_and_random_starts_that_make_no_sense_are_refused() {
     usage(pgd().steps(u32::MAX), "steps");
     assert!(Attack::pgd(Norm::Linf, f32::INFINITY).step_size(0.1).random_start(false).validate().is_ok());
     let sample = Sample { start: 1, eps: f32::INFINITY, ..Sample::default() };
-    let job = Job { x0: &images[..64], samples: &[sample], steps: 1, bounds: (0.0, 1.0), seed: 0 };
+    let job = Job::new(&images[..64], std::slice::from_ref(&sample), 1);
     for engine in [&digits() as &dyn Engine, &Reference::new(digits_model()).unwrap()] {
         assert!(matches!(engine.iterate(&job, &mut |_| true), Err(Error::Data { .. })));
     }

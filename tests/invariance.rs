@@ -52,7 +52,7 @@ fn sample(id: usize, classes: usize) -> Sample {
         id: id as u32,
         restart: (id / 7) as u32,
         start: u32::from(!id.is_multiple_of(3)),
-        levels: 0,
+        ..Sample::default()
     }
 }
 
@@ -63,7 +63,7 @@ fn run(net: &Network, images: &[f32], ids: &[usize], steps: u32) -> Vec<Fate> {
     let classes: Vec<u32> = samples.iter().map(|s| s.class).collect();
     let logits = net.logits(images).unwrap();
     let gradient = net.input_gradient(images, &classes).unwrap();
-    let job = Job { x0: images, samples: &samples, steps, bounds: (0.0, 1.0), seed: 5 };
+    let job = Job { seed: 5, ..Job::new(images, &samples, steps) };
     let moved = net.iterate(&job, &mut |_| true).unwrap();
     (0..ids.len())
         .map(|i| Fate {

@@ -35,7 +35,17 @@ pub trait Engine {
     ///
     /// # Errors
     /// As [`Engine::logits`]; [`Error::Data`] for a class out of range.
-    fn input_gradient(&self, images: &[f32], classes: &[u32]) -> Result<Gradient>;
+    fn input_gradient(&self, images: &[f32], classes: &[u32]) -> Result<Gradient> {
+        let one = |&class: &u32| Sample { class, label: class, direction: 1.0, ..Sample::default() };
+        self.loss_gradient(images, &classes.iter().map(one).collect::<Vec<_>>(), Loss::CrossEntropy)
+    }
+
+    /// Gradient of each sample's `loss` with respect to its image: on [`Sample::class`], with [`Sample::label`] and
+    /// [`Sample::direction`] where the loss looks at them.
+    ///
+    /// # Errors
+    /// As [`Engine::input_gradient`]; [`Error::Usage`] where the network has too few classes for the loss.
+    fn loss_gradient(&self, images: &[f32], samples: &[Sample], loss: Loss) -> Result<Gradient>;
 
     /// Takes `steps` steps from `x0`, or from where an earlier call ended, each sample its own. `progress` is told how many sample-steps have
     /// ended since it was last called; when it answers `false` the run ends with [`Error::Cancelled`].
@@ -59,7 +69,7 @@ pub struct Logits {
 pub struct Gradient {
     /// `[N, C, H, W]`, with respect to pixels in [0, 1]
     pub gradient: Vec<f32>,
-    /// `[N]`, cross-entropy of each sample on its class, natural logarithm
+    /// `[N]`, loss of each sample (cross-entropy: natural logarithm)
     pub loss: Vec<f32>,
     /// `[N]`
     pub health: Vec<Health>,
@@ -88,7 +98,22 @@ pub struct Job<'a> {
     pub goes_on: bool,
 }
 
-impl Job<'_> {
+impl<'a> Job<'a> {
+    /// `steps` sign steps on cross-entropy from the clean images, pixels within [0, 1].
+    pub fn new(x0: &'a [f32], samples: &'a [Sample], steps: u32) -> Self {
+        Job {
+            x0,
+            samples,
+            rule: Rule::Sign,
+            loss: Loss::CrossEntropy,
+            steps,
+            bounds: (0.0, 1.0),
+            seed: 0,
+            from: None,
+            goes_on: false,
+        }
+    }
+
     /// What an engine with a network of `classes` checks, but for the samples' own parameters.
     pub(crate) fn check(&self, classes: usize) -> Result<()> {
         let fail = |detail: String| Err(Error::Usage(detail));

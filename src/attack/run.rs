@@ -214,15 +214,11 @@ impl Attack {
     /// All steps of an attempt, from the beginning.
     pub(crate) fn job<'a>(&self, x0: &'a [f32], samples: &'a [Sample]) -> Job<'a> {
         Job {
-            x0,
-            samples,
             rule: self.rule(),
             loss: self.loss,
-            steps: self.steps,
             bounds: self.engine_bounds(),
             seed: self.seed,
-            from: None,
-            goes_on: false,
+            ..Job::new(x0, samples, self.steps)
         }
     }
 

@@ -424,10 +424,12 @@ mod tests {
 
     #[test]
     fn the_default_step_is_written_as_eps_is() {
-        let step = |t: &str, n| default_step(&distance("--eps", t).unwrap(), n);
+        let step = |t: &str, n| default_step(Method::Ifgsm, &distance("--eps", t).unwrap(), n);
         assert_eq!(step("8/255", 10), Distance { text: "2/255".into(), value: 2.0 / 255.0 });
         assert_eq!(step("1/255", 10).text, "0.25/255");
         assert_eq!(step("0.3", 10), Distance { text: "0.075".into(), value: 0.075 });
+        let auto = default_step(Method::Apgd, &distance("--eps", "8/255").unwrap(), 100);
+        assert_eq!(auto, Distance { text: "16/255".into(), value: 16.0 / 255.0 });
     }
 
     #[test]
@@ -442,16 +444,17 @@ mod tests {
 
     #[test]
     fn methods_that_are_not_built_say_so() {
-        assert!(method("apgd").unwrap_err().to_string().contains("not built yet"));
+        assert!(method("uap").unwrap_err().to_string().contains("not built yet"));
         assert!(method("nonsense").unwrap_err().to_string().contains("--method: no method"));
-        assert_eq!((method("pgd"), norm("LInf")), (Ok(Method::Pgd), Ok(Norm::Linf)));
-        assert!(norm("L2").unwrap_err().to_string().contains("not built yet"));
+        let norm = |name: &str| named::<Norm>("--norm", name);
+        assert_eq!((method("pgd"), norm("LInf"), norm("L2")), (Ok(Method::Pgd), Ok(Norm::Linf), Ok(Norm::L2)));
         assert!(norm("l3").unwrap_err().to_string().contains("--norm"));
+        assert!(named::<Loss>("--loss", "mse").unwrap_err().to_string().contains("--loss: no loss"));
     }
 
     #[test]
     fn the_program_without_arguments_has_defaults() {
         let args = super::super::defaults();
-        assert_eq!((args.method.as_str(), args.targets.as_str(), args.seed), ("ifgsm", "random", 0));
+        assert_eq!((args.method.as_str(), args.targets, args.seed), ("ifgsm", None, 0));
     }
 }

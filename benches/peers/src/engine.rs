@@ -44,7 +44,7 @@ impl Peer for Engine {
     fn step(&mut self, steps: u32) -> Result<f32> {
         let sample = Sample { eps: EPS, step_size: STEP_SIZE, direction: -1.0, ..Sample::default() };
         let samples: Vec<Sample> = self.case.classes.iter().map(|&class| Sample { class, ..sample }).collect();
-        let job = Job { x0: &self.case.images, samples: &samples, steps, bounds: (0.0, 1.0), seed: 0 };
+        let job = Job::new(&self.case.images, &samples, steps);
         let images = self.net.iterate(&job, &mut |_| true)?.images;
         Ok(images.iter().zip(&self.case.images).map(|(x, x0)| (x - x0).abs()).fold(0.0, f32::max))
     }

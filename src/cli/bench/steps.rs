@@ -4,7 +4,7 @@
 use super::kernels::Bench;
 use super::results::{Spread, StepRow};
 use super::shape;
-use crate::attack::{Engine, Job, Loss, Rule, Sample};
+use crate::attack::{Engine, Job, Sample};
 use crate::cli::load_model;
 use crate::error::{Error, Result};
 use crate::kernel::Dispatch;
@@ -141,17 +141,7 @@ impl Batch {
     }
 
     fn attack(&self, net: &Network, steps: u32) -> Result<()> {
-        let job = Job {
-            x0: &self.images,
-            samples: &self.samples,
-            rule: Rule::Sign,
-            loss: Loss::CrossEntropy,
-            steps,
-            bounds: (0.0, 1.0),
-            seed: 0,
-            from: None,
-            goes_on: false,
-        };
+        let job = Job::new(&self.images, &self.samples, steps);
         net.iterate(&job, &mut |_| true).map(drop)
     }
 }
