@@ -3,12 +3,14 @@
 //! Everything an image's fate depends on is its own: label, target, eps, step size, schedule, random numbers, best so far,
 //! health. Nothing here looks at two samples at once.
 
+mod least;
 mod loss;
 mod quantise;
 mod random;
 mod rule;
 mod run;
 
+pub use least::{Least, Rung};
 pub use loss::Loss;
 pub use quantise::{budget, budget_l2, quantise, quantise_l2, snap};
 pub use random::{Stream, philox};

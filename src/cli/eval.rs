@@ -1,6 +1,6 @@
 //! `signstep eval`: how many images stay right whatever is tried. One attack after the other, each on those that are left.
 
-use super::attack::{advise_of_rounding, bounds, default_eps, distance, named, progress_bar};
+use super::attack::{advise_of_radius, advise_of_snapping, bounds, default_eps, distance, named, progress_bar};
 use super::engine::{Place, Runner};
 use super::specs::{Shared, Spec, Suite, default_list, list};
 use super::thresholds::Threshold;
@@ -109,7 +109,8 @@ fn is_autoattack(specs: &[Spec], shared: &Shared) -> bool {
 fn conclude(evaluation: &Evaluation, args: &EvalArgs, thresholds: &[Threshold], written: &str) -> Result<()> {
     let config = &evaluation.identity.config;
     if config.delivers_bytes() {
-        advise_of_rounding(&config.eps, f64::from(config.effective_eps()), evaluation.evidence.snapped);
+        advise_of_radius(&config.eps, f64::from(config.effective_eps()));
+        advise_of_snapping(evaluation.evidence.snapped);
     }
     if evaluation.evidence.unsound_images > 0 {
         warn(format!("{} delivered images are not what they should be", evaluation.evidence.unsound_images));

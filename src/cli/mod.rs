@@ -125,9 +125,14 @@ struct AttackArgs {
     /// apgd-t: dlr]
     #[arg(long, value_name = "NAME", help_heading = "Attack")]
     loss: Option<String>,
-    /// Radius in the norm, or inf [default: what the weights suggest for linf, else 8/255; for l2: 0.5]
-    #[arg(long, value_name = "DISTANCE", allow_hyphen_values = true, help_heading = "Attack")]
+    /// Radius in the norm, or inf; several with commas between them, 0 among them, are run at once, with a row for each image
+    /// and radius [default: what the weights suggest for linf, else 8/255; for l2: 0.5]
+    #[arg(long, value_name = "DISTANCE[,…]", allow_hyphen_values = true, help_heading = "Attack")]
     eps: Option<String>,
+    /// Find the smallest radius up to eps that turns each image, by bisection: in whole grey levels, or in l2 and without
+    /// 8-bit values in 64ths of eps
+    #[arg(long, help_heading = "Attack")]
+    min_eps: bool,
     /// Step length [default: 2.5·eps/steps; for fgsm: eps; for mifgsm and nifgsm: eps/steps; for apgd and apgd-t, of the
     /// first step: 2·eps]
     #[arg(

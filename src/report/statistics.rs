@@ -35,27 +35,32 @@ pub struct Statistics {
 impl Statistics {
     /// Counts.
     pub fn new(o: &Outcome) -> Self {
-        let count = |flags: &[bool]| flags.iter().filter(|f| **f).count();
+        Self::of(o, 0..o.len())
+    }
+
+    /// Counts of some of the rows.
+    pub fn of(o: &Outcome, rows: impl Iterator<Item = usize> + Clone) -> Self {
+        let count = |flags: &[bool]| rows.clone().filter(|i| flags[*i]).count();
         let k = o.clean_logits.len() / o.len().max(1);
         let still_right = |logits: &[f32]| {
             let right = |i: &usize| argmax(&logits[i * k..(i + 1) * k]) as i64 == o.labels[*i];
-            (0..o.len()).filter(|i| o.clean_correct[*i] && right(i)).count()
+            rows.clone().filter(|i| o.clean_correct[*i] && right(i)).count()
         };
         let pixels = (o.clean.len() / o.len().max(1)) as u64;
         let without = |i: &usize| o.steps_taken[*i] > 0 && o.zero_gradients[*i] >= pixels * o.steps_taken[*i];
         Statistics {
-            samples: o.len(),
+            samples: rows.clone().count(),
             clean_correct: count(&o.clean_correct),
             attacked: count(&o.attacked),
             successes: count(&o.success),
             successes_float: count(&o.success_float),
             robust: still_right(&o.adversarial_logits),
             robust_float: still_right(&o.float_logits),
-            max_perturbation: o.linf.iter().copied().fold(0.0, f32::max),
+            max_perturbation: rows.clone().map(|i| o.linf[i]).fold(0.0, f32::max),
             snapped: o.snapped,
-            zero_gradient_pixels: o.zero_gradients.iter().sum(),
-            samples_without_gradient: (0..o.len()).filter(without).count(),
-            nonfinite_samples: o.health.iter().filter(|h| !h.is_healthy()).count(),
+            zero_gradient_pixels: rows.clone().map(|i| o.zero_gradients[i]).sum(),
+            samples_without_gradient: rows.clone().filter(without).count(),
+            nonfinite_samples: rows.filter(|i| !o.health[*i].is_healthy()).count(),
         }
     }
 
