@@ -146,9 +146,9 @@ mod tests {
                 let mut rounds = 0;
                 while let Some(rung) = place.next() {
                     if rung >= first {
-                        place.turns = rung
+                        place.turns = rung;
                     } else {
-                        place.fails = Some(rung)
+                        place.fails = Some(rung);
                     }
                     rounds += 1;
                 }

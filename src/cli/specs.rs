@@ -188,11 +188,13 @@ impl Spec {
             .classes(self.classes.unwrap_or(9))
             .steps(self.steps)
             .restarts(self.restarts)
-            .step_size(self.step_size(&shared.eps).value as f32)
             .targets(self.targets.targets())
             .bounds(shared.bounds)
             .quantise(shared.quantise)
             .seed(shared.seed);
+        // A method without steps of some length is told of none.
+        let step = self.step_size(&shared.eps).value as f32;
+        let attack = if step > 0.0 || self.step_size.is_some() { attack.step_size(step) } else { attack };
         let aims = self.method.chooses_classes() || self.targets != Rule::None;
         let checked = attack.validate().and_then(|()| self.loss.check(shared.classes, aims));
         checked.map_err(|e| Error::Usage(format!("{flag} {}: {e}", self.text)))?;
