@@ -201,7 +201,8 @@ pub(crate) mod tests {
                         robust_accuracy robust_accuracy_float effective_eps files device timing gpu_bytes";
         assert_eq!(keys.join(" "), expected);
         let config: Vec<&str> = json["config"].as_object().unwrap().keys().map(String::as_str).collect();
-        let expected = "method norm loss targets targets_sha256 eps step_size steps restarts bounds quantize attack_all seed limit";
+        let expected = "method norm loss targets targets_sha256 eps step_size steps restarts random_start momentum early_stop \
+                        bounds quantize attack_all seed limit";
         assert_eq!(config.join(" "), expected);
         assert_eq!(json["config"]["eps"]["text"], "2/255");
         assert_eq!(json["timing"]["images_per_s"], 8.0);
