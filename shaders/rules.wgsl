@@ -13,6 +13,12 @@ fn flushed(v: f32) -> f32 {
     return select(0.0, v, exponent_of(v) != 0u);
 }
 
+// A product, rounded: whether a device has fused multiply-adds or contracts sums of products, it cannot where the product is
+// looked at.
+fn times(a: f32, b: f32) -> f32 {
+    return flushed(a * b);
+}
+
 // A gradient's value without what is none: subnormals, infinities and NaN are zero.
 fn sound(v: f32) -> f32 {
     return select(0.0, v, exponent_of(v) != 0u && exponent_of(v) != 255u);
@@ -22,6 +28,11 @@ fn sound(v: f32) -> f32 {
 fn signed_step(v: f32, step: f32, direction: f32) -> f32 {
     let up = ((bitcast<u32>(v) >> 31u) == 0u) == (direction > 0.0);
     return select(0.0, select(-step, step, up), sound(v) != 0.0);
+}
+
+// Numbers are divided by multiplying with 1/v, which is what some adapters make of a division anyway; 0 where v is none.
+fn inverse_of(v: f32) -> f32 {
+    return select(0.0, 1.0 / v, v > 0.0);
 }
 
 fn within(v: f32, lo: f32, hi: f32) -> f32 {
@@ -74,14 +85,15 @@ fn momentum_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
     for (var i = lane; i < LEN; i += WG) {
         sum += abs(sound(dx[n * LEN + i]) * scale);
     }
-    let mean = total(lane, sum) / f32(LEN);
+    let mean = total(lane, sum) * (1.0 / f32(LEN));
+    let inverse = inverse_of(mean);
 
-    let reach = sample.step_size * sample.momentum;
+    let reach = times(sample.step_size, sample.momentum);
     for (var i = lane; i < LEN; i += WG) {
         let at = n * LEN + i;
         let slot = n * SLOTS * LEN + i;
         let kept = select(memory[slot], 0.0, iteration == 0u);
-        let g = flushed(fma(sample.momentum, kept, select(0.0, sound(dx[at]) * scale / mean, mean > 0.0)));
+        let g = flushed(times(sample.momentum, kept) + times(sound(dx[at]) * scale, inverse));
         memory[slot] = g;
         let lo = max(bounds.lo, x0[at] - sample.eps);
         let hi = min(bounds.hi, x0[at] + sample.eps);
@@ -89,7 +101,7 @@ fn momentum_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
         let here = select(memory[slot + LEN], x[at], iteration == 0u);
         let next = within(here + signed_step(g, sample.step_size, sample.direction), lo, hi);
         memory[slot + LEN] = next;
-        let ahead = fma(select(-reach, reach, sample.direction > 0.0), g, next);
+        let ahead = next + times(select(-reach, reach, sample.direction > 0.0), g);
         x[at] = select(ahead, next, iteration + 1u >= sample.steps);
 //# else
         x[at] = within(x[at] + signed_step(g, sample.step_size, sample.direction), lo, hi);
@@ -110,25 +122,24 @@ fn l2_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     var squares = 0.0;
     for (var i = lane; i < LEN; i += WG) {
         let g = sound(dx[n * LEN + i]) * scale;
-        squares = fma(g, g, squares);
+        squares += times(g, g);
     }
-    let length = sqrt(total(lane, squares));
+    let inverse = inverse_of(sqrt(total(lane, squares)));
     let step = select(-sample.step_size, sample.step_size, sample.direction > 0.0);
 
     var far = 0.0;
     for (var i = lane; i < LEN; i += WG) {
         let at = n * LEN + i;
-        let unit = flushed(select(0.0, sound(dx[at]) * scale / length, length > 0.0));
-        let y = fma(step, unit, x[at]);
+        let y = x[at] + times(step, times(sound(dx[at]) * scale, inverse));
         x[at] = y;
         let d = y - x0[at];
-        far = fma(d, d, far);
+        far += times(d, d);
     }
     let distance = sqrt(total(lane, far));
-    let pull = select(1.0, sample.eps / distance, distance > sample.eps);
+    let pull = select(1.0, sample.eps * (1.0 / distance), distance > sample.eps);
     for (var i = lane; i < LEN; i += WG) {
         let at = n * LEN + i;
-        x[at] = flushed(within(fma(x[at] - x0[at], pull, x0[at]), bounds.lo, bounds.hi));
+        x[at] = flushed(within(x0[at] + times(x[at] - x0[at], pull), bounds.lo, bounds.hi));
     }
 }
 
@@ -192,7 +203,7 @@ fn apgd_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
         }
         let begins = select(here, memory[best + i], halves);
         let g = select(sound(dx[first + i]) * scale, memory[best_dx + i], halves);
-        squares = fma(g, g, squares);
+        squares += times(g, g);
         x[first + i] = begins;
         if (is_first) {
             memory[old + i] = here;
@@ -202,6 +213,7 @@ fn apgd_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
         }
     }
     let share = select(0.75, 1.0, is_first);
+    let rest = select(0.25, 0.0, is_first);
 
 //# if NORM == 0
     if (!is_last) {
@@ -212,48 +224,47 @@ fn apgd_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
             let hi = min(bounds.hi, x0[first + i] + sample.eps);
             let z = within(here + signed_step(g, s.step_size, sample.direction), lo, hi);
             let drift = here - memory[old + i];
-            let mixed = fma(drift, 1.0 - share, fma(z - here, share, here));
+            let mixed = here + times(z - here, share) + times(drift, rest);
             memory[old + i] = here;
             x[first + i] = within(mixed, lo, hi);
         }
     }
 //# else
-    let length = sqrt(total(lane, squares));
+    let inverse = inverse_of(sqrt(total(lane, squares)));
     let step = select(-s.step_size, s.step_size, sample.direction > 0.0);
     var far = 0.0;
     for (var i = lane; i < LEN; i += WG) {
         let g = select(sound(dx[first + i]) * scale, memory[best_dx + i], halves);
-        let unit = flushed(select(0.0, g / length, length > 0.0));
-        let d = fma(step, unit, x[first + i]) - x0[first + i];
-        far = fma(d, d, far);
+        let d = x[first + i] + times(step, times(g, inverse)) - x0[first + i];
+        far += times(d, d);
     }
     let distance = sqrt(total(lane, far));
-    let pull = select(1.0, sample.eps / distance, distance > sample.eps);
+    let pull = select(1.0, sample.eps * (1.0 / distance), distance > sample.eps);
     var farther = 0.0;
     for (var i = lane; i < LEN; i += WG) {
         let here = x[first + i];
         let clean = x0[first + i];
         let g = select(sound(dx[first + i]) * scale, memory[best_dx + i], halves);
-        let unit = flushed(select(0.0, g / length, length > 0.0));
-        let z = within(fma(fma(step, unit, here) - clean, pull, clean), bounds.lo, bounds.hi);
+        let moved = here + times(step, times(g, inverse)) - clean;
+        let z = within(clean + times(moved, pull), bounds.lo, bounds.hi);
         let drift = here - memory[old + i];
-        let mixed = fma(drift, 1.0 - share, fma(z - here, share, here));
+        let mixed = here + times(z - here, share) + times(drift, rest);
         let d = mixed - clean;
-        farther = fma(d, d, farther);
+        farther += times(d, d);
         // Its place is taken by `here` below.
         if (!is_last) {
             memory[old + i] = mixed;
         }
     }
     let second = sqrt(total(lane, farther));
-    let pull_again = select(1.0, sample.eps / second, second > sample.eps);
+    let pull_again = select(1.0, sample.eps * (1.0 / second), second > sample.eps);
     if (!is_last) {
         for (var i = lane; i < LEN; i += WG) {
             let here = x[first + i];
             let clean = x0[first + i];
             let mixed = memory[old + i];
             memory[old + i] = here;
-            x[first + i] = flushed(within(fma(mixed - clean, pull_again, clean), bounds.lo, bounds.hi));
+            x[first + i] = flushed(within(clean + times(mixed - clean, pull_again), bounds.lo, bounds.hi));
         }
     }
 //# end
@@ -307,7 +318,7 @@ fn ball_start(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation
         let v = noise(sample, i);
         // Bits of positive numbers are in the order of the numbers.
         most = max(most, bitcast<u32>(abs(v)));
-        squares = fma(v, v, squares);
+        squares += times(v, v);
     }
     let top = bitcast<f32>(highest(lane, most));
     let length = sqrt(total(lane, squares));
@@ -329,7 +340,7 @@ fn ball_start(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation
 //# end
     for (var i = lane; i < LEN; i += WG) {
         let at = n * LEN + i;
-        let d = flushed(noise(sample, i) / size * radius);
+        let d = times(times(noise(sample, i), inverse_of(size)), radius);
 //# if KIND == 0
         let lo = max(bounds.lo, x0[at] - sample.eps);
         let hi = min(bounds.hi, x0[at] + sample.eps);

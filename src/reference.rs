@@ -234,7 +234,8 @@ impl Engine for Reference {
             }
         };
         let mut walks: Vec<Walk<'_>> = (0..n).map(walk).collect();
-        let mut out = Iterated { zero_gradients: vec![0; n], health: vec![Health::default(); n], ..Iterated::default() };
+        let mut out =
+            Iterated { zero_gradients: vec![0; n], health: vec![Health::default(); n], ..Iterated::default() };
         for _ in 0..job.steps {
             let seen = parallel(n, |i| self.look(walks[i].point(), &job.samples[i], job.loss));
             for (i, (back, predicted)) in seen.iter().enumerate() {

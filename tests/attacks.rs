@@ -850,7 +850,7 @@ fn restarts_and_random_starts_that_make_no_sense_are_refused() {
         assert_eq!((name.parse(), method.name()), (Ok(method), name));
     }
     assert_eq!(("LInf".parse(), Norm::Linf.name()), (Ok(Norm::Linf), "linf"));
-    assert!("apgd".parse::<Method>().is_err() && "l1".parse::<Norm>().is_err());
+    assert!("jsma".parse::<Method>().is_err() && "l1".parse::<Norm>().is_err());
 }
 
 /// Where all restarts come to the same loss, the first one counts.

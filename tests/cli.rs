@@ -186,8 +186,13 @@ fn requests_that_make_no_sense_are_usage_errors() {
     bench.refused("attack --alpha x", 2, &["--step-size", "x"]);
     bench.refused("attack --eps inf", 2, &["--step-size"]);
     bench.refused("attack --bounds 1,0", 2, &["--bounds"]);
-    bench.refused("attack --method apgd", 2, &["apgd", "not built yet"]);
-    bench.refused("attack --norm l2", 2, &["l2", "not built yet"]);
+    bench.refused("attack --method uap", 2, &["uap", "not built yet"]);
+    bench.refused("attack --norm l3", 2, &["--norm", "l3"]);
+    bench.refused("attack --loss mse", 2, &["--loss", "mse"]);
+    bench.refused("attack --method mifgsm --norm l2", 2, &["mifgsm", "linf"]);
+    bench.refused("attack --method pgd --momentum 0.9", 2, &["--momentum", "pgd"]);
+    bench.refused("attack --method fgsm --no-random-start", 2, &["--no-random-start", "fgsm"]);
+    bench.refused("attack --method apgd-t --targets next", 2, &["apgd-t", "targets"]);
     bench.refused("attack --norm l3", 2, &["--norm", "l3"]);
     bench.refused("attack --restarts 2", 2, &["2 restarts", "random start"]);
     bench.refused("attack --method pgd --restarts 0", 2, &["restarts"]);

@@ -5,7 +5,7 @@ mod common;
 
 use common::*;
 use signstep::attack::{
-    Attack, Engine, Health, Iterated, Job, Loss, Method, Norm, Rule, Sample, State, Trail, budget_l2, quantise_l2,
+    Attack, Engine, Health, Iterated, Job, Loss, Method, Norm, Own, Rule, Sample, State, Trail, budget_l2, quantise_l2,
 };
 use signstep::kernel::{Dispatch, run_alone};
 use signstep::model::{Dims, Layer};
@@ -20,10 +20,10 @@ fn digits() -> Model {
 }
 
 fn data(n: usize) -> (Vec<f32>, Vec<i64>) {
-    let tensors = safetensors::SafeTensors::deserialize(include_bytes!("../weights/digits.safetensors")).unwrap();
-    let images = tensors.tensor("images").unwrap().data()[..n * 64].iter().map(|b| f32::from(*b) / 255.0).collect();
-    let labels = tensors.tensor("labels").unwrap().data();
-    (images, labels.chunks_exact(labels.len() / 450).take(n).map(|b| i64::from(b[0])).collect())
+    let t = safetensors::SafeTensors::deserialize(include_bytes!("../weights/digits.safetensors")).unwrap();
+    let images = t.tensor("images").unwrap().data()[..n * 64].iter().map(|k| f32::from(*k) / 255.0).collect();
+    let labels = t.tensor("labels").unwrap().data().chunks_exact(8).take(n);
+    (images, labels.map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect())
 }
 
 /// Samples that differ in everything: two of three targeted, radii, steps, momentum, starts, schedules.
@@ -90,14 +90,14 @@ fn every_rule_takes_the_steps_of_its_twin() {
                 for (i, walk) in walks.iter_mut().enumerate() {
                     walk.step(&seen.gradient[i * 64..(i + 1) * 64], seen.loss[i], predicted[i]);
                 }
-                let goes_on = step + 1 < STEPS || rule.is_apgd();
+                let goes_on = step + 1 < STEPS || is_apgd(rule);
                 let out = iterate(&net, &Job { from: Some(&trail), goes_on, ..job });
                 let what = format!("{rule:?} {loss:?}, step {step}");
                 let candidates: Vec<f32> = walks.iter().flat_map(|w| w.candidate().to_vec()).collect();
                 assert_bits(&what, &out.images, &candidates);
                 let Some(next) = out.trail else { continue };
                 let points: Vec<f32> = walks.iter().flat_map(|w| w.point().to_vec()).collect();
-                assert_bits(&what, &next.x, &points);
+                assert_bits(&format!("{what}, x"), &next.x, &points);
                 if slots(rule) > 0 {
                     for (i, (state, walk)) in next.states.iter().zip(&walks).enumerate() {
                         assert_eq!(state, walk.state(), "{what}: state of sample {i}");
@@ -105,7 +105,7 @@ fn every_rule_takes_the_steps_of_its_twin() {
                 }
                 trail = next;
             }
-            if rule.is_apgd() {
+            if is_apgd(rule) {
                 // The last look, and what is delivered.
                 let at: Vec<f32> = walks.iter().flat_map(|w| w.point().to_vec()).collect();
                 let seen = net.loss_gradient(&at, &samples, loss).unwrap();
@@ -121,14 +121,8 @@ fn every_rule_takes_the_steps_of_its_twin() {
     }
 }
 
-trait IsApgd {
-    fn is_apgd(&self) -> bool;
-}
-
-impl IsApgd for Rule {
-    fn is_apgd(&self) -> bool {
-        matches!(self, Rule::Apgd(_))
-    }
+fn is_apgd(rule: Rule) -> bool {
+    matches!(rule, Rule::Apgd(_))
 }
 
 fn slots(rule: Rule) -> usize {
@@ -157,7 +151,12 @@ fn start_of(rule: Rule, images: &[f32], samples: &[Sample]) -> Vec<f32> {
 }
 
 /// Runs one rule's step alone on the device, on whatever a gradient can be; gives x, memory, states, zero counts and marks.
-fn step_alone(plan: &Plan, rule: Rule, len: usize, input: &Alone<'_>) -> (Vec<f32>, Vec<f32>, Vec<State>, [Vec<u32>; 2]) {
+fn step_alone(
+    plan: &Plan,
+    rule: Rule,
+    len: usize,
+    input: &Alone<'_>,
+) -> (Vec<f32>, Vec<f32>, Vec<State>, [Vec<u32>; 2]) {
     let dispatch: &Dispatch = &plan.rules.iter().find(|s| s.rule == rule).unwrap().step;
     let id = |name: &str| dispatch.bindings.iter().find(|(n, _)| *n == name).map(|(_, id)| *id);
     let n = input.samples.len();
@@ -217,7 +216,7 @@ fn gradients_of_any_bits_and_images_of_any_length() {
                 .map(|(s, x0)| Walk::new(rule, *s, (0.0, 1.0), x0, x0.to_vec()))
                 .collect();
             for step in 0..=STEPS {
-                if step == STEPS && !rule.is_apgd() {
+                if step == STEPS && !is_apgd(rule) {
                     break;
                 }
                 let dx: Vec<f32> = (0..5 * len)
@@ -273,8 +272,13 @@ fn losses_and_their_gradients_are_the_references() {
         let wide = |v: &[f32]| v.iter().map(|v| f64::from(*v)).collect::<Vec<_>>();
         // A few roundings of logits of size ten; where the loss is a difference of logits it is as exact as they are.
         assert_close(&format!("{loss:?}"), &got.loss, &wide(&want.loss), 2e-5, 1e-5);
-        let mut worst: Vec<f64> =
-            got.gradient.chunks(64).zip(want.gradient.chunks(64)).map(|(g, w)| relative_l2(g, &wide(w))).collect();
+        // A DLR of 1 is constant: its gradient is zero but for roundings.
+        let norm = |v: &[f32]| v.iter().map(|v| f64::from(*v).powi(2)).sum::<f64>().sqrt();
+        let far = |(g, w): (&[f32], &[f32])| {
+            let d: Vec<f32> = g.iter().zip(w).map(|(g, w)| g - w).collect();
+            norm(&d) / norm(w).max(1e-3)
+        };
+        let mut worst: Vec<f64> = got.gradient.chunks(64).zip(want.gradient.chunks(64)).map(far).collect();
         worst.sort_by(f64::total_cmp);
         // One ReLU that decides otherwise in f32 may cost one sample more.
         assert!(worst[62] < 1e-4 && worst[63] < 1e-2, "{loss:?}: {:?}", &worst[60..]);
@@ -316,7 +320,8 @@ fn nothing_depends_on_neighbours_or_on_where_a_call_ends() {
             let three = [all[0], all[i], all[1]];
             let out = iterate(&net, &Job { x0: &beside, samples: &three, ..job });
             assert_bits(&format!("{what}, sample {i} beside NaN"), &out.images[64..128], &alone.images);
-            assert!(out.health[1].is_healthy() && !out.health[0].is_healthy() && !out.health[2].is_healthy());
+            // (A random start may put numbers in the place of NaN; whole attacks look at the clean images.)
+            assert!(out.health[1].is_healthy() && !out.health[0].is_healthy());
         }
     }
 }
@@ -357,9 +362,8 @@ fn random_starts_are_where_they_should_be() {
     // In the middle, where no bound is near.
     let images = vec![0.5; 40 * len];
     for (rule, eps) in [(Rule::Apgd(Norm::Linf), 0.25), (Rule::Apgd(Norm::L2), 2.0), (Rule::L2, 2.0)] {
-        let all: Vec<Sample> = (0..40)
-            .map(|id| Sample { id, start: 1, eps, direction: 1.0, steps: 1, ..Sample::default() })
-            .collect();
+        let all: Vec<Sample> =
+            (0..40).map(|id| Sample { id, start: 1, eps, direction: 1.0, steps: 1, ..Sample::default() }).collect();
         let job = Job { rule, seed: 9, goes_on: true, ..Job::new(&images, &all, 0) };
         let out = iterate(&net, &job);
         let twin = iterate(&reference, &job);
@@ -491,13 +495,17 @@ fn early_stop_saves_steps_and_loses_no_success() {
         let early = attack.clone().early_stop(true).run(&net, &images, &labels).unwrap();
         let count = |o: &signstep::Outcome| o.success.iter().filter(|s| **s).count();
         assert!(count(&early) >= count(&full), "{} of {}", count(&early), count(&full));
-        assert!(count(&early) > 40 && early.sample_steps() * 2 < full.sample_steps() * 2);
+        assert!(count(&early) > 40 && early.sample_steps() < full.sample_steps());
         for i in 0..60 {
             let z = &early.adversarial_logits[i * 10..(i + 1) * 10];
             assert!(!early.success[i] || signstep::attack::argmax(z) as i64 != labels[i]);
             if early.steps_taken[i] == full.steps_taken[i] {
                 // It took the whole way: then it is the same way.
-                assert_bits("a sample that never stopped", &early.adversarial[i * 64..][..64], &full.adversarial[i * 64..][..64]);
+                assert_bits(
+                    "a sample that never stopped",
+                    &early.adversarial[i * 64..][..64],
+                    &full.adversarial[i * 64..][..64],
+                );
             }
         }
     }
@@ -508,7 +516,7 @@ fn samples_have_radii_of_their_own() {
     let (images, labels) = data(12);
     let net = Network::new(gpu(), digits()).unwrap();
     let attack = Attack::pgd(Norm::Linf, 0.3).seed(8);
-    let own = |i: usize| signstep::attack::Own { id: 100 + i as u64, eps: 0.02 * i as f32, step_size: 0.004 * i as f32 };
+    let own = |i: usize| Own { id: 100 + i as u64, eps: 0.02 * i as f32, step_size: 0.004 * i as f32 };
     let all = attack.clone().each((0..12).map(own).collect()).run(&net, &images, &labels).unwrap();
     for i in 0..12 {
         let Own { id, eps, step_size } = own(i);
@@ -517,10 +525,10 @@ fn samples_have_radii_of_their_own() {
         assert_bits(&format!("sample {i}"), &all.adversarial[i * 64..(i + 1) * 64], &one.adversarial);
     }
     let wrong = attack.each(vec![own(1)]).run(&net, &images, &labels);
-    assert!(matches!(wrong, Err(Error::Usage(m)) if m.contains("1 samples have an eps of their own, but there are 12")));
+    assert!(
+        matches!(wrong, Err(Error::Usage(m)) if m.contains("1 samples have an eps of their own, but there are 12"))
+    );
 }
-
-use signstep::attack::Own;
 
 #[test]
 fn what_makes_no_sense_is_refused() {
@@ -553,7 +561,10 @@ fn what_makes_no_sense_is_refused() {
     assert!(fails(job).contains("a call to step 3 of 5"));
     assert!(fails(Job { steps: 6, goes_on: true, ..job }).contains("a call to step 6 of 5"));
     let trail = iterate(&net, &Job { goes_on: true, ..job }).trail.unwrap();
-    let short = trail.select(&[1]);
-    assert!(fails(Job { steps: 2, from: Some(&short), ..job }).contains("a trail of 1 samples for 2"));
+    let mut short = trail.clone();
+    short.x.truncate(64);
+    assert!(
+        fails(Job { steps: 2, from: Some(&short), ..job }).contains("a trail of 2 samples for 2, or of another rule")
+    );
     assert!(fails(Job { rule: Rule::Lookahead, steps: 2, from: Some(&trail), ..job }).contains("another rule"));
 }

@@ -40,12 +40,13 @@ impl Loss {
         let (needed, how) = match (self, is_targeted) {
             (Loss::Dlr, false) => (3, "the loss dlr"),
             (Loss::Dlr, true) => (4, "the loss dlr with a target"),
-            _ => (2, "an attack"),
+            (Loss::Margin, _) => (2, "the loss margin"),
+            (Loss::CrossEntropy, _) => return Ok(()),
         };
         if classes >= needed {
             return Ok(());
         }
-        Err(Error::Usage(format!("{how} needs {needed} classes, but the network has {classes}: follow ce or margin")))
+        Err(Error::Usage(format!("{how} needs {needed} classes, but the network has {classes}: follow another loss")))
     }
 }
 

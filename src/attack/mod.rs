@@ -267,15 +267,8 @@ pub enum Method {
 
 impl Method {
     /// All there are.
-    pub const ALL: [Method; 7] = [
-        Method::Fgsm,
-        Method::Ifgsm,
-        Method::Pgd,
-        Method::Mifgsm,
-        Method::Nifgsm,
-        Method::Apgd,
-        Method::ApgdT,
-    ];
+    pub const ALL: [Method; 7] =
+        [Method::Fgsm, Method::Ifgsm, Method::Pgd, Method::Mifgsm, Method::Nifgsm, Method::Apgd, Method::ApgdT];
 
     /// As the command line writes it.
     pub fn name(self) -> &'static str {
@@ -719,7 +712,9 @@ impl Attack {
             let sound = |v: f32| v >= 0.0 && v.is_finite();
             if !sound(own.eps) || !sound(own.step_size) {
                 let Own { eps, step_size, .. } = own;
-                return fail(format!("sample {i}: eps {eps} and step size {step_size} must be finite and zero or more"));
+                return fail(format!(
+                    "sample {i}: eps {eps} and step size {step_size} must be finite and zero or more"
+                ));
             }
         }
         if self.random_start && self.eps.is_infinite() {

@@ -137,11 +137,7 @@ impl Trail {
             let one = values.len() / n;
             places.iter().flat_map(|&i| &values[i * one..(i + 1) * one]).copied().collect()
         };
-        Trail {
-            x: pick(&self.x),
-            memory: pick(&self.memory),
-            states: places.iter().map(|&i| self.states[i]).collect(),
-        }
+        Trail { x: pick(&self.x), memory: pick(&self.memory), states: places.iter().map(|&i| self.states[i]).collect() }
     }
 
     /// Of the samples from `range`.

@@ -3,8 +3,8 @@
 
 use super::random::random_target;
 use super::{
-    Attack, Engine, Health, Iterated, Job, Logits, Method, Norm, Outcome, Own, Sample, Targets, Trail, argmax, budget, budget_l2,
-    quantise, quantise_l2, snap,
+    Attack, Engine, Health, Iterated, Job, Logits, Method, Norm, Outcome, Own, Sample, Targets, Trail, argmax, budget,
+    budget_l2, quantise, quantise_l2, snap,
 };
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -106,7 +106,10 @@ impl Attack {
             return Err(Error::Usage(format!("{} steps are more than can be counted", self.steps)));
         }
         if !self.own.is_empty() && self.own.len() != n {
-            return Err(Error::Usage(format!("{} samples have an eps of their own, but there are {n}", self.own.len())));
+            return Err(Error::Usage(format!(
+                "{} samples have an eps of their own, but there are {n}",
+                self.own.len()
+            )));
         }
         let (Logits { logits: clean_logits, health }, snapped) = pixels.clean()?;
         let targets = self.resolve(labels, &clean_logits, k)?;
@@ -144,8 +147,9 @@ impl Attack {
             let samples: Vec<Sample> = open
                 .iter()
                 .map(|&i| {
-                    let aim = (self.method == Method::ApgdT)
-                        .then(|| nth_but(&clean_logits[row(i)], labels[i] as usize, (attempt / self.restarts) as usize));
+                    let aim = (self.method == Method::ApgdT).then(|| {
+                        nth_but(&clean_logits[row(i)], labels[i] as usize, (attempt / self.restarts) as usize)
+                    });
                     self.sample(i, labels[i], judge.targets[i], aim, attempt)
                 })
                 .collect();
@@ -185,11 +189,8 @@ impl Attack {
 
     /// What sample `i` has for itself in an attempt; `aim` is the class that the method chose for it.
     fn sample(&self, i: usize, label: i64, target: i64, aim: Option<usize>, attempt: u32) -> Sample {
-        let shared = || Own {
-            id: self.first_id.wrapping_add(i as u64),
-            eps: self.eps,
-            step_size: self.effective_step_size(),
-        };
+        let shared =
+            || Own { id: self.first_id.wrapping_add(i as u64), eps: self.eps, step_size: self.effective_step_size() };
         let own = self.own.get(i).copied().unwrap_or_else(shared);
         Sample {
             class: aim.unwrap_or(if target < 0 { label } else { target } as usize) as u32,
@@ -383,8 +384,7 @@ impl Pixels for OnHost<'_> {
                     continue;
                 }
                 let float = &seen.float.logits[z];
-                let tried =
-                    Tried { float, rounded, steps: end, zero_gradients: zero_gradients[p], health: health[p] };
+                let tried = Tried { float, rounded, steps: end, zero_gradients: zero_gradients[p], health: health[p] };
                 if verdict.judge(i, tried) {
                     self.delivered[i * one..][..one].copy_from_slice(&seen.images[place * one..][..one]);
                 }

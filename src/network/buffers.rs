@@ -5,7 +5,9 @@
 //! it, and when a call returns its results are complete.
 
 use super::{Chunk, Network, append, mark_logits};
-use crate::attack::{Attack, Engine, Gradient, Health, Logits, Norm, Outcome, Pixels, Sample, Tried, Verdict, check_labels};
+use crate::attack::{
+    Attack, Engine, Gradient, Health, Logits, Norm, Outcome, Pixels, Sample, Tried, Verdict, check_labels,
+};
 use crate::error::{Error, Result};
 use crate::kernel::{Bound, Dispatch};
 use crate::ops::quantise::OUTSIDE;

@@ -14,11 +14,7 @@ pub(crate) fn forward(build: &Build, loss: Loss, x: Value, y: Value, ids: &Ids) 
         Loss::Dlr => ("dlr_forward", "dlr"),
     };
     Dispatch {
-        kernel: Kernel {
-            entry,
-            consts: vec![("K", x.dims.c as u32), ("WG", size)],
-            storage: build.target.storage,
-        },
+        kernel: Kernel { entry, consts: vec![("K", x.dims.c as u32), ("WG", size)], storage: build.target.storage },
         layer: layer.into(),
         bindings: vec![
             ("x", x.id),

@@ -44,9 +44,8 @@ pub(crate) fn steps(build: &Build, rule: Rule, d: Dims, ids: &Ids) -> Option<Ste
     let gradient = [("dx", ids.dx), ("zero_gradients", ids.zero_gradients), ("health", ids.health)];
     let remembers = [&gradient[..], &[("memory", ids.memory), ("states", ids.states)]].concat();
     let start = |kind| Some(dispatch("ball_start", "start", &[("KIND", kind)], &[]));
-    let gathers = |lookahead, slots| {
-        dispatch("momentum_step", "step", &[("LOOKAHEAD", lookahead), ("SLOTS", slots)], &remembers)
-    };
+    let gathers =
+        |lookahead, slots| dispatch("momentum_step", "step", &[("LOOKAHEAD", lookahead), ("SLOTS", slots)], &remembers);
     let (start, step) = match rule {
         Rule::Sign => return None,
         Rule::Momentum => (None, gathers(0, 1)),

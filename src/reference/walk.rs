@@ -1,7 +1,7 @@
 //! The random starts and the steps of every rule, in f32: one sample's way, bit for bit that of `shaders/step.wgsl` and
 //! `shaders/rules.wgsl` (starts that need logarithms and cosines: to a few units in the last place).
 
-use crate::attack::{AHEAD, BEST, BEST_GRADIENT, FOUND, GATHERED, OLD, Norm, Rule, Sample, State, Stream, philox};
+use crate::attack::{AHEAD, BEST, BEST_GRADIENT, FOUND, GATHERED, Norm, OLD, Rule, Sample, State, Stream, philox};
 
 /// Where a sample begins: at x0 + (2u − 1)·eps, u uniform in [0, 1) by the sample's own random numbers, clamped as a step
 /// is; at the clean image `x0` itself where the sample asks for no random start.
@@ -90,9 +90,19 @@ fn flushed(v: f32) -> f32 {
     if Sign::of(v) == Sign::Zero { 0.0 } else { v }
 }
 
+/// A product, rounded before anything is added to it.
+fn times(a: f32, b: f32) -> f32 {
+    flushed(a * b)
+}
+
 /// A gradient's value without what is none: subnormals, infinities and NaN are zero.
 fn sound(v: f32) -> f32 {
     if matches!(Sign::of(v), Sign::Plus | Sign::Minus) { v } else { 0.0 }
+}
+
+/// What to multiply with to divide by `v`; 0 where v is none.
+fn inverse_of(v: f32) -> f32 {
+    if v > 0.0 { 1.0 / v } else { 0.0 }
 }
 
 /// A power of two that brings the largest value near 1.
@@ -123,7 +133,7 @@ fn on_the_cube(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32)) -> Ve
     let top = (0..x0.len()).fold(0.0, |top: f32, i| top.max(noise(i).abs()));
     let eps = sample.eps;
     let place = |(i, x0): (usize, &f32)| {
-        let d = flushed(noise(i) / top * eps);
+        let d = times(times(noise(i), inverse_of(top)), eps);
         (x0 + d).max(bounds.0.max(x0 - eps)).min(bounds.1.min(x0 + eps))
     };
     x0.iter().enumerate().map(place).collect()
@@ -140,11 +150,12 @@ fn on_the_ball(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32), withi
         let angle = std::f32::consts::TAU * (b >> 8) as f32 / (1 << 24) as f32;
         (-2.0 * above_zero(a).ln()).sqrt() * angle.cos()
     };
-    let length = total(x0.len(), |i, sum| noise(i).mul_add(noise(i), sum)).sqrt();
+    let length = total(x0.len(), |i, sum| sum + times(noise(i), noise(i))).sqrt();
     // The share of a ball's volume within r is (r / eps)^values.
     let share = if within { (above_zero(words(u32::MAX)[0]).log2() / x0.len() as f32).exp2() } else { 1.0 };
     let radius = sample.eps * share;
-    let place = |(i, x0): (usize, &f32)| (x0 + flushed(noise(i) / length * radius)).max(bounds.0).min(bounds.1);
+    let place =
+        |(i, x0): (usize, &f32)| (x0 + times(times(noise(i), inverse_of(length)), radius)).max(bounds.0).min(bounds.1);
     x0.iter().enumerate().map(place).collect()
 }
 
@@ -231,13 +242,13 @@ impl<'a> Walk<'a> {
     fn momentum(&mut self, gradient: &[f32]) {
         let (len, s) = (self.x.len(), self.sample);
         let scale = scale_of(gradient);
-        let mean = total(len, |i, sum| sum + (sound(gradient[i]) * scale).abs()) / len as f32;
+        let mean = total(len, |i, sum| sum + (sound(gradient[i]) * scale).abs()) * (1.0 / len as f32);
+        let inverse = inverse_of(mean);
         let is_first = self.state.iteration == 0;
-        let reach = self.signed(s.step_size * s.momentum);
+        let reach = self.signed(times(s.step_size, s.momentum));
         for i in 0..len {
             let kept = if is_first { 0.0 } else { self.memory[GATHERED * len + i] };
-            let new = if mean > 0.0 { sound(gradient[i]) * scale / mean } else { 0.0 };
-            let g = flushed(s.momentum.mul_add(kept, new));
+            let g = flushed(times(s.momentum, kept) + times(sound(gradient[i]) * scale, inverse));
             self.memory[GATHERED * len + i] = g;
             let looks_ahead = self.rule == Rule::Lookahead;
             let here = if looks_ahead && !is_first { self.memory[AHEAD * len + i] } else { self.x[i] };
@@ -246,7 +257,7 @@ impl<'a> Walk<'a> {
             if looks_ahead {
                 self.memory[AHEAD * len + i] = next;
                 if self.state.iteration + 1 < s.steps {
-                    self.x[i] = reach.mul_add(g, next);
+                    self.x[i] = next + times(reach, g);
                 }
             }
         }
@@ -255,21 +266,21 @@ impl<'a> Walk<'a> {
 
     /// Pulled back to the L2 ball, then within the bounds: `far` is the distance.
     fn pull(&self, i: usize, x: f32, far: f32) -> f32 {
-        let pull = if far > self.sample.eps { self.sample.eps / far } else { 1.0 };
-        (x - self.x0[i]).mul_add(pull, self.x0[i]).max(self.bounds.0).min(self.bounds.1)
+        let pull = if far > self.sample.eps { self.sample.eps * (1.0 / far) } else { 1.0 };
+        (self.x0[i] + times(x - self.x0[i], pull)).max(self.bounds.0).min(self.bounds.1)
     }
 
     fn distance(&self, x: impl Fn(usize) -> f32) -> f32 {
-        total(self.x.len(), |i, sum| (x(i) - self.x0[i]).mul_add(x(i) - self.x0[i], sum)).sqrt()
+        total(self.x.len(), |i, sum| sum + times(x(i) - self.x0[i], x(i) - self.x0[i])).sqrt()
     }
 
     fn l2(&mut self, gradient: &[f32]) {
         let scale = scale_of(gradient);
         let g: Vec<f32> = gradient.iter().map(|g| sound(*g) * scale).collect();
-        let length = total(g.len(), |i, sum| g[i].mul_add(g[i], sum)).sqrt();
-        let unit = |i: usize| if length > 0.0 { flushed(g[i] / length) } else { 0.0 };
+        let inverse = inverse_of(total(g.len(), |i, sum| sum + times(g[i], g[i])).sqrt());
+        let unit = |i: usize| times(g[i], inverse);
         let size = self.signed(self.sample.step_size);
-        let moved: Vec<f32> = self.x.iter().enumerate().map(|(i, x)| size.mul_add(unit(i), *x)).collect();
+        let moved: Vec<f32> = self.x.iter().enumerate().map(|(i, x)| *x + times(size, unit(i))).collect();
         let far = self.distance(|i| moved[i]);
         self.x = (0..g.len()).map(|i| flushed(self.pull(i, moved[i], far))).collect();
     }
@@ -329,11 +340,11 @@ impl<'a> Walk<'a> {
             self.x = self.candidate().to_vec();
             return;
         }
-        let share = if is_first { 1.0 } else { 0.75 };
+        let (share, rest) = if is_first { (1.0, 0.0) } else { (0.75, 0.25) };
         let size = self.state.step_size;
         let mix = |walk: &Self, i: usize, z: f32| {
             let here = walk.x[i];
-            (here - walk.memory[OLD * len + i]).mul_add(1.0 - share, (z - here).mul_add(share, here))
+            here + times(z - here, share) + times(here - walk.memory[OLD * len + i], rest)
         };
         let next: Vec<f32> = match norm {
             Norm::Linf => (0..len)
@@ -345,9 +356,9 @@ impl<'a> Walk<'a> {
                 })
                 .collect(),
             Norm::L2 => {
-                let length = total(len, |i, sum| g[i].mul_add(g[i], sum)).sqrt();
-                let unit = |i: usize| if length > 0.0 { flushed(g[i] / length) } else { 0.0 };
-                let moved: Vec<f32> = (0..len).map(|i| self.signed(size).mul_add(unit(i), self.x[i])).collect();
+                let inverse = inverse_of(total(len, |i, sum| sum + times(g[i], g[i])).sqrt());
+                let unit = |i: usize| times(g[i], inverse);
+                let moved: Vec<f32> = (0..len).map(|i| self.x[i] + times(self.signed(size), unit(i))).collect();
                 let far = self.distance(|i| moved[i]);
                 let mixed: Vec<f32> = (0..len).map(|i| mix(self, i, self.pull(i, moved[i], far))).collect();
                 let farther = self.distance(|i| mixed[i]);

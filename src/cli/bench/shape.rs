@@ -385,7 +385,7 @@ mod tests {
             let shape: Shape = name.parse().unwrap();
             let model = shape.model().unwrap();
             let passes = shape.passes(&model, &Target { variant: Variant::Naive, ..Target::default() }).unwrap();
-            let count = if name.starts_with("image") { 9 } else { 2 - usize::from(name.starts_with("relu")) };
+            let count = if name.starts_with("image") { 10 } else { 2 - usize::from(name.starts_with("relu")) };
             assert_eq!(passes.len(), count, "{name}");
             for pass in passes {
                 assert!(pass.bytes(2) > pass.bytes(1), "{name} {}", pass.name);
