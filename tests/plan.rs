@@ -204,6 +204,16 @@ fn fits(plan: &Plan, n: u64, memory: u64) -> Result<(), String> {
     must(total <= memory, format!("{total} bytes in all"))
 }
 
+fn all(plan: &Plan) -> Vec<&Dispatch> {
+    plan.forward
+        .iter()
+        .chain([&plan.logits])
+        .chain(&plan.backward)
+        .chain([&plan.start, &plan.step])
+        .chain(plan.pixels.all())
+        .collect()
+}
+
 fn check_dispatches(plan: &Plan) {
     let limits = &plan.target().limits;
     for d in plan.dispatches() {

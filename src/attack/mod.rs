@@ -3,6 +3,7 @@
 //! Everything an image's fate depends on is its own: label, target, eps, step size, schedule, random numbers, best so far,
 //! health. Nothing here looks at two samples at once.
 
+mod least;
 mod loss;
 mod quantise;
 mod random;
@@ -10,12 +11,13 @@ mod rule;
 mod run;
 mod square;
 
+pub use least::{Least, Rung};
 pub use loss::Loss;
 pub use quantise::{budget, budget_l2, quantise, quantise_l2, snap};
 pub use random::{Stream, philox};
 pub(crate) use rule::{AHEAD, BEST, BEST_GRADIENT, FOUND, GATHERED, KEPT, NEAREST, OLD};
 pub use rule::{Rule, State, Trail};
-pub(crate) use run::{Pixels, Tried, Verdict, check_labels};
+pub(crate) use run::{Pixels, Tried, Verdict, check_labels, cross_entropy};
 pub(crate) use square::{halvings, hills, sides, tile};
 
 use crate::error::{Error, Result};
@@ -693,6 +695,14 @@ impl Attack {
     /// How often a sample is tried at most, for each class that is aimed at.
     pub fn restart_count(&self) -> u32 {
         self.restarts
+    }
+
+    /// Gradients and forward passes that so many steps cost, taken in so many attempts, what is delivered looked at included.
+    pub fn cost(&self, steps: u64, attempts: u64) -> (u64, u64) {
+        let ends = u64::from(self.rule().looks_at_the_last()) + 1 + u64::from(self.delivers_bytes());
+        let rule = self.rule();
+        let forward = steps * (1 + u64::from(rule.looks_twice())) + attempts * ends;
+        (if rule.needs_gradients() { steps } else { 0 }, forward)
     }
 
     /// True when the first step is taken from a random place of the ball.

@@ -3,11 +3,11 @@
 
 use super::engine::{Place, Runner};
 use super::{AttackArgs, Images, bytes, complain, forecast, load_images, load_model, positive, tell, warn};
-use crate::attack::{Attack, Loss, Method, Norm, Outcome, Targets};
+use crate::attack::{Attack, Loss, Method, Norm, Outcome, Own, Rung, Targets};
 use crate::data;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::report::{Config, DataFacts, Distance, Folder, Identity, ModelFacts, Opened, Report, Shard};
+use crate::report::{Config, DataFacts, Distance, Folder, Identity, Ladder, ModelFacts, Opened, Radius, Report, Shard};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::path::Path;
@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 const PLANNED: [&str; 1] = ["uap"];
 
 /// Eps where neither the user nor the weights say anything.
-fn default_eps(norm: Norm) -> &'static str {
+pub(super) fn default_eps(norm: Norm) -> &'static str {
     if norm == Norm::L2 { "0.5" } else { "8/255" }
 }
 
@@ -32,10 +32,8 @@ pub(super) fn run(args: &AttackArgs) -> Result<()> {
     for (flag, value) in [("--batch", args.batch), ("--limit", args.limit), ("--chunk", args.chunk)] {
         positive(flag, value)?;
     }
-    let asked = [("--eps", &args.eps), ("--step-size", &args.step_size)];
-    for (flag, value) in asked {
-        value.as_deref().map(|v| distance(flag, v)).transpose()?;
-    }
+    args.eps.as_deref().map(distances).transpose()?;
+    args.step_size.as_deref().map(|v| distance("--step-size", v)).transpose()?;
     let bounds = bounds(&args.bounds)?;
     let memory = bytes("--memory", &args.memory)?;
     let shard = args.shard.as_deref().map(Shard::parse).transpose()?;
@@ -84,7 +82,8 @@ pub(super) fn run(args: &AttackArgs) -> Result<()> {
     let opened = start.elapsed();
     let compiled = runner.compile_time();
 
-    let mut job = Job { attack, targets, images, config, runner, folder, end: identity.range().end };
+    let (end, step_is_given) = (identity.range().end, args.step_size.is_some());
+    let mut job = Job { attack, targets, images, config, runner, folder, end, step_is_given };
     job.folder = match job.attack_all_chunks(memory, args.chunk) {
         Ok(()) => job.folder,
         Err(e) => {
@@ -114,6 +113,8 @@ struct Job {
     folder: Folder,
     /// The sample after the last one.
     end: usize,
+    /// Whether steps have the length that was asked for, whatever the radius.
+    step_is_given: bool,
 }
 
 impl Job {
@@ -133,7 +134,8 @@ impl Job {
         if left == 0 {
             return Ok(());
         }
-        let held = forecast::images_in(memory, self.images.source.dims.len(), self.runner.engine().model().logits());
+        let rows = forecast::images_in(memory, self.images.source.dims.len(), self.runner.engine().model().logits());
+        let held = (rows / self.config.rows_each()).max(1);
         let step = self.step_time(held)?;
         self.announce(step, left);
         let chunk = match chunk {
@@ -162,8 +164,13 @@ impl Job {
             let more = if self.done() > 0 { "more " } else { "" };
             let steps = if c.steps == 1 { "1 step".into() } else { format!("{} steps", c.steps) };
             let restarts = if c.restarts == 1 { String::new() } else { format!(" × at most {} restarts", c.restarts) };
+            let radii = match &c.ladder {
+                Some(ladder) => format!(" × at most {} radii", ladder.rounds()),
+                None if c.radii.is_empty() => String::new(),
+                None => format!(" × {} radii", c.radii.len()),
+            };
             let time = forecast::words(time);
-            complain("note", &format!("about {time} for {left} {more}images × {steps}{restarts}"));
+            complain("note", &format!("about {time} for {left} {more}images × {steps}{restarts}{radii}"));
         }
     }
 
@@ -172,47 +179,76 @@ impl Job {
         while self.folder.next() < self.end {
             let first = self.folder.next();
             let end = (first + chunk).min(self.end);
-            let outcome = self.attack(first, end, bar)?;
+            let (outcome, rungs, time) = self.attack(first, end, bar)?;
             bar.set_position(self.done() as u64 * steps + (end - first) as u64 * steps);
-            self.folder.add(&outcome.0, outcome.1)?;
+            self.folder.add(&outcome, &rungs, time)?;
         }
         Ok(())
     }
 
-    /// Attacks the samples from `first` to `end`; gives the time that it took, without the compilation of kernels.
-    fn attack(&mut self, first: usize, end: usize, bar: &ProgressBar) -> Result<(Outcome, Duration)> {
+    /// Attacks the samples from `first` to `end`, each with all its radii; gives the rung of the ladder that each was turned on,
+    /// if there is one, and the time that it took, without the compilation of kernels.
+    fn attack(&mut self, first: usize, end: usize, bar: &ProgressBar) -> Result<Attacked> {
         let (pixels, compiled) = (self.pixels(first, end)?, self.runner.compile_time());
+        let (config, engine) = (&self.config, self.runner.engine());
+        let each = config.rows_each();
+        let labels = repeated(&self.images.source.labels[first..end], 1, each);
         let targets = match &self.targets {
-            Targets::Classes(classes) => Targets::Classes(classes[first..end].to_vec()),
+            Targets::Classes(classes) => Targets::Classes(repeated(&classes[first..end], 1, each)),
             rule => rule.clone(),
+        };
+        let mut progress = |steps| {
+            bar.inc(steps);
+            true
         };
         let attack = self.attack.clone().first_id(first as u64).targets(targets);
         let start = Instant::now();
-        let outcome =
-            attack.run_with(self.runner.engine(), &pixels, &self.images.source.labels[first..end], &mut |steps| {
-                bar.inc(steps);
-                true
-            })?;
+        let (outcome, rungs) = if let Some(ladder) = &config.ladder {
+            let rungs: Vec<Rung> =
+                (1..=ladder.rungs).map(|k| rung(config, &ladder.radius(k), self.step_is_given)).collect();
+            let found = attack.least(engine, &pixels, &labels, &rungs, &mut progress)?;
+            (found.outcome, found.rungs)
+        } else if config.radii.is_empty() {
+            (attack.run_with(engine, &pixels, &labels, &mut progress)?, Vec::new())
+        } else {
+            let own = |i: usize| {
+                config.radii.iter().map(move |r| Own {
+                    id: i as u64,
+                    eps: r.eps.value as f32,
+                    step_size: r.step_size.value as f32,
+                })
+            };
+            let attack = attack.each((first..end).flat_map(own).collect());
+            let pixels = repeated(&pixels, self.images.source.dims.len(), each);
+            (attack.run_with(engine, &pixels, &labels, &mut progress)?, Vec::new())
+        };
         let time = start.elapsed().saturating_sub(self.runner.compile_time().saturating_sub(compiled));
         match outcome.first_unhealthy() {
-            Some((i, health)) => Err(Error::NonFinite { sample: first + i, stage: health.describe().into() }),
-            None => Ok((outcome, time)),
+            Some((i, health)) => Err(Error::NonFinite { sample: first + i / each, stage: health.describe().into() }),
+            None => Ok((outcome, rungs, time)),
         }
     }
 
-    /// Pixels of the samples from `first` to `end`, within the bounds.
     fn pixels(&mut self, first: usize, end: usize) -> Result<Vec<f32>> {
-        let pixels = self.images.source.images(first..end)?;
-        if let Some((lo, hi)) = self.config.bounds
-            && let Some(i) = pixels.iter().position(|x| *x < lo || *x > hi)
-        {
-            let sample = first + i / self.images.source.dims.len();
-            let detail =
-                format!("pixel value {} of sample {sample} lies outside of the bounds {lo} to {hi}", pixels[i]);
-            return Err(Error::Data { place: self.images.source.name.clone(), detail });
-        }
-        Ok(pixels)
+        self.images.pixels(first..end, self.config.bounds)
     }
+}
+
+/// What came of a chunk, where on the ladder each of its samples was turned, and how long it took.
+type Attacked = (Outcome, Vec<Option<usize>>, Duration);
+
+/// Each item, of `size` values, `times` times over.
+fn repeated<T: Copy>(values: &[T], size: usize, times: usize) -> Vec<T> {
+    if times == 1 {
+        return values.to_vec();
+    }
+    values.chunks(size).flat_map(|item| item.repeat(times)).collect()
+}
+
+/// A radius of the ladder, with the step that a run of its own would have.
+fn rung(config: &Config, eps: &Distance, step_is_given: bool) -> Rung {
+    let step = if step_is_given { config.step_size.clone() } else { default_step(config.method, eps, config.steps) };
+    Rung { eps: eps.value as f32, step_size: step.value as f32 }
 }
 
 fn method(name: &str) -> Result<Method> {
@@ -226,12 +262,26 @@ fn method(name: &str) -> Result<Method> {
 }
 
 /// What a flag names.
-fn named<T: FromStr<Err = Error>>(flag: &str, name: &str) -> Result<T> {
+pub(super) fn named<T: FromStr<Err = Error>>(flag: &str, name: &str) -> Result<T> {
     name.parse().map_err(|e| Error::Usage(format!("{flag}: {e}")))
 }
 
+/// Reads one radius or several, none twice.
+fn distances(text: &str) -> Result<Vec<Distance>> {
+    let list = text.split(',').map(|one| distance("--eps", one)).collect::<Result<Vec<_>>>()?;
+    for (i, eps) in list.iter().enumerate() {
+        if list.len() > 1 && eps.value.is_infinite() {
+            return Err(Error::Usage(format!("--eps {text}: inf cannot be one of several")));
+        }
+        if list[..i].iter().any(|earlier| earlier.value == eps.value) {
+            return Err(Error::Usage(format!("--eps {text}: {} is there twice", eps.text)));
+        }
+    }
+    Ok(list)
+}
+
 /// Reads a distance: a decimal, a fraction, or `inf`.
-fn distance(flag: &str, text: &str) -> Result<Distance> {
+pub(super) fn distance(flag: &str, text: &str) -> Result<Distance> {
     let text = text.trim();
     let number = |t: &str| t.trim().parse::<f64>().ok().filter(|v| !v.is_nan());
     let value = match text.split_once('/') {
@@ -246,7 +296,7 @@ fn distance(flag: &str, text: &str) -> Result<Distance> {
     }
 }
 
-fn bounds(text: &str) -> Result<Option<(f32, f32)>> {
+pub(super) fn bounds(text: &str) -> Result<Option<(f32, f32)>> {
     if text == "none" {
         return Ok(None);
     }
@@ -276,18 +326,19 @@ fn configure(
             .transpose()
     };
     // What the weights suggest is an L∞ radius.
-    let (eps, from_weights) = match (&args.eps, suggested(&model.eps, "eps")?.filter(|_| norm == Norm::Linf)) {
-        (Some(text), _) => (distance("--eps", text)?, false),
-        (None, Some(eps)) => (eps, true),
-        (None, None) => (distance("--eps", default_eps(norm))?, false),
+    let (list, from_weights) = match (&args.eps, suggested(&model.eps, "eps")?.filter(|_| norm == Norm::Linf)) {
+        (Some(text), _) => (distances(text)?, false),
+        (None, Some(eps)) => (vec![eps], true),
+        (None, None) => (vec![distance("--eps", default_eps(norm))?], false),
     };
+    let largest = list.iter().max_by(|a, b| a.value.total_cmp(&b.value));
+    let eps = largest.cloned().ok_or_else(|| Error::Usage("--eps: no distance".into()))?;
     let steps = args.steps.unwrap_or(method.default_steps());
     let hint = suggested(&model.step_size, "step_size")?.filter(|_| from_weights && steps == 10);
     if args.step_size.is_some() && !method.has_step_size() {
         return Err(Error::Usage(format!("--step-size: {} has none", method.name())));
     }
     let step_size = match (&args.step_size, method, hint) {
-        _ if !method.has_step_size() => Distance { text: "0".into(), value: 0.0 },
         (Some(text), ..) => distance("--step-size", text)?,
         _ if !method.has_step_size() => Distance { text: "0".into(), value: 0.0 },
         (None, Method::Ifgsm | Method::Pgd, Some(hint)) => hint,
@@ -297,6 +348,13 @@ fn configure(
         (None, Method::Fgsm, _) => eps.clone(),
         (None, ..) => default_step(method, &eps, steps),
     };
+    let ladder = if args.min_eps { Some(ladder(args, &list, norm, bounds)?) } else { None };
+    let step_of = |eps: &Distance| match &args.step_size {
+        Some(_) => step_size.clone(),
+        None => default_step(method, eps, steps),
+    };
+    let radii = list.iter().map(|eps| Radius { eps: eps.clone(), step_size: step_of(eps) });
+    let radii = if list.len() > 1 { radii.collect() } else { Vec::new() };
     if args.momentum.is_some() && !method.has_momentum() {
         return Err(Error::Usage(format!("--momentum: {} has none", method.name())));
     }
@@ -327,11 +385,33 @@ fn configure(
         attack_all: args.attack_all,
         seed: args.seed,
         limit: args.limit,
+        radii,
+        ladder,
     })
 }
 
+/// The radii among which the smallest is looked for: grey levels where pixels have them.
+fn ladder(args: &AttackArgs, list: &[Distance], norm: Norm, bounds: Option<(f32, f32)>) -> Result<Ladder> {
+    let [eps] = list else {
+        return Err(Error::Usage("--min-eps looks for one radius up to --eps: give one, not several".into()));
+    };
+    let fail = |why: &str| Err(Error::Usage(format!("--min-eps: eps {} {why}", eps.text)));
+    if eps.value.is_infinite() {
+        return fail("must be finite");
+    }
+    if args.attack_all {
+        return Err(Error::Usage("--min-eps: images that are wrong when clean have none (--attack-all)".into()));
+    }
+    let in_levels = norm == Norm::Linf && bounds == Some((0.0, 1.0)) && !args.no_quantize;
+    let ladder = if in_levels { Ladder::levels(eps.value) } else { Ladder::parts(eps.value) };
+    ladder.map_or_else(|| fail("is less than one grey level"), Ok)
+}
+
 /// The method's own step length, written as eps is: 2/255 for ten steps of 8/255.
-fn default_step(method: Method, eps: &Distance, steps: u32) -> Distance {
+pub(super) fn default_step(method: Method, eps: &Distance, steps: u32) -> Distance {
+    if method == Method::Fgsm {
+        return eps.clone();
+    }
     let (eps_part, divisor) = match eps.text.split_once('/') {
         Some((n, d)) => (n.trim().parse().unwrap_or(eps.value), Some(d.trim())),
         None => (eps.value, None),
@@ -382,7 +462,7 @@ fn targets(samples: usize, classes: usize, config: &mut Config) -> Result<Target
 }
 
 /// A bar on standard error, drawn only on a terminal; `done` was done by an earlier process.
-fn progress_bar(total: u64, done: u64) -> ProgressBar {
+pub(super) fn progress_bar(total: u64, done: u64) -> ProgressBar {
     if !std::io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
@@ -396,25 +476,39 @@ fn progress_bar(total: u64, done: u64) -> ProgressBar {
 /// What a user should know before trusting a result.
 fn advise(report: &Report) {
     let config = &report.identity.config;
-    let (eps, reach) = (config.eps.value, config.step_size.value * f64::from(config.steps));
-    if config.method.has_step_size() && eps.is_finite() && reach < eps * (1.0 - 1e-9) {
-        warn(format!("{} steps of {} do not reach eps {}", config.steps, config.step_size.text, config.eps.text));
-    }
-    if config.delivers_bytes() {
-        let effective = f64::from(config.effective_eps());
-        let levels = (effective * 255.0).round();
-        if levels < 1.0 && eps > 0.0 {
-            warn(format!(
-                "eps {} is less than one of 255 grey levels: nothing can be delivered in 8 bits (see --no-quantize)",
-                config.eps.text
-            ));
-        } else if eps <= 1.0 && (effective - eps).abs() > 1e-6 {
-            warn(format!("8-bit images change by at most {levels}/255, not by eps {}", config.eps.text));
+    let only = [Radius { eps: config.eps.clone(), step_size: config.step_size.clone() }];
+    let radii = if config.radii.is_empty() { &only[..] } else { &config.radii[..] };
+    for Radius { eps, step_size } in radii {
+        let reach = step_size.value * f64::from(config.steps);
+        if config.method.has_step_size() && eps.value.is_finite() && reach < eps.value * (1.0 - 1e-9) {
+            warn(format!("{} steps of {} do not reach eps {}", config.steps, step_size.text, eps.text));
+        }
+        if config.delivers_bytes() {
+            advise_of_radius(eps, f64::from(config.effective(eps.value)));
         }
     }
-    if report.statistics.snapped > 0.0 {
-        let moved = report.statistics.snapped * 255.0;
-        complain("note", &format!("clean images were rounded to 8 bits, by at most {moved:.3}/255"));
+    if config.delivers_bytes() {
+        advise_of_snapping(report.statistics.snapped);
+    }
+}
+
+/// What 8 bits do to a radius, of which `effective` can be delivered.
+pub(super) fn advise_of_radius(eps: &Distance, effective: f64) {
+    let levels = (effective * 255.0).round();
+    if levels < 1.0 && eps.value > 0.0 {
+        warn(format!(
+            "eps {} is less than one of 255 grey levels: nothing can be delivered in 8 bits (see --no-quantize)",
+            eps.text
+        ));
+    } else if eps.value <= 1.0 && (effective - eps.value).abs() > 1e-6 {
+        warn(format!("8-bit images change by at most {levels}/255, not by eps {}", eps.text));
+    }
+}
+
+/// What 8 bits did to clean images.
+pub(super) fn advise_of_snapping(snapped: f32) {
+    if snapped > 0.0 {
+        complain("note", &format!("clean images were rounded to 8 bits, by at most {:.3}/255", snapped * 255.0));
     }
 }
 

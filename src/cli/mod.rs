@@ -5,9 +5,12 @@ mod attack;
 mod bench;
 mod devices;
 mod engine;
+mod eval;
 mod forecast;
 mod info;
 mod merge;
+mod specs;
+mod thresholds;
 mod tune;
 mod verify;
 
@@ -19,6 +22,7 @@ use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::fmt::Display;
 use std::io::{self, Write};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -53,6 +57,14 @@ enum Command {
          signstep attack --method fgsm --untargeted --eps 0.1 --limit 50 --out fgsm-out\n\n{ENVIRONMENT}"
     ))]
     Attack(Box<AttackArgs>),
+    /// Evaluate a network against a list of attacks: an image counts as robust when none of them turns it
+    #[command(after_help = format!(
+        "Examples:\n  \
+         signstep eval --limit 100\n  \
+         signstep eval --attacks fgsm,pgd:steps=40:restarts=5,apgd:loss=dlr --eps 0.1 --out evaluated\n  \
+         signstep eval --fail-under robust_accuracy=0.45 --time-budget 10m\n\n{ENVIRONMENT}"
+    ))]
+    Eval(Box<EvalArgs>),
     /// Check a network on labelled images: accuracy, and its logits against those of another program
     #[command(after_help = format!(
         "Examples:\n  \
@@ -113,9 +125,14 @@ struct AttackArgs {
     /// apgd-t: dlr; for square: margin; fab-t follows the difference of two logits]
     #[arg(long, value_name = "NAME", help_heading = "Attack")]
     loss: Option<String>,
-    /// Radius in the norm, or inf [default: what the weights suggest for linf, else 8/255; for l2: 0.5]
-    #[arg(long, value_name = "DISTANCE", allow_hyphen_values = true, help_heading = "Attack")]
+    /// Radius in the norm, or inf; several with commas between them, 0 among them, are run at once, with a row for each image
+    /// and radius [default: what the weights suggest for linf, else 8/255; for l2: 0.5]
+    #[arg(long, value_name = "DISTANCE[,…]", allow_hyphen_values = true, help_heading = "Attack")]
     eps: Option<String>,
+    /// Find the smallest radius up to eps that turns each image, by bisection: in whole grey levels, or in l2 and without
+    /// 8-bit values in 64ths of eps
+    #[arg(long, help_heading = "Attack")]
+    min_eps: bool,
     /// Step length [default: 2.5·eps/steps; for fgsm: eps; for mifgsm and nifgsm: eps/steps; for apgd and apgd-t, of the
     /// first step: 2·eps; fab-t and square have none]
     #[arg(
@@ -180,13 +197,76 @@ struct AttackArgs {
     answer: AnswerArgs,
 }
 
+/// What `eval` can be told. What `attack` has as well means the same.
+#[derive(Args, Debug)]
+struct EvalArgs {
+    /// Weights (safetensors) [default: digits-cnn, inside the program]
+    #[arg(long, value_name = "FILE", help_heading = "Input")]
+    model: Option<PathBuf>,
+    /// Images and labels, as for attack [default: the 450 held-out digits inside the program]
+    #[arg(long, value_name = "PATH", help_heading = "Input")]
+    data: Option<PathBuf>,
+    /// Read only the first N images
+    #[arg(long, value_name = "N", help_heading = "Input")]
+    limit: Option<usize>,
+    /// Attacks in their order, with commas between them: a method each, and after colons what it shall differ in (steps,
+    /// step-size, restarts, loss, momentum, targets, classes), as in fgsm,pgd:steps=40:restarts=5,apgd:loss=dlr
+    /// [default: apgd:loss=ce,apgd-t; with fewer than 4 classes: apgd:loss=ce,apgd:loss=margin]
+    #[arg(long, value_name = "LIST", help_heading = "Attack")]
+    attacks: Option<String>,
+    /// A list that is known by name, with its own settings
+    #[arg(long, value_enum, conflicts_with = "attacks", help_heading = "Attack")]
+    suite: Option<specs::Suite>,
+    /// What eps is measured in: linf, the largest change of any pixel value, or l2, the Euclidean length of the change
+    #[arg(long, value_name = "NAME", default_value = "linf", help_heading = "Attack")]
+    norm: String,
+    /// Radius in the norm [default: what the weights suggest for linf, else 8/255; for l2: 0.5]
+    #[arg(long, value_name = "DISTANCE", allow_hyphen_values = true, help_heading = "Attack")]
+    eps: Option<String>,
+    /// Smallest and largest pixel value, or none for inputs that are no pixels
+    #[arg(long, value_name = "LO,HI|none", default_value = "0,1", allow_hyphen_values = true, help_heading = "Attack")]
+    bounds: String,
+    /// Deliver floats instead of 8-bit values
+    #[arg(long, alias = "no-quantise", help_heading = "Attack")]
+    no_quantize: bool,
+    /// Seed of everything random
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Attack")]
+    seed: u64,
+    /// Device: part of its name, its index in `signstep devices`, or reference (CPU, f64, slow)
+    #[arg(long, value_name = "NAME|INDEX|reference", help_heading = "Running")]
+    device: Option<String>,
+    /// Largest number of images in one submission; results do not depend on it [default: what the device takes]
+    #[arg(long, value_name = "N", help_heading = "Running")]
+    batch: Option<usize>,
+    /// Largest memory for images and activations, on the host and on the device each: 512M, 2G, 1GiB
+    #[arg(long, value_name = "BYTES", default_value = "1G", help_heading = "Running")]
+    memory: String,
+    /// Largest number of images in memory at once; results do not depend on it [default: what memory holds]
+    #[arg(long, value_name = "N", help_heading = "Running")]
+    chunk: Option<usize>,
+    /// Do not begin an attack that would end later than this after the start (90s, 10m, 1h 30m); what is left out is said
+    #[arg(long, value_name = "TIME", help_heading = "Running")]
+    time_budget: Option<String>,
+    /// Exit code 1 where a rate is lower: clean_accuracy, or robust_accuracy (the lower of float and delivered); can be repeated
+    #[arg(long, value_name = "RATE=FRACTION", help_heading = "Output")]
+    fail_under: Vec<String>,
+    /// Folder for eval.json and eval.safetensors [default: none is written]
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    out: Option<PathBuf>,
+    /// Discard the evaluation that the folder holds
+    #[arg(long, help_heading = "Output")]
+    fresh: bool,
+    #[command(flatten)]
+    answer: AnswerArgs,
+}
+
 /// How a run is told on standard output.
 #[derive(Args, Debug)]
 struct AnswerArgs {
     /// What to print on standard output
     #[arg(long, value_enum, default_value_t, help_heading = "Output")]
     format: Format,
-    /// Print report.json: the same as --format json
+    /// Print JSON, as it is written to the folder: the same as --format json
     #[arg(long, conflicts_with = "format", help_heading = "Output")]
     json: bool,
 }
@@ -312,6 +392,7 @@ fn run(arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
     };
     let result = match cli.command {
         Some(Command::Attack(args)) => attack::run(&args),
+        Some(Command::Eval(args)) => eval::run(&args),
         Some(Command::Verify(args)) => verify::run(&args),
         Some(Command::Merge(args)) => merge::run(&args),
         Some(Command::Devices(args)) => devices::run(&args),
@@ -420,6 +501,23 @@ struct Images {
     source: data::Source,
     /// How many of them.
     samples: usize,
+}
+
+impl Images {
+    /// Pixels of the samples in `range`, all within the bounds.
+    fn pixels(&mut self, range: Range<usize>, bounds: Option<(f32, f32)>) -> Result<Vec<f32>> {
+        let first = range.start;
+        let pixels = self.source.images(range)?;
+        if let Some((lo, hi)) = bounds
+            && let Some(i) = pixels.iter().position(|x| *x < lo || *x > hi)
+        {
+            let sample = first + i / self.source.dims.len();
+            let detail =
+                format!("pixel value {} of sample {sample} lies outside of the bounds {lo} to {hi}", pixels[i]);
+            return Err(Error::Data { place: self.source.name.clone(), detail });
+        }
+        Ok(pixels)
+    }
 }
 
 /// Opens the data asked for, and checks that the network can take the images, and knows their labels.

@@ -1,6 +1,6 @@
 //! What a run is: everything that decides its bytes, and so what two runs must share for one to go on with the other.
 
-use super::Shard;
+use super::{Ladder, Radius, Shard};
 use crate::attack::{Attack, Loss, Method, Norm, budget};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -42,9 +42,9 @@ pub struct Config {
     pub targets: String,
     /// SHA-256 of those classes, if they came from a file.
     pub targets_sha256: Option<String>,
-    /// Radius.
+    /// Radius; the largest where there are several.
     pub eps: Distance,
-    /// Step length; 0 where the method has none.
+    /// Step length inside it; 0 where the method has none.
     pub step_size: Distance,
     /// Number of iterations.
     pub steps: u32,
@@ -67,6 +67,12 @@ pub struct Config {
     pub seed: u64,
     /// Largest number of samples read, if it was limited.
     pub limit: Option<usize>,
+    /// All radii in their order, where there are several: then every sample has a row for each of them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub radii: Vec<Radius>,
+    /// Where the smallest radius that turns a sample is looked for.
+    #[serde(rename = "min_eps", default, skip_serializing_if = "Option::is_none")]
+    pub ladder: Option<Ladder>,
 }
 
 fn write_method<S: Serializer>(method: &Method, to: S) -> Result<S::Ok, S::Error> {
@@ -93,7 +99,12 @@ impl Config {
 
     /// The radius that can be delivered: whole grey levels where bytes are.
     pub fn effective_eps(&self) -> f32 {
-        let eps = self.eps.value as f32;
+        self.effective(self.eps.value)
+    }
+
+    /// What of a radius can be delivered.
+    pub fn effective(&self, eps: f64) -> f32 {
+        let eps = eps as f32;
         if self.delivers_bytes() && self.norm == Norm::Linf { budget(eps) as f32 / 255.0 } else { eps }
     }
 
@@ -102,10 +113,21 @@ impl Config {
         self.targets == "none"
     }
 
-    /// Steps that a sample of a network with so many classes takes at most.
+    /// Rows that a sample has.
+    pub fn rows_each(&self) -> usize {
+        self.radii.len().max(1)
+    }
+
+    /// Place of the largest radius among several.
+    pub(super) fn largest(&self) -> usize {
+        (0..self.radii.len()).max_by(|a, b| self.radii[*a].eps.value.total_cmp(&self.radii[*b].eps.value)).unwrap_or(0)
+    }
+
+    /// Steps that a sample of a network with so many classes takes at most, at all radii together.
     pub fn steps_each(&self, classes: usize) -> u64 {
         let attack = Attack::new(self.method, self.norm, 0.0).restarts(self.restarts);
-        u64::from(self.steps) * attack.attempts(classes)
+        let rounds = self.ladder.map_or(self.rows_each() as u64, |ladder| ladder.rounds());
+        u64::from(self.steps) * attack.attempts(classes) * rounds
     }
 }
 
@@ -252,6 +274,8 @@ pub(crate) mod tests {
             attack_all: false,
             seed: 7,
             limit: None,
+            radii: Vec::new(),
+            ladder: None,
         }
     }
 

@@ -4,8 +4,8 @@
 //! `parts/run.json` can be gone on with, and a kill at any moment leaves one of the two.
 
 use super::config::differences;
-use super::tensors::{TensorFile, join, slots, with_views};
-use super::{Device, Identity, Report, Statistics, Timing, pictures, samples, table};
+use super::tensors::{Columns, TensorFile, join, slots, with_views};
+use super::{Device, Figures, Identity, Report, Timing, curve, pictures, samples, table};
 use crate::attack::Outcome;
 use crate::data::{hexadecimal, sha256, write_file, write_safetensors};
 use crate::error::{Error, Result};
@@ -23,9 +23,10 @@ pub(super) const TENSORS: &str = "adversarial.safetensors";
 const MARKDOWN: &str = "report.md";
 const SAMPLES: &str = "samples.csv";
 const SHEET: &str = "sheet.png";
+const CURVE: &str = "curve.svg";
 const IMAGES: &str = "images";
 /// All that a complete folder may hold, the report last.
-const NAMES: [&str; 6] = [TENSORS, SAMPLES, SHEET, IMAGES, MARKDOWN, REPORT];
+const NAMES: [&str; 7] = [TENSORS, SAMPLES, SHEET, CURVE, IMAGES, MARKDOWN, REPORT];
 
 const PARTS: &str = "parts";
 const MANIFEST: &str = "run.json";
@@ -53,7 +54,7 @@ pub struct Part {
     /// The sample after its last.
     pub end: usize,
     /// What came of it.
-    pub statistics: Statistics,
+    pub figures: Figures,
     attack_ms: f64,
     sample_steps: u64,
     /// SHA-256 of all of the above and the values of its tensors.
@@ -203,8 +204,8 @@ impl Folder {
             && (part.first..part.end) == range
             && range.start < range.end
             && range.end <= self.manifest.identity.range().end
-            && part.statistics.samples == range.len()
-            && found == slots(range.len(), self.dims, self.classes);
+            && part.figures.whole.samples == range.len()
+            && found == slots(range.len(), self.dims, self.classes, &self.manifest.identity.config);
         let hash = |hash: &mut Sha256| {
             found.iter().try_for_each(|slot| {
                 file.copy(&slot.name, &mut |bytes| {
@@ -226,22 +227,24 @@ impl Folder {
         self.parts.last().map_or(self.manifest.identity.range().start, |p| p.end)
     }
 
-    /// Keeps the outcome of the samples that begin at [`Folder::next`].
+    /// Keeps the outcome of the samples that begin at [`Folder::next`]: with several radii the rows of a sample beside each
+    /// other. `rungs` says on which rung of the ladder each was turned first; empty where that was not looked for.
     ///
     /// # Errors
     /// [`Error::Output`] naming the file.
-    pub fn add(&mut self, outcome: &Outcome, attack: Duration) -> Result<()> {
-        let first = self.next();
+    pub fn add(&mut self, outcome: &Outcome, rungs: &[Option<usize>], attack: Duration) -> Result<()> {
+        let (first, config) = (self.next(), &self.manifest.identity.config);
+        let columns = Columns::new(config, first, outcome.len(), rungs);
         let mut part = Part {
             run: self.run.clone(),
             first,
-            end: first + outcome.len(),
-            statistics: Statistics::new(outcome),
+            end: first + outcome.len() / config.rows_each(),
+            figures: Figures::new(config, outcome, rungs),
             attack_ms: attack.as_secs_f64() * 1e3,
             sample_steps: outcome.sample_steps(),
             sha256: String::new(),
         };
-        with_views(outcome, self.dims, |views| {
+        with_views(outcome, &columns, self.dims, |views| {
             part.sha256 = part.seal(|hash| {
                 views.iter().for_each(|(_, view)| hash.update(view.bytes()));
                 Ok(())
@@ -263,14 +266,14 @@ impl Folder {
         compile: Duration,
         gpu_bytes: Option<u64>,
     ) -> Result<(Report, Vec<&'static str>)> {
-        let statistics = self.parts.iter().fold(Statistics::default(), |sum, part| sum.plus(part.statistics));
+        let figures = self.parts.iter().fold(Figures::default(), |sum, part| sum.plus(part.figures.clone()));
         let attack = Duration::from_secs_f64(self.parts.iter().map(|p| p.attack_ms).sum::<f64>() / 1e3);
         let sample_steps = self.parts.iter().map(|p| p.sample_steps).sum();
-        let timing = Timing::new(statistics.samples, load, compile, attack, sample_steps);
+        let timing = Timing::new(figures.whole.samples, load, compile, attack, sample_steps);
         let files: Vec<PathBuf> = self.parts.iter().map(|p| self.path.join(PARTS).join(p.file())).collect();
         let devices = vec![self.manifest.device.clone()];
         let identity = self.manifest.identity.clone();
-        self.complete(&files, Report::new(identity, statistics, devices, timing, gpu_bytes))
+        self.complete(&files, Report::new(identity, figures, devices, timing, gpu_bytes))
     }
 
     /// Makes all files of the folder from `files`, which hold the samples of the run in order.
@@ -293,15 +296,26 @@ impl Folder {
         let staging = self.path.join(PARTS).join(STAGING);
         fs::create_dir(&staging).map_err(|e| output(&staging, e))?;
         let tensors = staging.join(TENSORS);
-        let sha256 = join(&tensors, files, range.len(), self.dims, self.classes)?;
+        let slots = slots(range.len(), self.dims, self.classes, &report.identity.config);
+        let sha256 = join(&tensors, files, &slots)?;
         report.files.insert(TENSORS.to_string(), sha256);
 
         let mut tensors = TensorFile::open(&tensors)?;
-        samples::write(&staging.join(SAMPLES), &mut tensors, range.clone())?;
+        samples::write(&staging.join(SAMPLES), &mut tensors, range.clone(), &report.identity.config)?;
         pictures::sheet(&staging.join(SHEET), &report, &mut tensors, range.clone(), self.dims)?;
         let mut names = vec![TENSORS, SAMPLES, SHEET];
+        if !report.eps.is_empty() {
+            curve::write(&staging.join(CURVE), &report)?;
+            names.push(CURVE);
+        }
         if report.identity.config.delivers_bytes() && matches!(self.dims.c, 1 | 3) {
-            pictures::images(&staging.join(IMAGES), &mut tensors, range, self.dims)?;
+            pictures::images(
+                &staging.join(IMAGES),
+                &mut tensors,
+                range,
+                self.dims,
+                report.identity.config.rows_each(),
+            )?;
             names.push(IMAGES);
         }
         write_file(&staging.join(MARKDOWN), format!("{}\n", table::markdown(&report)).as_bytes())?;
@@ -422,7 +436,7 @@ mod tests {
     }
 
     fn add(folder: &mut Folder) {
-        folder.add(&outcome(DIMS), Duration::from_millis(250)).unwrap();
+        folder.add(&outcome(DIMS), &[], Duration::from_millis(250)).unwrap();
     }
 
     fn finish(folder: Folder) -> Report {
@@ -467,7 +481,8 @@ mod tests {
         add(&mut whole);
         let report = finish(whole);
         let path = temp.path().join("out");
-        for moves in 0..=NAMES.len() {
+        // All names but the curve's.
+        for moves in 0..NAMES.len() {
             let mut folder = ready(&path);
             while folder.next() < 8 {
                 add(&mut folder);

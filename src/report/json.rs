@@ -1,7 +1,7 @@
 //! `report.json`: the figures of a run for other programs, and for this one when it is asked again. Fields keep their
 //! order; a change that could break a reader raises the schema version.
 
-use super::{Device, Identity, Statistics};
+use super::{Device, EpsRow, Figures, Identity, MinEps, Statistics};
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -60,7 +60,7 @@ fn round(x: f64) -> f64 {
 
 /// Shares that follow from the statistics; fractions.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-struct Rates {
+pub struct Rates {
     clean_accuracy: Option<f64>,
     success_rate: Option<f64>,
     success_rate_float: Option<f64>,
@@ -69,17 +69,36 @@ struct Rates {
     effective_eps: Option<f32>,
 }
 
+impl Rates {
+    pub(super) fn new(statistics: &Statistics, effective_eps: f32) -> Self {
+        Rates {
+            clean_accuracy: statistics.clean_accuracy(),
+            success_rate: statistics.success_rate(),
+            success_rate_float: statistics.success_rate_float(),
+            robust_accuracy: statistics.robust_accuracy(),
+            robust_accuracy_float: statistics.robust_accuracy_float(),
+            effective_eps: Some(effective_eps).filter(|e| e.is_finite()),
+        }
+    }
+}
+
 /// Everything that is known of a run that has ended, but for its tensors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// What was run on what.
     #[serde(flatten)]
     pub identity: Identity,
-    /// What came of it.
+    /// What came of it; at the largest radius where there are several.
     #[serde(flatten)]
     pub statistics: Statistics,
     #[serde(flatten)]
     rates: Rates,
+    /// What came of each radius, where there are several.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub eps: Vec<EpsRow>,
+    /// The smallest radii that turn samples, where they were looked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_eps: Option<MinEps>,
     /// SHA-256 of the files beside the report that the others can be made from.
     pub files: BTreeMap<String, String>,
     /// What it ran on.
@@ -97,22 +116,19 @@ impl Report {
     /// A report on `devices`, at least one, before there are files; rates follow from the statistics.
     pub(super) fn new(
         identity: Identity,
-        statistics: Statistics,
+        figures: Figures,
         devices: Vec<Device>,
         timing: Timing,
         gpu_bytes: Option<u64>,
     ) -> Self {
-        let rates = Rates {
-            clean_accuracy: statistics.clean_accuracy(),
-            success_rate: statistics.success_rate(),
-            success_rate_float: statistics.success_rate_float(),
-            robust_accuracy: statistics.robust_accuracy(),
-            robust_accuracy_float: statistics.robust_accuracy_float(),
-            effective_eps: Some(identity.config.effective_eps()).filter(|e| e.is_finite()),
-        };
+        let config = &identity.config;
+        let statistics = figures.whole;
+        let rates = Rates::new(&statistics, config.effective_eps());
+        let eps = EpsRow::all(config, &figures.radii);
+        let min_eps = config.ladder.map(|ladder| MinEps::new(&ladder, figures.rungs, statistics.attacked));
         let device = devices[0].clone();
         let devices = if devices.len() > 1 { devices } else { Vec::new() };
-        Report { identity, statistics, rates, files: BTreeMap::new(), device, devices, timing, gpu_bytes }
+        Report { identity, statistics, rates, eps, min_eps, files: BTreeMap::new(), device, devices, timing, gpu_bytes }
     }
 
     /// Reads `report.json`.
@@ -123,6 +139,15 @@ impl Report {
         let fail = |detail: String| Error::data(path.display().to_string(), detail);
         let bytes = fs::read(path).map_err(|e| fail(e.to_string()))?;
         serde_json::from_slice(&bytes).map_err(|e| fail(format!("no report of this program: {e}")))
+    }
+
+    /// What [`Report::new`] was given.
+    pub(super) fn figures(&self) -> Figures {
+        Figures {
+            whole: self.statistics,
+            radii: self.eps.iter().map(|row| row.statistics).collect(),
+            rungs: self.min_eps.as_ref().map_or_else(Vec::new, |least| least.counts.clone()),
+        }
     }
 
     /// All devices that the run was made on.
@@ -153,7 +178,16 @@ pub(crate) mod tests {
         let times = [0, 0, 500].map(Duration::from_millis);
         let timing = Timing::new(4, times[0], times[1], times[2], 40);
         let files = BTreeMap::from([("adversarial.safetensors".to_string(), "cc".to_string())]);
-        Report { files, ..Report::new(identity(4), statistics, vec![device()], timing, None) }
+        Report {
+            files,
+            ..Report::new(
+                identity(4),
+                Figures { whole: statistics, ..Figures::default() },
+                vec![device()],
+                timing,
+                None,
+            )
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::config::differences;
 use super::folder::{REPORT, TENSORS};
-use super::{Device, Folder, Identity, Opened, Report, Statistics, TensorFile, Timing};
+use super::{Device, Figures, Folder, Identity, Opened, Report, TensorFile, Timing};
 use crate::data::hexadecimal;
 use crate::error::{Error, Result};
 use crate::model::Dims;
@@ -61,15 +61,15 @@ pub fn merge(folders: &[PathBuf], out: &Path, fresh: bool) -> Result<(Report, Ve
             devices.push(device.clone());
         }
     }
-    let statistics = shards.iter().fold(Statistics::default(), |sum, (_, r)| sum.plus(r.statistics));
-    let samples = statistics.samples;
+    let figures = shards.iter().fold(Figures::default(), |sum, (_, r)| sum.plus(r.figures()));
+    let samples = figures.whole.samples;
     let timing = shards.iter().fold(Timing::default(), |sum, (_, r)| sum.plus(r.timing, samples));
     let gpu_bytes = shards.iter().filter_map(|(_, r)| r.gpu_bytes).max();
     let files: Vec<PathBuf> = shards.iter().map(|(folder, _)| folder.join(TENSORS)).collect();
     let (dims, classes) = shape;
     match Folder::open(out, whole.clone(), devices[0].clone(), dims, classes, fresh)? {
         Opened::Complete(report) => Ok((*report, Vec::new())),
-        Opened::Ready(folder) => folder.complete(&files, Report::new(whole, statistics, devices, timing, gpu_bytes)),
+        Opened::Ready(folder) => folder.complete(&files, Report::new(whole, figures, devices, timing, gpu_bytes)),
     }
 }
 

@@ -3,10 +3,16 @@
 //! table, sheet, pictures) is made from those two. Nothing here runs a network.
 
 mod config;
+mod curve;
+mod evaluation;
+mod evaluation_folder;
+mod evaluation_text;
 mod folder;
 mod json;
+mod ledger;
 mod merge;
 mod pictures;
+mod radii;
 mod samples;
 mod shard;
 mod sheet;
@@ -15,10 +21,15 @@ mod table;
 mod tensors;
 
 pub use config::{Config, DataFacts, Device, Distance, Identity, ModelFacts};
+pub use evaluation::{EvalConfig, EvalIdentity, EvalTiming, Evaluation, Rate, Struck};
+pub use evaluation_folder::{EvalFolder, EvalOpened};
+pub use evaluation_text::{evaluation_csv, evaluation_markdown, evaluation_table};
 pub use folder::{Folder, Opened, Part};
 pub(crate) use json::text as json_text;
-pub use json::{Report, Timing};
+pub use json::{Rates, Report, Timing};
+pub use ledger::{Evidence, Ledger, Tally};
 pub use merge::merge;
+pub use radii::{EpsRow, Figures, Ladder, MinEps, Radius};
 pub use shard::Shard;
 pub use statistics::{Statistics, wilson};
 pub use table::{blank, csv, markdown, table};

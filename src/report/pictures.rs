@@ -12,15 +12,25 @@ use std::path::Path;
 /// Pixels that are read at once.
 const BLOCK: usize = 1 << 22;
 
-/// Writes the delivered images of `ids`, each named by its index in the whole data set.
-pub(super) fn images(folder: &Path, tensors: &mut TensorFile, ids: Range<usize>, dims: Dims) -> Result<()> {
+/// Writes the delivered images of `ids`, each named by its index in the whole data set, and by the place of its radius where a
+/// sample has `each` rows.
+pub(super) fn images(
+    folder: &Path,
+    tensors: &mut TensorFile,
+    ids: Range<usize>,
+    dims: Dims,
+    each: usize,
+) -> Result<()> {
     fs::create_dir(folder).map_err(|e| fail(folder, &e))?;
     let one = dims.len().max(1);
     let block = (BLOCK / one).max(1);
-    for start in (0..ids.len()).step_by(block) {
-        let pixels = tensors.f32("adversarial", start..(start + block).min(ids.len()))?;
+    let all = ids.len() * each;
+    for start in (0..all).step_by(block) {
+        let pixels = tensors.f32("adversarial", start..(start + block).min(all))?;
         for (i, image) in pixels.chunks_exact(one).enumerate() {
-            let path = folder.join(format!("{:06}.png", ids.start + start + i));
+            let (id, radius) = (ids.start + (start + i) / each, (start + i) % each);
+            let name = if each == 1 { format!("{id:06}.png") } else { format!("{id:06}-{radius}.png") };
+            let path = folder.join(name);
             let byte = |c: usize, x: u32, y: u32| {
                 let at = (c * dims.h + y as usize) * dims.w + x as usize;
                 (image[at] * 255.0).round() as u8
@@ -37,7 +47,7 @@ pub(super) fn images(folder: &Path, tensors: &mut TensorFile, ids: Range<usize>,
     Ok(())
 }
 
-/// Writes the contact sheet.
+/// Writes the contact sheet, of the largest radius where there are several.
 pub(super) fn sheet(
     path: &Path,
     report: &Report,
@@ -45,12 +55,20 @@ pub(super) fn sheet(
     ids: Range<usize>,
     dims: Dims,
 ) -> Result<()> {
-    let all = 0..ids.len();
-    let attacked = tensors.flags("attacked", all.clone())?;
-    let success = tensors.flags("success", all.clone())?;
-    let labels = tensors.i64("labels", all)?;
-    let rows = Rows::read(tensors, &sheet::choose(&attacked, &success, &labels))?;
+    let (each, largest) = (report.identity.config.rows_each(), report.identity.config.largest());
+    let all = 0..ids.len() * each;
+    let attacked = strided(&tensors.flags("attacked", all.clone())?, largest, each);
+    let success = strided(&tensors.flags("success", all.clone())?, largest, each);
+    let labels = strided(&tensors.i64("labels", all)?, largest, each);
+    let chosen = sheet::choose(&attacked, &success, &labels);
+    let mut rows = Rows::read(tensors, &chosen.iter().map(|i| i * each + largest).collect::<Vec<_>>())?;
+    rows.index = chosen;
     sheet::sheet(report, &rows, ids.start, dims).save(path).map_err(|e| fail(path, &e))
+}
+
+/// Every `each`-th value, from `first` on.
+fn strided<T: Copy>(values: &[T], first: usize, each: usize) -> Vec<T> {
+    values.iter().skip(first).step_by(each).copied().collect()
 }
 
 fn fail(path: &Path, detail: &dyn std::fmt::Display) -> Error {

@@ -1,5 +1,6 @@
 //! `samples.csv`: one line a sample, for spreadsheets and data frames. Numbers only, so nothing needs quotes.
 
+use super::Config;
 use super::tensors::TensorFile;
 use crate::attack::argmax;
 use crate::error::{Error, Result};
@@ -13,13 +14,17 @@ const HEADER: &str = "id,label,target,clean_prediction,adversarial_prediction,at
 /// Samples that are read at once.
 const BLOCK: usize = 4096;
 
-/// Writes the samples of `tensors`, which are those of `ids` in the whole data set.
-pub(super) fn write(path: &Path, tensors: &mut TensorFile, ids: Range<usize>) -> Result<()> {
+/// Writes the samples of `tensors`, which are those of `ids` in the whole data set, row after row.
+pub(super) fn write(path: &Path, tensors: &mut TensorFile, ids: Range<usize>, config: &Config) -> Result<()> {
     let fail = |e: std::io::Error| Error::Output { place: path.display().to_string(), detail: e.to_string() };
     let mut out = BufWriter::new(File::create(path).map_err(fail)?);
-    writeln!(out, "{HEADER}").map_err(fail)?;
-    for start in (0..ids.len()).step_by(BLOCK) {
-        let rows = start..(start + BLOCK).min(ids.len());
+    let (each, all) = (config.rows_each(), ids.len() * config.rows_each());
+    let more = [("eps", !config.radii.is_empty()), ("min_eps", config.ladder.is_some())];
+    let more: Vec<&str> = more.into_iter().filter(|(_, there)| *there).map(|(name, _)| name).collect();
+    let header = more.iter().fold(HEADER.to_string(), |header, name| format!("{header},{name}"));
+    writeln!(out, "{header}").map_err(fail)?;
+    for start in (0..all).step_by(BLOCK) {
+        let rows = start..(start + BLOCK).min(all);
         let predictions = |tensors: &mut TensorFile, name: &str| -> Result<Vec<usize>> {
             let logits = tensors.f32(name, rows.clone())?;
             Ok(logits.chunks(logits.len() / rows.len()).map(argmax).collect())
@@ -30,11 +35,12 @@ pub(super) fn write(path: &Path, tensors: &mut TensorFile, ids: Range<usize>) ->
         let (attacked, success) = (tensors.flags("attacked", rows.clone())?, tensors.flags("success", rows.clone())?);
         let loss = tensors.f32("loss", rows.clone())?;
         let (linf, l2) = (tensors.f32("linf", rows.clone())?, tensors.f32("l2", rows.clone())?);
+        let more = more.iter().map(|name| tensors.f32(name, rows.clone())).collect::<Result<Vec<_>>>()?;
         for i in 0..rows.len() {
-            writeln!(
+            write!(
                 out,
                 "{},{},{},{},{},{},{},{},{},{}",
-                ids.start + rows.start + i,
+                ids.start + (rows.start + i) / each,
                 labels[i],
                 targets[i],
                 clean[i],
@@ -46,6 +52,8 @@ pub(super) fn write(path: &Path, tensors: &mut TensorFile, ids: Range<usize>) ->
                 l2[i]
             )
             .map_err(fail)?;
+            more.iter().try_for_each(|column| write!(out, ",{}", column[i])).map_err(fail)?;
+            writeln!(out).map_err(fail)?;
         }
     }
     out.into_inner().map_err(|e| fail(e.into_error()))?.sync_all().map_err(fail)

@@ -35,27 +35,32 @@ pub struct Statistics {
 impl Statistics {
     /// Counts.
     pub fn new(o: &Outcome) -> Self {
-        let count = |flags: &[bool]| flags.iter().filter(|f| **f).count();
+        Self::of(o, 0..o.len())
+    }
+
+    /// Counts of some of the rows.
+    pub fn of(o: &Outcome, rows: impl Iterator<Item = usize> + Clone) -> Self {
+        let count = |flags: &[bool]| rows.clone().filter(|i| flags[*i]).count();
         let k = o.clean_logits.len() / o.len().max(1);
         let still_right = |logits: &[f32]| {
             let right = |i: &usize| argmax(&logits[i * k..(i + 1) * k]) as i64 == o.labels[*i];
-            (0..o.len()).filter(|i| o.clean_correct[*i] && right(i)).count()
+            rows.clone().filter(|i| o.clean_correct[*i] && right(i)).count()
         };
         let pixels = (o.clean.len() / o.len().max(1)) as u64;
         let without = |i: &usize| o.steps_taken[*i] > 0 && o.zero_gradients[*i] >= pixels * o.steps_taken[*i];
         Statistics {
-            samples: o.len(),
+            samples: rows.clone().count(),
             clean_correct: count(&o.clean_correct),
             attacked: count(&o.attacked),
             successes: count(&o.success),
             successes_float: count(&o.success_float),
             robust: still_right(&o.adversarial_logits),
             robust_float: still_right(&o.float_logits),
-            max_perturbation: o.linf.iter().copied().fold(0.0, f32::max),
+            max_perturbation: rows.clone().map(|i| o.linf[i]).fold(0.0, f32::max),
             snapped: o.snapped,
-            zero_gradient_pixels: o.zero_gradients.iter().sum(),
-            samples_without_gradient: (0..o.len()).filter(without).count(),
-            nonfinite_samples: o.health.iter().filter(|h| !h.is_healthy()).count(),
+            zero_gradient_pixels: rows.clone().map(|i| o.zero_gradients[i]).sum(),
+            samples_without_gradient: rows.clone().filter(without).count(),
+            nonfinite_samples: rows.filter(|i| !o.health[*i].is_healthy()).count(),
         }
     }
 
@@ -117,7 +122,10 @@ pub fn wilson(part: usize, whole: usize) -> Option<(f64, f64)> {
     let centre = p + z * z / (2.0 * n);
     let spread = z * (p * (1.0 - p) / n + z * z / (4.0 * n * n)).sqrt();
     let scale = 1.0 + z * z / n;
-    Some((((centre - spread) / scale).max(0.0), ((centre + spread) / scale).min(1.0)))
+    // At the ends the two parts are equal, but for their rounding.
+    let low = if part == 0 { 0.0 } else { ((centre - spread) / scale).max(0.0) };
+    let high = if part == whole { 1.0 } else { ((centre + spread) / scale).min(1.0) };
+    Some((low, high))
 }
 
 #[cfg(test)]
@@ -196,6 +204,7 @@ pub(crate) mod tests {
         assert!(close(wilson(0, 10).unwrap(), (0.0, 0.2775)));
         assert!(close(wilson(10, 10).unwrap(), (0.7225, 1.0)));
         assert!(close(wilson(1, 2).unwrap(), (0.0945, 0.9055)));
+        assert_eq!((wilson(0, 100).unwrap().0, wilson(100, 100).unwrap().1), (0.0, 1.0));
         assert_eq!(wilson(0, 0), None);
     }
 }

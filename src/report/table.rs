@@ -1,15 +1,19 @@
 //! The table at the end of a run: what a person wants to know first, delivered bytes beside floats.
 
-use super::{Device, Report, levels};
+use super::{Device, EpsRow, Report, levels};
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Row, Table, TableStyle};
 use serde_json::Value;
 
 /// An empty table as this program draws them: three rules, the first column to the left, the others to the right.
 pub fn blank<const N: usize>(header: [&str; N]) -> Table {
+    empty(Row::from(header))
+}
+
+fn empty(header: Row) -> Table {
     let rule = || LineStyle::none().fill('─').junction('─');
     let style = TableStyle::new().top_border(rule()).header_separator(rule()).bottom_border(rule());
     let mut table = Table::new();
-    table.load_style(style).set_content_arrangement(ContentArrangement::Disabled).set_header(Row::from(header));
+    table.load_style(style).set_content_arrangement(ContentArrangement::Disabled).set_header(header);
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
@@ -18,26 +22,28 @@ pub fn blank<const N: usize>(header: [&str; N]) -> Table {
 
 /// A short summary for people, ending without a newline.
 pub fn table(report: &Report) -> String {
-    let mut table = blank(header(report));
-    for row in rows(report) {
-        table.add_row(row);
+    let mut lines = vec![headline(report), place(report)];
+    for (header, rows) in grids(report) {
+        let mut table = empty(Row::from(header));
+        for row in rows {
+            table.add_row(row);
+        }
+        lines.push(table.to_string());
     }
-    let lines = [headline(report), place(report), table.to_string(), format!("{}; {}", reach(report), pace(report))];
+    lines.push(format!("{}; {}", reach(report), pace(report)));
     lines.into_iter().chain(caution(report)).collect::<Vec<_>>().join("\n")
 }
 
 /// The same in Markdown, with everything that says what was run: fit for pasting.
 pub fn markdown(report: &Report) -> String {
     let i = &report.identity;
-    let line = |cells: [&str; 5]| format!("| {} |", cells.map(escaped).join(" | "));
-    let mut lines = vec![
-        format!("# {}", escaped(&headline(report))),
-        String::new(),
-        line(header(report)),
-        "|---|---:|---:|---:|---:|".into(),
-    ];
-    lines.extend(rows(report).iter().map(|row| line(row.each_ref().map(String::as_str))));
-    lines.push(String::new());
+    let line = |cells: &[String]| format!("| {} |", cells.iter().map(|c| escaped(c)).collect::<Vec<_>>().join(" | "));
+    let mut lines = vec![format!("# {}", escaped(&headline(report))), String::new()];
+    for (header, rows) in grids(report) {
+        lines.extend([line(&header), format!("|---|{}", "---:|".repeat(header.len() - 1))]);
+        lines.extend(rows.iter().map(|row| line(row)));
+        lines.push(String::new());
+    }
     lines.push(format!("{}.", reach(report)));
     lines.extend(caution(report).map(|c| format!("{c}.")));
     lines.push(String::new());
@@ -100,20 +106,80 @@ const COLUMNS: [(&str, &str); 27] = [
     ("sample_steps_per_s", "/timing/sample_steps_per_s"),
 ];
 
-/// The figures as a line of names and a line of values, so that the last lines of several runs make one table.
+/// The figures as a line of names and a line of values (one for each radius), so that the last lines of several runs make
+/// one table.
 pub fn csv(report: &Report) -> String {
     let json: Value = serde_json::from_str(&report.json()).unwrap_or_default();
-    let cell = |pointer: &str| match json.pointer(pointer) {
+    let radii = json["eps"].as_array().cloned().unwrap_or_default();
+    let at = |radius: &Value| {
+        let mut whole = json.clone();
+        for (name, value) in radius.as_object().into_iter().flatten() {
+            let place = if matches!(name.as_str(), "eps" | "step_size") { &mut whole["config"] } else { &mut whole };
+            place[name.as_str()] = value.clone();
+        }
+        whole
+    };
+    let lines = if radii.is_empty() { vec![json] } else { radii.iter().map(at).collect() };
+    let cell = |json: &Value, pointer: &str| match json.pointer(pointer) {
         None | Some(Value::Null) => String::new(),
         Some(Value::String(s)) => s.clone(),
         Some(other) => other.to_string(),
     };
     let mut out = csv::Writer::from_writer(Vec::new());
-    let written = out.write_record(COLUMNS.map(|(name, _)| name));
-    let written = written.and_then(|()| out.write_record(COLUMNS.map(|(_, pointer)| cell(pointer))));
-    // Both rows have as many fields as there are columns, and memory takes everything.
-    let bytes = written.ok().and_then(|()| out.into_inner().ok()).expect("two rows of one length");
+    let mut written = out.write_record(COLUMNS.map(|(name, _)| name));
+    for json in &lines {
+        written = written.and_then(|()| out.write_record(COLUMNS.map(|(_, pointer)| cell(json, pointer))));
+    }
+    // All rows have as many fields as there are columns, and memory takes everything.
+    let bytes = written.ok().and_then(|()| out.into_inner().ok()).expect("rows of one length");
     String::from_utf8_lossy(&bytes).trim_end().to_string()
+}
+
+/// A header and its rows.
+type Grid = (Vec<String>, Vec<Vec<String>>);
+
+/// The tables of a report: of its rates or its radii, and of the smallest radii where they were looked for.
+fn grids(report: &Report) -> Vec<Grid> {
+    if !report.eps.is_empty() {
+        return vec![radii(report)];
+    }
+    let owned = |cells: &[String]| cells.to_vec();
+    let rates = (header(report).map(String::from).to_vec(), rows(report).iter().map(|row| owned(row)).collect());
+    std::iter::once(rates).chain(least(report)).collect()
+}
+
+/// A line for each radius.
+fn radii(report: &Report) -> Grid {
+    let delivered = if report.identity.config.delivers_bytes() { "robust (8 bit)" } else { "robust" };
+    let header = ["eps", delivered, "95 %", "robust (float)", "95 %", "turned", "turned (float)"];
+    let interval = |ends: Option<(f64, f64)>| {
+        let (lo, hi) = ends.unwrap_or((0.0, 1.0));
+        format!("{} to {}", percent(Some(lo)), percent(Some(hi)))
+    };
+    let row = |row: &EpsRow| {
+        let s = &row.statistics;
+        vec![
+            row.eps.text.clone(),
+            percent(s.robust_accuracy()),
+            interval(row.robust_accuracy_95),
+            percent(s.robust_accuracy_float()),
+            interval(row.robust_accuracy_float_95),
+            percent(s.success_rate()),
+            percent(s.success_rate_float()),
+        ]
+    };
+    (header.map(String::from).to_vec(), report.eps.iter().map(row).collect())
+}
+
+/// The smallest radii, if they were looked for.
+fn least(report: &Report) -> Option<Grid> {
+    let (found, ladder) = (report.min_eps.as_ref()?, report.identity.config.ladder?);
+    let attacked = report.statistics.attacked;
+    let header = ["smallest eps that turns", "a quarter", "half", "three quarters", "turned at all"];
+    let mut row = vec!["of the attacked images".to_string()];
+    row.extend(found.words(&ladder, attacked));
+    row.push(percent(found.turned(attacked)));
+    Some((header.map(String::from).to_vec(), vec![row]))
 }
 
 fn header(report: &Report) -> [&'static str; 5] {
@@ -151,8 +217,16 @@ pub(super) fn headline(report: &Report) -> String {
     let aim = if c.is_untargeted() { "untargeted".to_string() } else { format!("targets {}", c.targets) };
     let steps = if c.steps == 1 { "1 step".to_string() } else { format!("{} steps", c.steps) };
     let restarts = if c.restarts == 1 { String::new() } else { format!(", {} restarts", c.restarts) };
-    let length = if c.method.has_step_size() { format!(" of {}", c.step_size.text) } else { String::new() };
-    format!("{}, {aim}, eps {}, {steps}{length}{restarts}", c.method.name(), c.eps.text)
+    let of_length = || if c.method.has_step_size() { format!(" of {}", c.step_size.text) } else { String::new() };
+    let (eps, length) = if c.ladder.is_some() {
+        (c.eps.text.clone(), String::new())
+    } else if c.radii.is_empty() {
+        (c.eps.text.clone(), of_length())
+    } else {
+        (c.radii.iter().map(|radius| radius.eps.text.as_str()).collect::<Vec<_>>().join(", "), String::new())
+    };
+    let least = if c.ladder.is_some() { "the smallest up to " } else { "" };
+    format!("{}, {aim}, eps {least}{eps}, {steps}{length}{restarts}", c.method.name())
 }
 
 fn place(report: &Report) -> String {

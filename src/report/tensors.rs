@@ -1,6 +1,7 @@
 //! The tensors of a run: written for each part, joined on disk, read again by rows. Never more than some rows of them are
 //! in memory.
 
+use super::{Config, Ladder};
 use crate::attack::Outcome;
 use crate::data::{Slot, View, stream_safetensors};
 use crate::error::{Error, Result};
@@ -154,54 +155,99 @@ impl TensorFile {
     }
 }
 
-/// The tensors of `n` samples, by name in sorted order.
-pub(super) fn slots(n: usize, dims: Dims, classes: usize) -> Vec<Slot> {
+/// What a row has in some runs only: empty where it has not.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(super) struct Columns {
+    /// Index of the sample in the whole data set, where samples have several rows.
+    pub sample: Vec<i64>,
+    /// Radius, where there are several.
+    pub eps: Vec<f32>,
+    /// The smallest radius that turns the sample, infinite where none does, where that was looked for.
+    pub min_eps: Vec<f32>,
+}
+
+impl Columns {
+    /// Of samples from `first` on, which have `rows` rows in all; `rungs` says where each was turned first.
+    pub(super) fn new(config: &Config, first: usize, rows: usize, rungs: &[Option<usize>]) -> Self {
+        let each = config.rows_each();
+        let many = if config.radii.is_empty() { 0..0 } else { 0..rows };
+        let least = |ladder: Ladder| {
+            let eps = |rung: &Option<usize>| rung.map_or(f32::INFINITY, |k| ladder.radius(k as u32 + 1).value as f32);
+            rungs.iter().map(eps).collect()
+        };
+        Columns {
+            sample: many.clone().map(|row| (first + row / each) as i64).collect(),
+            eps: many.map(|row| config.radii[row % each].eps.value as f32).collect(),
+            min_eps: config.ladder.map_or_else(Vec::new, least),
+        }
+    }
+}
+
+/// The tensors of `n` samples of a run, by name in sorted order.
+pub(super) fn slots(n: usize, dims: Dims, classes: usize, config: &Config) -> Vec<Slot> {
+    let n = n * config.rows_each();
     let image = vec![n, dims.c, dims.h, dims.w];
     let (one, logits) = (vec![n], vec![n, classes]);
+    let (several, least) = (!config.radii.is_empty(), config.ladder.is_some());
+    let is_there = |name: &str| match name {
+        "eps" | "sample" => several,
+        "min_eps" => least,
+        _ => true,
+    };
     [
         ("adversarial", Dtype::F32, &image),
         ("adversarial_logits", Dtype::F32, &logits),
         ("attacked", Dtype::U8, &one),
         ("clean", Dtype::F32, &image),
         ("clean_logits", Dtype::F32, &logits),
+        ("eps", Dtype::F32, &one),
         ("l2", Dtype::F32, &one),
         ("labels", Dtype::I64, &one),
         ("linf", Dtype::F32, &one),
         ("loss", Dtype::F32, &one),
+        ("min_eps", Dtype::F32, &one),
+        ("sample", Dtype::I64, &one),
         ("success", Dtype::U8, &one),
         ("targets", Dtype::I64, &one),
     ]
+    .into_iter()
+    .filter(|(name, ..)| is_there(name))
     .map(|(name, dtype, shape)| Slot { name: name.into(), dtype, shape: shape.clone() })
-    .into()
+    .collect()
 }
 
 /// Calls `f` with the tensors of an outcome, in the order of [`slots`].
-pub(super) fn with_views<T>(o: &Outcome, dims: Dims, f: impl FnOnce(&[(&str, View<'_>)]) -> T) -> T {
+pub(super) fn with_views<T>(o: &Outcome, columns: &Columns, dims: Dims, f: impl FnOnce(&[(&str, View<'_>)]) -> T) -> T {
     let n = o.len();
     let k = o.clean_logits.len() / n.max(1);
     let flags = |flags: &[bool]| flags.iter().map(|f| u8::from(*f)).collect::<Vec<u8>>();
     let (attacked, success) = (flags(&o.attacked), flags(&o.success));
     let image = [n, dims.c, dims.h, dims.w];
-    f(&[
+    let Columns { sample, eps, min_eps } = columns;
+    let mut views = vec![
         ("adversarial", View::f32(&image, &o.adversarial)),
         ("adversarial_logits", View::f32(&[n, k], &o.adversarial_logits)),
         ("attacked", View::u8(&[n], &attacked)),
         ("clean", View::f32(&image, &o.clean)),
         ("clean_logits", View::f32(&[n, k], &o.clean_logits)),
+        ("eps", View::f32(&[eps.len()], eps)),
         ("l2", View::f32(&[n], &o.l2)),
         ("labels", View::i64(&[n], &o.labels)),
         ("linf", View::f32(&[n], &o.linf)),
         ("loss", View::f32(&[n], &o.loss)),
+        ("min_eps", View::f32(&[min_eps.len()], min_eps)),
+        ("sample", View::i64(&[sample.len()], sample)),
         ("success", View::u8(&[n], &success)),
         ("targets", View::i64(&[n], &o.targets)),
-    ])
+    ];
+    views.retain(|(name, view)| !(matches!(*name, "eps" | "min_eps" | "sample") && view.bytes().is_empty()));
+    f(&views)
 }
 
 /// Joins the samples of several files into one, tensor by tensor; gives its SHA-256. The bytes do not depend on how the
 /// samples were divided.
-pub(super) fn join(path: &Path, files: &[PathBuf], samples: usize, dims: Dims, classes: usize) -> Result<String> {
-    let slots = slots(samples, dims, classes);
-    stream_safetensors(path, &slots, &Default::default(), &mut |slot, out| {
+pub(super) fn join(path: &Path, files: &[PathBuf], slots: &[Slot]) -> Result<String> {
+    stream_safetensors(path, slots, &Default::default(), &mut |slot, out| {
         files.iter().try_for_each(|file| {
             TensorFile::open(file)?.copy(&slot.name, &mut |bytes| {
                 out.write_all(bytes)
@@ -249,6 +295,7 @@ impl Rows {
 
 #[cfg(test)]
 mod tests {
+    use super::super::config::tests::config;
     use super::super::statistics::tests::outcome;
     use super::*;
     use crate::data::write_safetensors;
@@ -260,11 +307,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let dims = Dims::new(1, 2, 3);
         let one = folder.path().join("one.safetensors");
-        with_views(&outcome(dims), dims, |views| write_safetensors(&one, views, &BTreeMap::new())).unwrap();
+        with_views(&outcome(dims), &Columns::default(), dims, |views| write_safetensors(&one, views, &BTreeMap::new()))
+            .unwrap();
         let twice = folder.path().join("twice.safetensors");
-        let sha256 = join(&twice, &[one.clone(), one.clone()], 8, dims, 2).unwrap();
+        let sha256 = join(&twice, &[one.clone(), one.clone()], &slots(8, dims, 2, &config())).unwrap();
         let again = folder.path().join("again.safetensors");
-        join(&again, std::slice::from_ref(&one), 4, dims, 2).unwrap();
+        join(&again, std::slice::from_ref(&one), &slots(4, dims, 2, &config())).unwrap();
         assert_eq!(fs::read(&again).unwrap(), fs::read(&one).unwrap());
         let hash = crate::data::sha256([fs::read(&twice).unwrap().as_slice()]);
         assert_eq!(hash, sha256);
@@ -272,13 +320,14 @@ mod tests {
         let (mut file, mut double) = (TensorFile::open(&one).unwrap(), TensorFile::open(&twice).unwrap());
         let mut sorted = double.slots();
         sorted.sort_by(|a, b| a.name.cmp(&b.name));
-        assert_eq!(sorted, slots(8, dims, 2));
+        assert_eq!(sorted, slots(8, dims, 2, &config()));
         let mut second = Rows::read(&mut double, &[4, 6]).unwrap();
         second.index = vec![0, 2];
         assert_eq!(second, Rows::read(&mut file, &[0, 2]).unwrap());
         assert_eq!(file.f64("l2", 0..1).unwrap(), [f64::from(2.0_f32 / 255.0)]);
         // Too few samples are noticed, and leave nothing.
-        assert!(join(&folder.path().join("x"), &[one], 5, dims, 2).unwrap_err().to_string().contains("bytes for"));
+        let five = slots(5, dims, 2, &config());
+        assert!(join(&folder.path().join("x"), &[one], &five).unwrap_err().to_string().contains("bytes for"));
         assert!(!folder.path().join("x").exists());
     }
 

@@ -1,0 +1,305 @@
+//! `signstep eval`: how many images stay right whatever is tried. One attack after the other, each on those that are left.
+
+use super::attack::{advise_of_radius, advise_of_snapping, bounds, default_eps, distance, named, progress_bar};
+use super::engine::{Place, Runner};
+use super::specs::{Shared, Spec, Suite, default_list, list};
+use super::thresholds::Threshold;
+use super::{EvalArgs, Format, Images, answer, bytes, complain, forecast, load_images, load_model, positive, warn};
+use crate::attack::{Attack, Norm, Own, snap};
+use crate::error::{Error, Result};
+use crate::model::Model;
+use crate::report::{
+    DataFacts, Distance, EvalConfig, EvalFolder, EvalIdentity, EvalOpened, EvalTiming, Evaluation, Ledger, ModelFacts,
+    Struck, Tally, evaluation_csv, evaluation_markdown, evaluation_table,
+};
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+/// An evaluation that takes longer than this is announced.
+const LONG: Duration = Duration::from_secs(5);
+
+/// An attack that took longer than this says more of the time of a step than a measurement of moments does.
+const TELLING: Duration = Duration::from_secs(1);
+
+pub(super) fn run(args: &EvalArgs) -> Result<()> {
+    // What can be refused without reading anything is refused first.
+    let begun = Instant::now();
+    let norm: Norm = named("--norm", &args.norm)?;
+    for (flag, value) in [("--batch", args.batch), ("--limit", args.limit), ("--chunk", args.chunk)] {
+        positive(flag, value)?;
+    }
+    let eps = args.eps.as_deref().map(|text| distance("--eps", text)).transpose()?;
+    let bounds = bounds(&args.bounds)?;
+    let memory = bytes("--memory", &args.memory)?;
+    let budget = args.time_budget.as_deref().map(time_budget).transpose()?;
+    let thresholds = args.fail_under.iter().map(|text| Threshold::parse(text)).collect::<Result<Vec<_>>>()?;
+    let (flag, specs) = match (args.suite, &args.attacks) {
+        (Some(suite), _) => ("--suite", Some(suite.specs()?)),
+        (None, Some(text)) => ("--attacks", Some(list("--attacks", text)?)),
+        (None, None) => ("--attacks", None),
+    };
+
+    let (model, model_sha256) = load_model(args.model.as_deref())?;
+    if model.logits() < 2 {
+        return Err(Error::Model { place: model.arch.clone(), detail: "has one class: nothing to turn to".into() });
+    }
+    let eps = eps.map_or_else(|| suggested_eps(&model, norm), Ok)?;
+    if eps.value.is_infinite() {
+        return Err(Error::Usage("--eps inf: an evaluation needs a finite radius".into()));
+    }
+    let specs = specs.map_or_else(|| default_list(model.logits()), Ok)?;
+    let shared = Shared { norm, eps, bounds, quantise: !args.no_quantize, seed: args.seed, classes: model.logits() };
+    let attacks = specs.iter().map(|spec| spec.attack(flag, &shared)).collect::<Result<Vec<_>>>()?;
+    let images = load_images(args.data.as_deref(), args.limit, &model)?;
+    let load = begun.elapsed();
+
+    let start = Instant::now();
+    let place = Place::open(args.device.as_deref())?;
+    let identity = identity(&place, &model, model_sha256, &images, &specs, &shared, args.limit);
+    let folder = match &args.out {
+        None => None,
+        Some(out) => match EvalFolder::open(out, &identity, model.input, args.fresh)? {
+            EvalOpened::Complete(evaluation) => {
+                let out = out.display();
+                complain("note", &format!("{out} holds this evaluation already; --fresh runs it anew"));
+                return conclude(&evaluation, args, &thresholds, &format!("\ncomplete in {out}"));
+            }
+            EvalOpened::Ready(folder) => Some(*folder),
+        },
+    };
+    let runner = place.load(model, args.batch, memory)?;
+    let opened = start.elapsed();
+    let compiled = runner.compile_time();
+
+    let held = forecast::images_in(memory, images.source.dims.len(), runner.engine().model().logits());
+    let chunk = args.chunk.unwrap_or(usize::MAX).min(held);
+    let chunk = if chunk > runner.batch() { chunk - chunk % runner.batch() } else { chunk };
+    let mut job = Job { images, shared, runner, folder, chunk, ledger: Ledger::default() };
+    let clean = job.clean()?;
+    let deadline = budget.map(|budget| begun + budget);
+    let (struck, times) = job.strike(&specs, &attacks, deadline)?;
+
+    let milliseconds = |t: Duration| (t.as_secs_f64() * 1e6).round() / 1e3;
+    let timing = EvalTiming {
+        load_ms: milliseconds(load),
+        compile_ms: milliseconds(opened + job.runner.compile_time().saturating_sub(compiled)),
+        clean_ms: milliseconds(clean),
+        attacks_ms: times.into_iter().map(milliseconds).collect(),
+    };
+    let suite = is_autoattack(&specs, &job.shared);
+    let evaluation = Evaluation::new(identity, suite, &job.ledger, struck, timing, job.runner.gpu_bytes());
+    let (evaluation, written) = match (job.folder, &args.out) {
+        (Some(folder), Some(out)) => {
+            let (evaluation, names) = folder.finish(&job.ledger, evaluation)?;
+            (evaluation, format!("\nwritten to {}: {}", out.display(), names.join(", ")))
+        }
+        _ => (evaluation, String::new()),
+    };
+    conclude(&evaluation, args, &thresholds, &written)
+}
+
+/// Whether what is run is what AutoAttack runs, with its settings.
+fn is_autoattack(specs: &[Spec], shared: &Shared) -> bool {
+    let written = |specs: &[Spec]| specs.iter().map(|s| s.canonical(&shared.eps)).collect::<Vec<_>>();
+    let suite = Suite::Autoattack.specs().unwrap_or_default();
+    !suite.is_empty() && written(&suite) == written(specs) && shared.bounds == Some((0.0, 1.0))
+}
+
+/// Tells of an evaluation, and holds it against the thresholds.
+fn conclude(evaluation: &Evaluation, args: &EvalArgs, thresholds: &[Threshold], written: &str) -> Result<()> {
+    let config = &evaluation.identity.config;
+    if config.delivers_bytes() {
+        advise_of_radius(&config.eps, f64::from(config.effective_eps()));
+        advise_of_snapping(evaluation.evidence.snapped);
+    }
+    if evaluation.evidence.unsound_images > 0 {
+        warn(format!("{} delivered images are not what they should be", evaluation.evidence.unsound_images));
+    }
+    if evaluation.evidence.logits_look_like_probabilities {
+        warn("the logits look like the output of a softmax: attacks are weak against it; remove it from the network");
+    }
+    let left: Vec<&str> = evaluation.attacks.iter().filter(|a| !a.begun).map(|a| a.attack.as_str()).collect();
+    if !left.is_empty() {
+        warn(format!("incomplete: {} did not fit into the time budget", left.join(", ")));
+    }
+    match (args.answer.json, args.answer.format) {
+        (true, _) | (_, Format::Json) => answer(&evaluation.json()),
+        (_, Format::Table) => answer(&format!("{}{written}", evaluation_table(evaluation))),
+        (_, Format::Csv) => answer(&evaluation_csv(evaluation)),
+        (_, Format::Markdown) => answer(&evaluation_markdown(evaluation)),
+    }?;
+    let missed: Vec<String> = thresholds.iter().filter_map(|t| t.missed_by(evaluation)).collect();
+    if missed.is_empty() { Ok(()) } else { Err(Error::Threshold(missed.join("; "))) }
+}
+
+/// An evaluation that is under way.
+struct Job {
+    images: Images,
+    shared: Shared,
+    runner: Runner,
+    folder: Option<EvalFolder>,
+    /// Images that are in memory at once.
+    chunk: usize,
+    ledger: Ledger,
+}
+
+impl Job {
+    /// Classifies the clean images; gives the time it took, without the compilation of kernels.
+    fn clean(&mut self) -> Result<Duration> {
+        let delivers_bytes = self.shared.quantise && self.shared.bounds == Some((0.0, 1.0));
+        let mut time = Duration::ZERO;
+        for first in (0..self.images.samples).step_by(self.chunk) {
+            let end = (first + self.chunk).min(self.images.samples);
+            let pixels = self.images.pixels(first..end, self.shared.bounds)?;
+            let (pixels, snapped) = if delivers_bytes { snap(&pixels) } else { (pixels, 0.0) };
+            let (start, compiled) = (Instant::now(), self.runner.compile_time());
+            let seen = self.runner.engine().logits(&pixels)?;
+            time += start.elapsed().saturating_sub(self.runner.compile_time().saturating_sub(compiled));
+            if let Some((i, health)) = seen.health.iter().enumerate().find(|(_, h)| !h.is_healthy()) {
+                return Err(Error::NonFinite { sample: first + i, stage: health.describe().into() });
+            }
+            if let Some(folder) = &mut self.folder {
+                folder.keep(first, &pixels)?;
+            }
+            self.ledger.open(&self.images.source.labels[first..end], &pixels, &seen.logits, snapped);
+        }
+        Ok(time)
+    }
+
+    /// Runs one attack after the other, each on the images that are left, as far as there is time.
+    fn strike(
+        &mut self,
+        specs: &[Spec],
+        attacks: &[Attack],
+        deadline: Option<Instant>,
+    ) -> Result<(Vec<Struck>, Vec<Duration>)> {
+        let mut step = self.step_time()?;
+        self.announce(attacks, step);
+        let (mut struck, mut times) = (Vec::new(), Vec::new());
+        for (index, (spec, attack)) in specs.iter().zip(attacks).enumerate() {
+            let rows = self.ledger.survivors();
+            let foreseen = self.duration(attack, step, rows.len());
+            let fits = rows.is_empty() || deadline.is_none_or(|end| Instant::now() + foreseen <= end);
+            let (tally, time) = if fits { self.run(index, attack, &rows)? } else { (Tally::default(), Duration::ZERO) };
+            if time > TELLING && tally.gradients > 0 {
+                step = time.div_f64(tally.gradients as f64);
+            }
+            struck.push(Struck {
+                attack: spec.text.clone(),
+                description: spec.to_string(),
+                begun: fits,
+                tally,
+                robust: self.ledger.robust(),
+                robust_float: self.ledger.robust_float(),
+            });
+            times.push(time);
+        }
+        Ok((struck, times))
+    }
+
+    /// Runs one attack on the images `rows`; gives the time it took, without the compilation of kernels.
+    fn run(&mut self, index: usize, attack: &Attack, rows: &[usize]) -> Result<(Tally, Duration)> {
+        let (mut sum, mut time) = (Tally::default(), Duration::ZERO);
+        let each = u64::from(attack.step_count()) * attack.attempts(self.shared.classes);
+        let bar = progress_bar(rows.len() as u64 * each, 0);
+        for rows in rows.chunks(self.chunk) {
+            let pixels = self.gather(rows)?;
+            let labels: Vec<i64> = rows.iter().map(|&i| self.images.source.labels[i]).collect();
+            // Random numbers follow the sample's index in the whole set, whoever is left.
+            let own = |&i: &usize| Own { id: i as u64, eps: attack.eps(), step_size: attack.effective_step_size() };
+            let attack = attack.clone().each(rows.iter().map(own).collect());
+            let (start, compiled) = (Instant::now(), self.runner.compile_time());
+            let outcome = attack.run_with(self.runner.engine(), &pixels, &labels, &mut |steps| {
+                bar.inc(steps);
+                true
+            })?;
+            time += start.elapsed().saturating_sub(self.runner.compile_time().saturating_sub(compiled));
+            if let Some((place, health)) = outcome.first_unhealthy() {
+                return Err(Error::NonFinite { sample: rows[place], stage: health.describe().into() });
+            }
+            let folder = &mut self.folder;
+            let keep = |i: usize, image: &[f32]| folder.as_mut().map_or(Ok(()), |folder| folder.keep(i, image));
+            sum = sum.plus(self.ledger.add(index, &attack, rows, &outcome, keep)?);
+        }
+        bar.finish_and_clear();
+        Ok((sum, time))
+    }
+
+    /// Pixels of the samples `rows`, which are in order, read in as few pieces as there are gaps.
+    fn gather(&mut self, rows: &[usize]) -> Result<Vec<f32>> {
+        let mut pixels = Vec::with_capacity(rows.len() * self.images.source.dims.len());
+        for piece in rows.chunk_by(|a, b| a + 1 == *b) {
+            pixels.extend(self.images.pixels(piece[0]..piece[0] + piece.len(), self.shared.bounds)?);
+        }
+        Ok(pixels)
+    }
+
+    /// The time of a step of one sample, measured on the first images.
+    fn step_time(&mut self) -> Result<Duration> {
+        let n = self.images.samples.min(self.chunk).min(forecast::PROBE);
+        let pixels = self.images.pixels(0..n, self.shared.bounds)?;
+        forecast::step_time(&self.runner, &pixels, &self.images.source.labels[..n], true)
+    }
+
+    /// How long an attack on `samples` images will take at most.
+    fn duration(&self, attack: &Attack, step: Duration, samples: usize) -> Duration {
+        let steps = u64::from(attack.step_count()) * attack.attempts(self.shared.classes);
+        // A forward pass is about a third of a step.
+        let step = if attack.rule().needs_gradients() { step } else { step / 3 };
+        forecast::duration(step, samples, steps)
+    }
+
+    fn announce(&self, attacks: &[Attack], step: Duration) {
+        let n = self.ledger.clean_correct();
+        let time: Duration = attacks.iter().map(|attack| self.duration(attack, step, n)).sum();
+        if time > LONG || std::io::stderr().is_terminal() {
+            let (time, count) = (forecast::words(time), attacks.len());
+            complain(
+                "note",
+                &format!("at most about {time} for {count} attacks on {n} images; less where images fall early"),
+            );
+        }
+    }
+}
+
+/// The radius that the weights suggest, which is in L∞, else the norm's own.
+fn suggested_eps(model: &Model, norm: Norm) -> Result<Distance> {
+    match model.eps.as_deref().filter(|_| norm == Norm::Linf) {
+        None => distance("--eps", default_eps(norm)),
+        Some(text) => distance("--eps", text).map_err(|_| Error::Model {
+            place: model.arch.clone(),
+            detail: format!("metadata eps is {text}, which is no distance"),
+        }),
+    }
+}
+
+fn time_budget(text: &str) -> Result<Duration> {
+    humantime::parse_duration(text)
+        .map_err(|e| Error::Usage(format!("--time-budget {text}: not a duration such as 90s, 10m or 1h 30m ({e})")))
+}
+
+fn identity(
+    place: &Place,
+    model: &Model,
+    sha256: String,
+    images: &Images,
+    specs: &[Spec],
+    shared: &Shared,
+    limit: Option<usize>,
+) -> EvalIdentity {
+    let config = EvalConfig {
+        attacks: specs.iter().map(|spec| spec.canonical(&shared.eps)).collect(),
+        norm: shared.norm.name().into(),
+        eps: shared.eps.clone(),
+        bounds: shared.bounds,
+        quantise: shared.quantise,
+        seed: shared.seed,
+        limit,
+    };
+    let source = &images.source;
+    let classes = if source.classes.is_empty() { model.classes.clone() } else { source.classes.clone() };
+    let data =
+        DataFacts { source: source.name.clone(), sha256: source.sha256.clone(), samples: images.samples, classes };
+    let model = ModelFacts { arch: model.arch.clone(), sha256, parameters: model.parameters() };
+    EvalIdentity::new(place.math(), config, model, data, place.device())
+}

@@ -1,0 +1,299 @@
+//! Lists of attacks: `fgsm,pgd:steps=40:restarts=5,apgd:loss=dlr`, and the suites known by name.
+
+use super::attack::{default_step, distance};
+use crate::attack::{Attack, Loss, Method, Norm, Targets};
+use crate::error::{Error, Result};
+use crate::report::Distance;
+use clap::ValueEnum;
+use std::fmt::{self, Display};
+use std::str::FromStr;
+
+/// A list of attacks under a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Suite {
+    /// The standard version of AutoAttack (Croce & Hein 2020)
+    Autoattack,
+}
+
+impl Suite {
+    /// Its attacks, each with every setting that AutoAttack has for it.
+    fn text(self) -> &'static str {
+        match self {
+            Suite::Autoattack => {
+                "apgd:loss=ce:steps=100:restarts=1,apgd-t:loss=dlr:classes=9:steps=100:restarts=1,\
+                 fab-t:classes=9:steps=100:restarts=1,square:steps=5000:restarts=1"
+            }
+        }
+    }
+
+    /// The list, or what is missing for it.
+    pub(super) fn specs(self) -> Result<Vec<Spec>> {
+        let names = || self.text().split(',').filter_map(|spec| spec.split(':').next());
+        let missing: Vec<&str> = names().filter(|name| name.parse::<Method>().is_err()).collect();
+        if missing.is_empty() {
+            return list("--suite", self.text());
+        }
+        let there: Vec<&str> = names().filter(|name| !missing.contains(name)).collect();
+        Err(Error::Usage(format!(
+            "--suite autoattack needs {}, which this program does not have yet; --attacks {} runs the rest",
+            missing.join(" and "),
+            there.join(",")
+        )))
+    }
+}
+
+/// One attack of a list.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Spec {
+    /// As it was asked for.
+    pub(super) text: String,
+    pub(super) method: Method,
+    pub(super) steps: u32,
+    step_size: Option<Distance>,
+    restarts: u32,
+    loss: Loss,
+    momentum: Option<f32>,
+    targets: Rule,
+    classes: Option<u32>,
+}
+
+/// What is aimed at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rule {
+    None,
+    Random,
+    Next,
+    LeastLikely,
+    Second,
+}
+
+impl Rule {
+    const ALL: [(&'static str, Rule); 5] = [
+        ("none", Rule::None),
+        ("random", Rule::Random),
+        ("next", Rule::Next),
+        ("least-likely", Rule::LeastLikely),
+        ("second", Rule::Second),
+    ];
+
+    fn targets(self) -> Targets {
+        match self {
+            Rule::None => Targets::None,
+            Rule::Random => Targets::Random,
+            Rule::Next => Targets::Next,
+            Rule::LeastLikely => Targets::LeastLikely,
+            Rule::Second => Targets::Second,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        Rule::ALL.iter().find(|(_, rule)| *rule == self).map_or("none", |(name, _)| name)
+    }
+}
+
+impl FromStr for Rule {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let known = Rule::ALL.iter().find(|(name, _)| *name == text);
+        let names = || Rule::ALL.map(|(name, _)| name).join(", ");
+        known.map(|(_, rule)| *rule).ok_or_else(|| Error::Usage(format!("no rule {text:?}; there are {}", names())))
+    }
+}
+
+/// The attacks where none are named: those that AutoAttack begins with, or what a network with few classes allows.
+pub(super) fn default_list(classes: usize) -> Result<Vec<Spec>> {
+    list("--attacks", if classes >= 4 { "apgd:loss=ce,apgd-t" } else { "apgd:loss=ce,apgd:loss=margin" })
+}
+
+/// Reads a list of attacks; `flag` is what errors name.
+pub(super) fn list(flag: &str, text: &str) -> Result<Vec<Spec>> {
+    text.split(',').map(|one| spec(one).map_err(|e| Error::Usage(format!("{flag} {}: {e}", one.trim())))).collect()
+}
+
+fn spec(text: &str) -> Result<Spec> {
+    let text = text.trim();
+    let mut parts = text.split(':').map(str::trim);
+    let method: Method = match parts.next() {
+        None | Some("") => return Err(Error::Usage("a name of an attack is missing".into())),
+        Some(name) => name.parse()?,
+    };
+    let mut spec = Spec {
+        text: text.into(),
+        method,
+        steps: method.default_steps(),
+        step_size: None,
+        restarts: 1,
+        loss: method.default_loss(),
+        momentum: None,
+        targets: Rule::None,
+        classes: method.chooses_targets().then_some(9),
+    };
+    let mut seen: Vec<&str> = Vec::new();
+    for part in parts {
+        let Some((key, value)) = part.split_once('=').map(|(key, value)| (key.trim(), value.trim())) else {
+            return Err(Error::Usage(format!("`{part}` is not key=value")));
+        };
+        if seen.contains(&key) {
+            return Err(Error::Usage(format!("{key} is there twice")));
+        }
+        seen.push(key);
+        let not_for = || Error::Usage(format!("{key}: {} has none", method.name()));
+        match key {
+            "steps" => spec.steps = whole(key, value)?,
+            "step-size" => spec.step_size = Some(distance(key, value)?),
+            "restarts" => spec.restarts = whole(key, value)?,
+            "loss" => spec.loss = value.parse()?,
+            "momentum" if method.has_momentum() => spec.momentum = Some(number(key, value)?),
+            "targets" => spec.targets = value.parse()?,
+            "classes" if method.chooses_targets() => spec.classes = Some(whole(key, value)?),
+            "momentum" | "classes" => return Err(not_for()),
+            _ => {
+                let keys = "steps, step-size, restarts, loss, momentum, targets, classes";
+                return Err(Error::Usage(format!("no key {key:?}; there are {keys}")));
+            }
+        }
+    }
+    Ok(spec)
+}
+
+fn whole(key: &str, value: &str) -> Result<u32> {
+    let n: Option<u32> = value.parse().ok().filter(|n| *n > 0);
+    n.ok_or_else(|| Error::Usage(format!("{key}={value}: a whole number of one or more")))
+}
+
+fn number(key: &str, value: &str) -> Result<f32> {
+    let x: Option<f32> = value.parse().ok().filter(|x: &f32| x.is_finite() && *x >= 0.0);
+    x.ok_or_else(|| Error::Usage(format!("{key}={value}: a number of zero or more")))
+}
+
+/// What all attacks of a list share.
+#[derive(Clone, Debug)]
+pub(super) struct Shared {
+    pub(super) norm: Norm,
+    pub(super) eps: Distance,
+    pub(super) bounds: Option<(f32, f32)>,
+    pub(super) quantise: bool,
+    pub(super) seed: u64,
+    /// Of the network.
+    pub(super) classes: usize,
+}
+
+impl Spec {
+    /// The attack, checked against a network of so many classes.
+    pub(super) fn attack(&self, flag: &str, shared: &Shared) -> Result<Attack> {
+        let attack = Attack::new(self.method, shared.norm, shared.eps.value as f32)
+            .loss(self.loss)
+            .momentum(self.momentum.unwrap_or(if self.method.has_momentum() { 1.0 } else { 0.0 }))
+            .classes(self.classes.unwrap_or(9))
+            .steps(self.steps)
+            .restarts(self.restarts)
+            .targets(self.targets.targets())
+            .bounds(shared.bounds)
+            .quantise(shared.quantise)
+            .seed(shared.seed);
+        // A method without steps of some length is told of none.
+        let step = self.step_size(&shared.eps).value as f32;
+        let attack = if step > 0.0 || self.step_size.is_some() { attack.step_size(step) } else { attack };
+        let aims = self.method.chooses_targets() || self.targets != Rule::None;
+        let checked = attack.validate().and_then(|()| self.loss.check(shared.classes, aims));
+        checked.map_err(|e| Error::Usage(format!("{flag} {}: {e}", self.text)))?;
+        Ok(attack)
+    }
+
+    fn step_size(&self, eps: &Distance) -> Distance {
+        self.step_size.clone().unwrap_or_else(|| default_step(self.method, eps, self.steps))
+    }
+
+    /// With every parameter written out, so that two that run the same are written the same.
+    pub(super) fn canonical(&self, eps: &Distance) -> String {
+        let step = self.step_size(eps).text;
+        let mut text =
+            format!("{}:loss={}:steps={}:step-size={step}", self.method.name(), self.loss.name(), self.steps);
+        text += &format!(":restarts={}:targets={}", self.restarts, self.targets.name());
+        if let Some(classes) = self.classes {
+            text += &format!(":classes={classes}");
+        }
+        if self.method.has_momentum() {
+            text += &format!(":momentum={}", self.momentum.unwrap_or(1.0));
+        }
+        text
+    }
+}
+
+impl Display for Spec {
+    /// In words, for a paper: `apgd-t (dlr, 9 classes, 100 steps, 1 restart)`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({}", self.method.name(), self.loss.name())?;
+        if let Some(classes) = self.classes {
+            write!(f, ", {classes} classes")?;
+        }
+        if self.targets != Rule::None {
+            write!(f, ", targets {}", self.targets.name())?;
+        }
+        let plural = |n: u32| if n == 1 { "" } else { "s" };
+        write!(f, ", {} step{}", self.steps, plural(self.steps))?;
+        if let Some(step) = &self.step_size {
+            write!(f, " of {}", step.text)?;
+        }
+        write!(f, ", {} restart{})", self.restarts, plural(self.restarts))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn eps() -> Distance {
+        Distance { text: "8/255".into(), value: 8.0 / 255.0 }
+    }
+
+    #[test]
+    fn a_list_reads_with_defaults_filled_in() {
+        let specs = list("--attacks", "fgsm, pgd:steps=40:restarts=5,apgd:loss=dlr").unwrap();
+        let written: Vec<String> = specs.iter().map(|s| s.canonical(&eps())).collect();
+        assert_eq!(
+            written,
+            [
+                "fgsm:loss=ce:steps=1:step-size=8/255:restarts=1:targets=none",
+                "pgd:loss=ce:steps=40:step-size=0.5/255:restarts=5:targets=none",
+                "apgd:loss=dlr:steps=100:step-size=16/255:restarts=1:targets=none",
+            ]
+        );
+        assert_eq!(specs[1].to_string(), "pgd (ce, 40 steps, 5 restarts)");
+        let same = |a: &str, b: &str| spec(a).unwrap().canonical(&eps()) == spec(b).unwrap().canonical(&eps());
+        assert!(same("apgd-t", "apgd-t:classes=9:loss=dlr") && !same("apgd-t", "apgd-t:classes=8"));
+        assert_eq!(spec("nifgsm:momentum=0.5").unwrap().momentum, Some(0.5));
+    }
+
+    #[test]
+    fn what_is_no_attack_is_told_with_its_place() {
+        let told = |text: &str| {
+            let e = list("--attacks", text).unwrap_err();
+            assert_eq!(e.exit_code(), 2);
+            e.to_string()
+        };
+        assert!(told("fgsm,nonsense").starts_with("--attacks nonsense: no method"));
+        assert!(told("fgsm,").contains("missing"));
+        assert!(told("pgd:stepz=4").contains("no key \"stepz\""));
+        assert!(told("pgd:steps").contains("not key=value"));
+        assert!(told("pgd:steps=0").contains("one or more"));
+        assert!(told("pgd:steps=4:steps=5").contains("twice"));
+        assert!(told("pgd:momentum=1").contains("has none"));
+        assert!(told("pgd:classes=3").contains("has none"));
+        assert!(told("pgd:loss=l3").contains("l3"));
+        assert!(told("pgd:targets=file.txt").contains("no rule"));
+        assert!(told("pgd:step-size=x").contains("step-size x"));
+    }
+
+    #[test]
+    fn an_attack_that_makes_no_sense_is_named() {
+        let shared =
+            Shared { norm: Norm::L2, eps: eps(), bounds: Some((0.0, 1.0)), quantise: true, seed: 0, classes: 3 };
+        let told = |text: &str| spec(text).unwrap().attack("--attacks", &shared).unwrap_err().to_string();
+        assert!(told("mifgsm").starts_with("--attacks mifgsm: mifgsm is for linf alone"));
+        assert!(told("apgd-t").contains("needs 4 classes"));
+        assert!(told("fgsm:steps=3").contains("fgsm takes one step"));
+        assert!(default_list(3).unwrap().iter().all(|s| s.attack("--attacks", &shared).is_ok()));
+    }
+}
