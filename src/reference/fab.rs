@@ -55,7 +55,7 @@ impl<'a> Way<'a> {
     /// How far value `i` goes.
     fn length(&self, i: usize) -> f32 {
         let ((lo, hi), v, w) = (self.bounds, self.point[i], self.w[i]);
-        let room = (if self.falls(i) { v - lo } else { hi - v }).max(0.0).min(FAR);
+        let room = (if self.falls(i) { v - lo } else { hi - v }).clamp(0.0, FAR);
         match self.norm {
             Norm::Linf if w == 0.0 => 0.0,
             Norm::Linf => self.t.min(room),
