@@ -90,6 +90,9 @@ fn first_at(share: u32, steps: u32) -> u32 {
     return share * (steps / 10000u) + (share * (steps % 10000u) + 9999u) / 10000u;
 }
 
+//# if NORM == 1
+var<workgroup> goes_on: u32;
+//# end
 @compute @workgroup_size(WG)
 fn square_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
     let n = group.z;
@@ -140,6 +143,10 @@ fn square_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
             x[at] = select(memory[at], end, proposes && inside);
         }
     }
+    if (lane == 0u) {
+        s.iteration += 1u;
+        states[n] = s;
+    }
 //# else
     let top_2 = mul_high(places.z, H - side + 1u);
     let left_2 = mul_high(places.w, W - side + 1u);
@@ -149,15 +156,31 @@ fn square_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
         place += select(0u, sides[k] * sides[k], k < halvings);
     }
 
-    // Squares of the length of the whole, and of what lies in the two squares.
-    var whole = 0.0;
-    var part = 0.0;
     for (var channel = 0u; channel < C; channel++) {
         for (var i = lane; i < H * W; i += WG) {
             let at = n * LEN + channel * H * W + i;
             if (keeps) {
                 memory[at] = x[at];
             }
+            x[at] = memory[at];
+        }
+    }
+    if (lane == 0u) {
+        s.iteration += 1u;
+        states[n] = s;
+        goes_on = select(0u, 1u, proposes);
+    }
+    // Sums are long; who has succeeded takes part in none. All lanes say the same, but a compiler must see that they do.
+    if (workgroupUniformLoad(&goes_on) == 0u) {
+        return;
+    }
+
+    // Squares of the length of the whole, and of what lies in the two squares.
+    var whole = 0.0;
+    var part = 0.0;
+    for (var channel = 0u; channel < C; channel++) {
+        for (var i = lane; i < H * W; i += WG) {
+            let at = n * LEN + channel * H * W + i;
             let d = memory[at] - x0[at];
             let inside = i / W - top < side && i % W - left < side;
             let inside_2 = i / W - top_2 < side && i % W - left_2 < side;
@@ -208,13 +231,8 @@ fn square_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
     for (var channel = 0u; channel < C; channel++) {
         for (var i = lane; i < H * W; i += WG) {
             let at = n * LEN + channel * H * W + i;
-            let next = flushed(min(max(x0[at] + times(x[at], pull), bounds.lo), bounds.hi));
-            x[at] = select(memory[at], next, proposes);
+            x[at] = flushed(min(max(x0[at] + times(x[at], pull), bounds.lo), bounds.hi));
         }
     }
 //# end
-    if (lane == 0u) {
-        s.iteration += 1u;
-        states[n] = s;
-    }
 }

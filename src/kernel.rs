@@ -219,7 +219,7 @@ impl Kernel {
             "ball_start" => 24 * c("LEN").div_ceil(c("WG").max(1)) + 32,
             "square_start" if c("NORM") == 0 => (c("C") * c("W")).div_ceil(c("WG").max(1)) * (c("H") + 11) + 16,
             "square_start" => c("TILES") * (11 + c("C") * (11 + (c("TILE") * c("TILE")).div_ceil(c("WG").max(1)))) + 16,
-            "square_step" if c("NORM") == 1 => c("C") * (6 * (c("H") * c("W")).div_ceil(c("WG").max(1)) + 30) + 80,
+            "square_step" if c("NORM") == 1 => c("C") * (7 * (c("H") * c("W")).div_ceil(c("WG").max(1)) + 30) + 80,
             "square_step" => c("LEN").div_ceil(c("WG").max(1)) + 12 * (c("C") / 128 + 1) + 10,
             "global_avg_pool_forward" => c("IH") * c("IW"),
             "max_pool_forward" | "max_pool_input_grad" | "avg_pool_forward" | "avg_pool_input_grad" => {

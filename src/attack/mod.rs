@@ -176,7 +176,8 @@ pub struct Sample {
     pub aimed: u32,
     /// Share of the accumulated gradient that is kept ([`Rule::Momentum`], [`Rule::Lookahead`]).
     pub momentum: f32,
-    /// Steps of the whole attack, however many calls they take: [`Rule::Apgd`]'s schedule follows it.
+    /// Steps of the whole attack, however many calls they take: the schedules of [`Rule::Apgd`] and
+    /// [`Rule::Square`] follow it.
     pub steps: u32,
 }
 
@@ -523,9 +524,12 @@ impl Attack {
         Self::new(Method::ApgdT, norm, eps)
     }
 
-    /// The Square attack inside the ball of radius `eps`: 5000 proposals, each looked at in a forward pass and kept where the
-    /// margin rises or the image is a success; it begins with stripes, and ends for a sample at its first success. No gradient
-    /// is taken. The squares' first share of the image (0.8) and their schedule are those of the paper's code.
+    /// The Square attack inside the ball of radius `eps`: it begins with stripes (in L2 with tiles), and makes 5000 proposals,
+    /// each looked at in a forward pass and kept where the margin rises or the image is a success; a sample's first success is
+    /// its last proposal. No gradient is taken. The first squares' share of the image (0.8) and their schedule are those of the
+    /// paper's code; they may lie anywhere in the image, and each sample has its own.
+    ///
+    /// A success on the way is one of the float image: rounding to 8 bits can undo it, in L2 above all. More restarts help.
     pub fn square(norm: Norm, eps: f32) -> Self {
         Self::new(Method::Square, norm, eps)
     }
@@ -587,8 +591,8 @@ impl Attack {
         self
     }
 
-    /// How often a sample is tried, each time from another random place (`pgd`, `apgd`, `apgd-t`, and
-    /// `fab-t` but for the first time). The first restart that succeeds *as
+    /// How often a sample is tried, each time from another random place (`pgd`, `apgd`, `apgd-t`, `square`, and `fab-t` but
+    /// for the first time). The first restart that succeeds *as
     /// delivered* counts, and the sample is left alone from then on; where none succeeds, the restart whose delivered image
     /// has the highest attack loss counts (untargeted: cross-entropy on the label; targeted: minus that on the target), the
     /// earliest of equals. So more restarts never lower the success.
@@ -600,7 +604,7 @@ impl Attack {
         self
     }
 
-    /// Whether the first step is taken from a random place of the ball (`pgd`, `apgd`, `apgd-t`: their default) or from the clean image.
+    /// Whether the first step is taken from a random place of the ball (`pgd`, `apgd`, `apgd-t`, `square`: their default) or from the clean image.
     /// The place depends on the seed, the sample's id, the restart and the pixel, and scales with eps.
     pub fn random_start(mut self, yes: bool) -> Self {
         self.random_start = yes;
