@@ -4,7 +4,7 @@
     python tests/golden/attacks.py --weights weights --out tests/golden
 
 Recorded from torchattacks (MIFGSM, NIFGSM, PGDL2) and from AutoAttack's own APGD (pip's pyautoattack: its autopgd_base.py is that
-of github.com/fra31/auto-attack at a392200 but for three import lines), on digits-cnn in f32, as the libraries run. Nothing
+of github.com/fra31/auto-attack at a392200 but for its imports), on digits-cnn in f32, as the libraries run. Nothing
 of theirs is changed: torch.autograd.grad is wrapped, and what is at hand in the function that calls it is read there. The
 convolution is make.py's plain one: pixels that are equal by symmetry stay equal, and a max-pool over them takes the first.
 
