@@ -3,7 +3,7 @@
 
 //# include sample
 
-//# kernel cross_entropy_forward margin_forward dlr_forward
+//# kernel cross_entropy_forward margin_forward dlr_forward difference_forward
 // One invocation a sample, some passes over its logits in order.
 //# x: activation read                         [N, K4] of 4 classes
 //# samples: storage read array<Sample>        [N]
@@ -66,7 +66,7 @@ fn cross_entropy_forward(@builtin(global_invocation_id) id: vec3<u32>) {
     conclude(n, log(sum) - (z_class - top), predicted, bad);
 }
 
-//# kernel margin_forward dlr_forward
+//# kernel margin_forward dlr_forward difference_forward
 // What a seed is made of: +1 or another number at single classes.
 fn one_at(k: u32, place: u32, v: f32) -> f32 {
     return select(0.0, v, k == place);
@@ -167,4 +167,36 @@ fn dlr_forward(@builtin(global_invocation_id) id: vec3<u32>) {
         y_put(n * K4 + k4, seed);
     }
     conclude(n, l, at.x, bad);
+}
+
+//# kernel difference_forward
+// The logit of the class minus that of the label: zero where the two change places.
+@compute @workgroup_size(WG)
+fn difference_forward(@builtin(global_invocation_id) id: vec3<u32>) {
+    let n = id.x;
+    if (n >= arrayLength(&loss)) {
+        return;
+    }
+    let sample = samples[n];
+    var top = -3.4e38;
+    var predicted = 0u;
+    var z_class = 0.0;
+    var z_label = 0.0;
+    var bad = false;
+    for (var k = 0u; k < K; k++) {
+        let z = x_at(n * K4 + k / 4u)[k % 4u];
+        bad = bad || !is_finite(z);
+        predicted = select(predicted, k, z > top);
+        top = max(top, z);
+        z_class = select(z_class, z, k == sample.class_index);
+        z_label = select(z_label, z, k == sample.label);
+    }
+    for (var k4 = 0u; k4 < K4; k4++) {
+        var seed = vec4<f32>();
+//# for i in 0..4
+        seed[$i] = one_at(4u * k4 + $(i)u, sample.class_index, 1.0) - one_at(4u * k4 + $(i)u, sample.label, 1.0);
+//# end
+        y_put(n * K4 + k4, seed);
+    }
+    conclude(n, z_class - z_label, predicted, bad);
 }

@@ -3,40 +3,12 @@
 
 //# include sample
 //# include sums
-
-fn exponent_of(v: f32) -> u32 {
-    return (bitcast<u32>(v) >> 23u) & 255u;
-}
-
-// Adapters differ on subnormals: to all of them they are zero.
-fn flushed(v: f32) -> f32 {
-    return select(0.0, v, exponent_of(v) != 0u);
-}
-
-// A product, rounded: whether a device has fused multiply-adds or contracts sums of products, it cannot where the product is
-// looked at.
-fn times(a: f32, b: f32) -> f32 {
-    return flushed(a * b);
-}
-
-// A gradient's value without what is none: subnormals, infinities and NaN are zero.
-fn sound(v: f32) -> f32 {
-    return select(0.0, v, exponent_of(v) != 0u && exponent_of(v) != 255u);
-}
+//# include values
 
 // +step where v says up, -step where down, 0 where v has no sign: decided from bits and chosen, never multiplied.
 fn signed_step(v: f32, step: f32, direction: f32) -> f32 {
     let up = ((bitcast<u32>(v) >> 31u) == 0u) == (direction > 0.0);
     return select(0.0, select(-step, step, up), sound(v) != 0.0);
-}
-
-// Numbers are divided by multiplying with 1/v, which is what some adapters make of a division anyway; 0 where v is none.
-fn inverse_of(v: f32) -> f32 {
-    return select(0.0, 1.0 / v, v > 0.0);
-}
-
-fn within(v: f32, lo: f32, hi: f32) -> f32 {
-    return min(max(v, lo), hi);
 }
 
 //# kernel momentum_step apgd_step l2_step
@@ -48,27 +20,7 @@ fn within(v: f32, lo: f32, hi: f32) -> f32 {
 //# zero_gradients: storage update array<atomic<u32>>  [N], values without a sign, added up over the steps
 //# health: storage update array<atomic<u32>>        [N]
 
-// Counts and marks what has no sign, and gives a power of two that brings the largest value near 1: squares of small gradients
-// would vanish.
-fn look(n: u32, lane: u32, counts_it: bool) -> f32 {
-    var most = 0u;
-    var zeros = 0u;
-    var broken = 0u;
-    for (var i = lane; i < LEN; i += WG) {
-        let exponent = exponent_of(dx[n * LEN + i]);
-        zeros += select(0u, 1u, exponent == 0u);
-        broken |= select(0u, 1u, exponent == 255u);
-        most = max(most, select(exponent, 0u, exponent == 255u));
-    }
-    let all_zeros = count(lane, zeros);
-    let any_broken = highest(lane, broken);
-    let top = highest(lane, most);
-    if (lane == 0u && counts_it) {
-        atomicAdd(&zero_gradients[n], all_zeros);
-        atomicOr(&health[n], 4u * any_broken);
-    }
-    return bitcast<f32>((254u - min(max(top, 1u), 253u)) << 23u);
-}
+//# include look
 
 //# kernel momentum_step
 // MI-FGSM, and with LOOKAHEAD NI-FGSM. The memory of a sample: the gathered gradient, and with LOOKAHEAD the iterate (x is
@@ -276,7 +228,7 @@ fn apgd_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
 
 //# kernel ball_start
 // A random place for attacks that need the whole image to know its size: KIND 0 on the edge of the L∞ ball (every sample's
-// largest move is eps), 1 on the edge of the L2 ball, 2 uniform within the L2 ball. Numbers of the sample's own; x is within the
+// largest move is eps), 1 on the edge of the L2 ball, 2 uniform within the L2 ball; with HALVES halfway there. Numbers of the sample's own; x is within the
 // bounds afterwards. A sample that asks for no random start stays where it is.
 //# include philox
 //# bounds: uniform Bounds
@@ -338,9 +290,14 @@ fn ball_start(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation
     let radius = sample.eps * exp2(log2(u) / f32(LEN));
 //# end
 //# end
+//# if HALVES == 1
+    let reach = 0.5 * radius;
+//# else
+    let reach = radius;
+//# end
     for (var i = lane; i < LEN; i += WG) {
         let at = n * LEN + i;
-        let d = times(times(noise(sample, i), inverse_of(size)), radius);
+        let d = times(times(noise(sample, i), inverse_of(size)), reach);
 //# if KIND == 0
         let lo = max(bounds.lo, x0[at] - sample.eps);
         let hi = min(bounds.hi, x0[at] + sample.eps);

@@ -26,8 +26,10 @@ use std::sync::Arc;
 const FILES: &[(&str, &str)] = &[
     ("conv2d", include_str!("../shaders/conv2d.wgsl")),
     ("epilogue", include_str!("../shaders/epilogue.wgsl")),
+    ("fab", include_str!("../shaders/fab.wgsl")),
     ("grey", include_str!("../shaders/grey.wgsl")),
     ("linear", include_str!("../shaders/linear.wgsl")),
+    ("look", include_str!("../shaders/look.wgsl")),
     ("loss", include_str!("../shaders/loss.wgsl")),
     ("pad", include_str!("../shaders/pad.wgsl")),
     ("philox", include_str!("../shaders/philox.wgsl")),
@@ -37,10 +39,12 @@ const FILES: &[(&str, &str)] = &[
     ("quantise", include_str!("../shaders/quantise.wgsl")),
     ("rules", include_str!("../shaders/rules.wgsl")),
     ("sample", include_str!("../shaders/sample.wgsl")),
+    ("square", include_str!("../shaders/square.wgsl")),
     ("step", include_str!("../shaders/step.wgsl")),
     ("store", include_str!("../shaders/store.wgsl")),
     ("subgroup", include_str!("../shaders/subgroup.wgsl")),
     ("sums", include_str!("../shaders/sums.wgsl")),
+    ("values", include_str!("../shaders/values.wgsl")),
     ("workgroup", include_str!("../shaders/workgroup.wgsl")),
 ];
 
@@ -204,11 +208,19 @@ impl Kernel {
                 let slabs = (c("IC4") * c("R").div_ceil(c("STEP"))).div_ceil(c("LS")) + 1;
                 slabs * (1 + c("LS") * (1 + c("WIDEST").div_ceil(c("TAPS")))) + 2 * c("WORDS").div_ceil(c("WG")) + 4
             }
-            "cross_entropy_forward" | "margin_forward" | "dlr_forward" => 2 * c("K") + c("K").div_ceil(4),
+            "cross_entropy_forward" | "margin_forward" | "dlr_forward" | "difference_forward" => {
+                2 * c("K") + c("K").div_ceil(4)
+            }
             // Rounds over the image, halvings of the sums, and those of the random numbers.
             "momentum_step" | "l2_step" | "apgd_step" => 6 * c("LEN").div_ceil(c("WG").max(1)) + 64,
+            "fab_step" => 20 * c("LEN").div_ceil(c("WG").max(1)) + 256,
+            "fab_look" => 3 * c("LEN").div_ceil(c("WG").max(1)) + 16,
             "quantise_l2" => 10 * (c("LEN").div_ceil(c("WG").max(1)) + 9),
             "ball_start" => 24 * c("LEN").div_ceil(c("WG").max(1)) + 32,
+            "square_start" if c("NORM") == 0 => (c("C") * c("W")).div_ceil(c("WG").max(1)) * (c("H") + 11) + 16,
+            "square_start" => c("TILES") * (11 + c("C") * (11 + (c("TILE") * c("TILE")).div_ceil(c("WG").max(1)))) + 16,
+            "square_step" if c("NORM") == 1 => c("C") * (6 * (c("H") * c("W")).div_ceil(c("WG").max(1)) + 30) + 80,
+            "square_step" => c("LEN").div_ceil(c("WG").max(1)) + 12 * (c("C") / 128 + 1) + 10,
             "global_avg_pool_forward" => c("IH") * c("IW"),
             "max_pool_forward" | "max_pool_input_grad" | "avg_pool_forward" | "avg_pool_input_grad" => {
                 c("SIZE") * (1 + c("SIZE"))

@@ -93,7 +93,7 @@ struct BoundPlan {
     // What not every run needs is compiled and bound when it is first needed.
     start: OnceCell<Bound>,
     losses: Vec<OnceCell<Bound>>,
-    rules: Vec<[OnceCell<Bound>; 2]>,
+    rules: Vec<[OnceCell<Bound>; 3]>,
     inspect: OnceCell<Bound>,
     inspect_gradient: OnceCell<Bound>,
     snap: OnceCell<Bound>,
@@ -330,7 +330,8 @@ impl Network {
         if rule == Rule::Sign || self.plan.steps_of(rule).is_some() {
             return Ok(());
         }
-        Err(Error::Usage(format!("{rule:?} needs workgroups of {} invocations, which this device has not", LANES)))
+        let needs = format!("workgroups of {LANES} invocations, or fewer values in an image");
+        Err(Error::Usage(format!("{rule:?} is not there: it needs {needs}")))
     }
 }
 
@@ -451,18 +452,25 @@ impl Chunk<'_> {
                 }
             }
         }
-        let (start, step) = match plan.steps_of(job.rule) {
-            None => (Some((&bound.start, &plan.start)), self.step()),
+        let (start, step, look) = match plan.steps_of(job.rule) {
+            None => (Some((&bound.start, &plan.start)), self.step(), None),
             Some((i, steps)) => {
-                let [start, step] = &bound.rules[i];
-                (steps.start.as_ref().map(|s| (start, s)), self.seldom(step, &steps.step)?)
+                let [start, step, look] = &bound.rules[i];
+                let look = steps.look.as_ref().map(|l| self.seldom(look, l)).transpose()?;
+                (steps.start.as_ref().map(|s| (start, s)), self.seldom(step, &steps.step)?, look)
             }
         };
         let starts = from.is_none() && samples.iter().any(Sample::starts_at_random);
         let start = start.filter(|_| starts).map(|(cell, dispatch)| self.seldom(cell, dispatch)).transpose()?;
         let loss = self.loss(job.loss)?;
-        let one = || self.forward().chain([loss]).chain(self.backward().skip(1)).chain([step]);
-        self.run(start.into_iter().chain((0..job.steps).flat_map(|_| one())), step.1, |steps| {
+        // What looks at losses alone needs no way back.
+        let back = if job.rule.needs_gradients() { usize::MAX } else { 0 };
+        let mut one: Vec<_> =
+            self.forward().chain([loss]).chain(self.backward().skip(1).take(back)).chain([step]).collect();
+        if let Some(look) = look {
+            one.extend(self.forward().chain([loss, look]));
+        }
+        self.run(start.into_iter().chain((0..job.steps).flat_map(|_| one.iter().copied())), step.1, |steps| {
             if progress(steps * self.n as u64) { Ok(()) } else { Err(Error::Cancelled) }
         })?;
         if job.rule.looks_at_the_last() && !job.goes_on {

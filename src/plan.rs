@@ -19,7 +19,7 @@ use std::ops::Range;
 pub use crate::ops::{Family, Target, Tile, Tuning, Variant};
 
 /// Rounds of all loops of one invocation together. Some software adapters leave a loop after 65,535, and say nothing.
-const MAX_ROUNDS: u64 = 32_000;
+pub(crate) const MAX_ROUNDS: u64 = 32_000;
 
 /// Dispatches of one network, in order, and what they run on.
 #[derive(Clone, Debug)]
@@ -59,6 +59,8 @@ pub struct Steps {
     pub start: Option<Dispatch>,
     /// Behind each gradient.
     pub step: Dispatch,
+    /// Behind the logits of where the step led, where the rule asks for them.
+    pub look: Option<Dispatch>,
 }
 
 /// A layer in one direction, for which one of several tiles was chosen.
@@ -163,7 +165,7 @@ impl Plan {
         ops::pointwise::logits_forward(&mut build, z, ids.logits);
         let dz = build.activation("d logits", z.dims, None);
         let loss = |l| ops::loss::forward(&build, l, z, dz, &ids);
-        let losses = [Loss::Margin, Loss::Dlr].map(|l| (l, loss(l)));
+        let losses = [Loss::Margin, Loss::Dlr, Loss::Difference].map(|l| (l, loss(l)));
         let cross_entropy = loss(Loss::CrossEntropy);
         build.push(cross_entropy);
         let dimage = backward(&mut build, model, &tape, dz, None);
@@ -171,8 +173,18 @@ impl Plan {
 
         let start = ops::step::random_start(&build, model.input, &ids);
         let step = ops::step::sign_step(&build, model.input, &ids);
-        let rules = [Rule::Momentum, Rule::Lookahead, Rule::L2, Rule::Apgd(Norm::Linf), Rule::Apgd(Norm::L2)];
-        let rules = rules.into_iter().filter_map(|r| ops::step::steps(&build, r, model.input, &ids)).collect();
+        let rules = [
+            Rule::Momentum,
+            Rule::Lookahead,
+            Rule::L2,
+            Rule::Apgd(Norm::Linf),
+            Rule::Apgd(Norm::L2),
+            Rule::Square(Norm::Linf),
+            Rule::Square(Norm::L2),
+            Rule::Fab(Norm::Linf),
+            Rule::Fab(Norm::L2),
+        ];
+        let rules = rules.into_iter().filter_map(|r| ops::step::steps(&mut build, r, model.input, &ids)).collect();
         let pixels = PixelDispatches {
             inspect: ops::quantise::inspect(&build, model.input, &ids, ids.x0, Health::ACTIVATION),
             inspect_gradient: ops::quantise::inspect(&build, model.input, &ids, ids.dx, Health::GRADIENT),
@@ -250,7 +262,7 @@ impl Plan {
     /// Every dispatch there is, whether a run needs it or not.
     pub fn dispatches(&self) -> impl Iterator<Item = &Dispatch> {
         let others = [&self.logits, &self.start, &self.step].into_iter().chain(self.pixels.all());
-        let rules = self.rules.iter().flat_map(|r| r.start.iter().chain([&r.step]));
+        let rules = self.rules.iter().flat_map(|r| r.start.iter().chain([&r.step]).chain(&r.look));
         let losses = self.losses.iter().map(|(_, d)| d);
         self.forward.iter().chain(&self.backward).chain(others).chain(losses).chain(rules)
     }

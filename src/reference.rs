@@ -3,12 +3,15 @@
 //!
 //! Imports only `error`, `model` and the [`Engine`] types of `attack`. Each layer's backward stands beside its forward.
 
+mod fab;
 mod loss;
+mod square;
 mod walk;
 
+pub use fab::Way;
 pub use walk::{Sign, Walk, random_start, step};
 
-use crate::attack::{Engine, Gradient, Health, Iterated, Job, Logits, Loss, Sample, Trail, argmax};
+use crate::attack::{Engine, Gradient, Health, Iterated, Job, Logits, Loss, Rule, Sample, Trail, argmax};
 use crate::error::{Error, Result};
 use crate::model::{Conv2d, Dims, Layer, Linear, Model, Shortcut};
 use std::collections::BTreeMap;
@@ -115,11 +118,25 @@ impl Reference {
         Backward { gradient, loss, health: pass.health }
     }
 
-    /// A sample's loss and gradient at an image, and the class predicted there.
-    fn look(&self, image: &[f32], sample: &Sample, loss: Loss) -> (Backward, u32) {
-        let pass = self.forward(image);
+    /// A sample's loss at an image, its gradient where the rule needs one, and the class predicted there.
+    fn look(&self, image: &[f32], sample: &Sample, (rule, loss): (Rule, Loss)) -> (Backward, u32) {
+        let mut pass = self.forward(image);
         let predicted = argmax(&narrow(&pass.logits).collect::<Vec<f32>>()) as u32;
-        (self.backward_from(pass, |z| loss::follow(loss, z, sample)), predicted)
+        if rule.needs_gradients() {
+            return (self.backward_from(pass, |z| loss::follow(loss, z, sample)), predicted);
+        }
+        let (loss, _) = loss::follow(loss, &pass.logits, sample);
+        mark(&mut pass.health, &[loss], Health::LOGITS);
+        (Backward { gradient: Vec::new(), loss, health: pass.health }, predicted)
+    }
+
+    /// The same without the gradient.
+    fn glance(&self, image: &[f32], sample: &Sample, loss: Loss) -> (f64, Health, u32) {
+        let mut pass = self.forward(image);
+        let predicted = argmax(&narrow(&pass.logits).collect::<Vec<f32>>()) as u32;
+        let (loss, _) = loss::follow(loss, &pass.logits, sample);
+        mark(&mut pass.health, &[loss], Health::LOGITS);
+        (loss, pass.health, predicted)
     }
 
     fn layers_forward(&self, layers: &[Layer], x: Vec<f64>, dims: Dims, pass: &mut Pass) -> (Vec<f64>, Dims) {
@@ -210,7 +227,7 @@ impl Engine for Reference {
         samples.iter().enumerate().try_for_each(|(i, s)| s.check(i, self.model.logits()))?;
         Job { loss, ..Job::new(images, samples, 1) }.check(self.model.logits())?;
         let mut all = Gradient { gradient: Vec::new(), loss: Vec::new(), health: Vec::new() };
-        for (one, _) in parallel(n, |i| self.look(self.image(images, i), &samples[i], loss)) {
+        for (one, _) in parallel(n, |i| self.look(self.image(images, i), &samples[i], (Rule::Sign, loss))) {
             all.gradient.extend(narrow(&one.gradient));
             all.loss.push(one.loss as f32);
             all.health.push(one.health);
@@ -226,30 +243,41 @@ impl Engine for Reference {
         let walk = |i: usize| {
             let (x0, sample) = (self.image(job.x0, i), &job.samples[i]);
             match job.from {
-                None => Walk::new(job.rule, *sample, job.bounds, x0, job.rule.start(x0, sample, job.seed, job.bounds)),
+                None => {
+                    let start = job.rule.start(x0, self.model.input, sample, job.seed, job.bounds);
+                    Walk::new(job.rule, *sample, job.bounds, x0, start)
+                }
                 Some(trail) => {
                     let (x, memory, states) = trail.part(i..i + 1);
                     Walk::resume(job.rule, *sample, job.bounds, x0, (x, memory, states[0]))
                 }
             }
+            .in_images_of(self.model.input, job.seed)
         };
         let mut walks: Vec<Walk<'_>> = (0..n).map(walk).collect();
         let mut out =
             Iterated { zero_gradients: vec![0; n], health: vec![Health::default(); n], ..Iterated::default() };
         for _ in 0..job.steps {
-            let seen = parallel(n, |i| self.look(walks[i].point(), &job.samples[i], job.loss));
+            let seen = parallel(n, |i| self.look(walks[i].point(), &job.samples[i], (job.rule, job.loss)));
             for (i, (back, predicted)) in seen.iter().enumerate() {
                 let gradient: Vec<f32> = narrow(&back.gradient).collect();
                 out.zero_gradients[i] += gradient.iter().map(|g| u32::from(Sign::of(*g) == Sign::Zero)).sum::<u32>();
                 walks[i].step(&gradient, back.loss as f32, *predicted);
                 out.health[i].0 |= back.health.0;
             }
+            if job.rule.looks_twice() {
+                let seen = parallel(n, |i| self.glance(walks[i].point(), &job.samples[i], job.loss));
+                for (i, (loss, health, predicted)) in seen.into_iter().enumerate() {
+                    walks[i].look(loss as f32, predicted);
+                    out.health[i].0 |= health.0;
+                }
+            }
             if !progress(n as u64) {
                 return Err(Error::Cancelled);
             }
         }
         if job.rule.looks_at_the_last() && !job.goes_on {
-            let seen = parallel(n, |i| self.look(walks[i].point(), &job.samples[i], job.loss));
+            let seen = parallel(n, |i| self.look(walks[i].point(), &job.samples[i], (job.rule, job.loss)));
             for (i, (back, predicted)) in seen.iter().enumerate() {
                 walks[i].step(&vec![0.0; self.model.input.len()], back.loss as f32, *predicted);
                 out.health[i].0 |= back.health.0 & !Health::GRADIENT.0;

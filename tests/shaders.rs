@@ -40,9 +40,7 @@ fn dispatches() -> Vec<Dispatch> {
             let tiles = Tile::all(&device).into_iter().map(Variant::Only);
             for variant in [Variant::Naive, Variant::Fast].into_iter().chain(tiles) {
                 let plan = Plan::new(&model, &Target { variant, ..device.clone() }).unwrap();
-                all.extend([plan.start.clone(), plan.step.clone(), plan.logits.clone()]);
-                all.extend(plan.pixels.all().map(Clone::clone));
-                all.extend(plan.forward.into_iter().chain(plan.backward));
+                all.extend(plan.dispatches().cloned());
             }
         }
     }

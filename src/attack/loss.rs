@@ -17,11 +17,13 @@ pub enum Loss {
     /// (z_o − z_y) / (z₁ − z₃ + 10⁻¹²) with z_o the highest logit but the label's; targeted (descended)
     /// (z_y − z_t) / (z₁ − ½(z₃ + z₄) + 10⁻¹²). Gradients run through the denominator.
     Dlr,
+    /// z_class − z_label: zero where the two change places. What [`super::Rule::Fab`] needs, and no other rule.
+    Difference,
 }
 
 impl Loss {
     /// All there are.
-    pub const ALL: [Loss; 3] = [Loss::CrossEntropy, Loss::Margin, Loss::Dlr];
+    pub const ALL: [Loss; 4] = [Loss::CrossEntropy, Loss::Margin, Loss::Dlr, Loss::Difference];
 
     /// As the command line writes it.
     pub fn name(self) -> &'static str {
@@ -29,6 +31,7 @@ impl Loss {
             Loss::CrossEntropy => "ce",
             Loss::Margin => "margin",
             Loss::Dlr => "dlr",
+            Loss::Difference => "difference",
         }
     }
 
@@ -41,6 +44,7 @@ impl Loss {
             (Loss::Dlr, false) => (3, "the loss dlr"),
             (Loss::Dlr, true) => (4, "the loss dlr with a target"),
             (Loss::Margin, _) => (2, "the loss margin"),
+            (Loss::Difference, _) => (2, "fab-t"),
             (Loss::CrossEntropy, _) => return Ok(()),
         };
         if classes >= needed {
@@ -54,7 +58,9 @@ impl FromStr for Loss {
     type Err = Error;
 
     fn from_str(name: &str) -> Result<Self> {
-        let wrong = || Error::Usage(format!("no loss {name:?}; there are {}", Loss::ALL.map(Loss::name).join(", ")));
+        // The difference comes with its method: nobody has to name it.
+        let names = || Loss::ALL.into_iter().filter(|l| *l != Loss::Difference).map(Loss::name).collect::<Vec<_>>();
+        let wrong = || Error::Usage(format!("no loss {name:?}; there are {}", names().join(", ")));
         Loss::ALL.into_iter().find(|l| l.name() == name).ok_or_else(wrong)
     }
 }

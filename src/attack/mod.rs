@@ -9,14 +9,16 @@ mod quantise;
 mod random;
 mod rule;
 mod run;
+mod square;
 
 pub use least::{Least, Rung};
 pub use loss::Loss;
 pub use quantise::{budget, budget_l2, quantise, quantise_l2, snap};
 pub use random::{Stream, philox};
-pub(crate) use rule::{AHEAD, BEST, BEST_GRADIENT, FOUND, GATHERED, OLD};
+pub(crate) use rule::{AHEAD, BEST, BEST_GRADIENT, FOUND, GATHERED, KEPT, NEAREST, OLD};
 pub use rule::{Rule, State, Trail};
 pub(crate) use run::{Pixels, Tried, Verdict, check_labels, cross_entropy};
+pub(crate) use square::{halvings, hills, sides, tile};
 
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -121,6 +123,9 @@ impl<'a> Job<'a> {
         let fail = |detail: String| Err(Error::Usage(detail));
         for (i, sample) in self.samples.iter().enumerate() {
             self.loss.check(classes, sample.direction < 0.0)?;
+            if matches!(self.rule, Rule::Fab(_)) && self.loss != Loss::Difference {
+                return fail(format!("{:?} follows the difference of two logits, not {}", self.rule, self.loss.name()));
+            }
             if self.rule.memory() == 0 {
                 continue;
             }
@@ -263,12 +268,27 @@ pub enum Method {
     Apgd,
     /// Auto-PGD aimed at one class after the other, the most likely first (same paper); any class but the label is a success.
     ApgdT,
+    /// The Square attack (Andriushchenko et al. 2020, arXiv:1912.00049): random search that looks at losses alone. What it
+    /// turns and gradients do not was hidden from them.
+    Square,
+    /// FAB (Croce & Hein 2020, arXiv:1907.02044), aimed at one class after the other, the most likely first: the smallest
+    /// perturbation that it finds; any class but the label is a success.
+    FabT,
 }
 
 impl Method {
     /// All there are.
-    pub const ALL: [Method; 7] =
-        [Method::Fgsm, Method::Ifgsm, Method::Pgd, Method::Mifgsm, Method::Nifgsm, Method::Apgd, Method::ApgdT];
+    pub const ALL: [Method; 9] = [
+        Method::Fgsm,
+        Method::Ifgsm,
+        Method::Pgd,
+        Method::Mifgsm,
+        Method::Nifgsm,
+        Method::Apgd,
+        Method::ApgdT,
+        Method::Square,
+        Method::FabT,
+    ];
 
     /// As the command line writes it.
     pub fn name(self) -> &'static str {
@@ -280,12 +300,29 @@ impl Method {
             Method::Nifgsm => "nifgsm",
             Method::Apgd => "apgd",
             Method::ApgdT => "apgd-t",
+            Method::Square => "square",
+            Method::FabT => "fab-t",
         }
     }
 
     /// Whether it can begin at a random place of the ball.
     pub fn can_start_at_random(self) -> bool {
-        matches!(self, Method::Pgd | Method::Apgd | Method::ApgdT)
+        matches!(self, Method::Pgd | Method::Apgd | Method::ApgdT | Method::FabT | Method::Square)
+    }
+
+    /// Whether its first restart begins at the clean image all the same.
+    pub fn begins_clean(self) -> bool {
+        self == Method::FabT
+    }
+
+    /// Whether it aims at one class after the other by itself.
+    pub fn chooses_targets(self) -> bool {
+        matches!(self, Method::ApgdT | Method::FabT)
+    }
+
+    /// Whether it is told how long its steps are.
+    pub fn has_step_size(self) -> bool {
+        !matches!(self, Method::FabT | Method::Square)
     }
 
     /// Whether it accumulates gradients.
@@ -293,22 +330,13 @@ impl Method {
         matches!(self, Method::Mifgsm | Method::Nifgsm)
     }
 
-    /// Whether it follows gradients; `square` looks at logits alone.
-    pub fn follows_gradients(self) -> bool {
-        self.name() != "square"
-    }
-
-    /// Whether it aims at one class after the other by itself, and so can be told at how many.
-    pub fn chooses_classes(self) -> bool {
-        self.name().ends_with("-t")
-    }
-
     /// Steps unless told otherwise, as in the papers' own code.
     pub fn default_steps(self) -> u32 {
         match self {
             Method::Fgsm => 1,
             Method::Ifgsm | Method::Pgd | Method::Mifgsm | Method::Nifgsm => 10,
-            Method::Apgd | Method::ApgdT => 100,
+            Method::Apgd | Method::ApgdT | Method::FabT => 100,
+            Method::Square => 5000,
         }
     }
 
@@ -319,12 +347,18 @@ impl Method {
             Method::Ifgsm | Method::Pgd => 2.5 * eps / f64::from(steps.max(1)),
             Method::Mifgsm | Method::Nifgsm => eps / f64::from(steps.max(1)),
             Method::Apgd | Method::ApgdT => 2.0 * eps,
+            Method::FabT | Method::Square => 0.0,
         }
     }
 
     /// The loss unless told otherwise.
     pub fn default_loss(self) -> Loss {
-        if self == Method::ApgdT { Loss::Dlr } else { Loss::CrossEntropy }
+        match self {
+            Method::ApgdT => Loss::Dlr,
+            Method::Square => Loss::Margin,
+            Method::FabT => Loss::Difference,
+            _ => Loss::CrossEntropy,
+        }
     }
 }
 
@@ -489,6 +523,20 @@ impl Attack {
         Self::new(Method::ApgdT, norm, eps)
     }
 
+    /// The Square attack inside the ball of radius `eps`: 5000 proposals, each looked at in a forward pass and kept where the
+    /// margin rises or the image is a success; it begins with stripes, and ends for a sample at its first success. No gradient
+    /// is taken. The squares' first share of the image (0.8) and their schedule are those of the paper's code.
+    pub fn square(norm: Norm, eps: f32) -> Self {
+        Self::new(Method::Square, norm, eps)
+    }
+
+    /// Targeted FAB: the smallest perturbation in `norm` that 100 steps find, aimed at the nine most likely wrong classes of
+    /// the clean image one after the other ([`Attack::classes`]), until one lies within the ball of radius `eps`. Steps
+    /// begin at the clean image, in further restarts at a random place halfway to the edge.
+    pub fn fab_t(norm: Norm, eps: f32) -> Self {
+        Self::new(Method::FabT, norm, eps)
+    }
+
     /// What is followed. [`Loss::Dlr`] needs three classes, four where a class is aimed at.
     pub fn loss(mut self, loss: Loss) -> Self {
         self.loss = loss;
@@ -507,7 +555,7 @@ impl Attack {
         self
     }
 
-    /// How many classes are aimed at, the most likely wrong one first (`apgd-t`); never more than there are.
+    /// How many classes are aimed at, the most likely wrong one first (`apgd-t`, `fab-t`); never more than there are.
     pub fn classes(mut self, classes: u32) -> Self {
         self.classes = classes;
         self
@@ -533,13 +581,14 @@ impl Attack {
         self
     }
 
-    /// Step length in pixel units (`apgd`, `apgd-t`: of the first step).
+    /// Step length in pixel units (`apgd`, `apgd-t`: of the first step; `fab-t` and `square` have none).
     pub fn step_size(mut self, step_size: f32) -> Self {
         self.step_size = Some(step_size);
         self
     }
 
-    /// How often a sample is tried, each time from another random place (`pgd`, `apgd`, `apgd-t`). The first restart that succeeds *as
+    /// How often a sample is tried, each time from another random place (`pgd`, `apgd`, `apgd-t`, and
+    /// `fab-t` but for the first time). The first restart that succeeds *as
     /// delivered* counts, and the sample is left alone from then on; where none succeeds, the restart whose delivered image
     /// has the highest attack loss counts (untargeted: cross-entropy on the label; targeted: minus that on the target), the
     /// earliest of equals. So more restarts never lower the success.
@@ -624,9 +673,9 @@ impl Attack {
         self.loss
     }
 
-    /// How often a sample is tried at most: restarts, for each of the classes that `apgd-t` aims at among `classes`.
+    /// How often a sample is tried at most: restarts, for each of the classes that `apgd-t` and `fab-t` aim at among `classes`.
     pub fn attempts(&self, classes: usize) -> u64 {
-        let aims = if self.method == Method::ApgdT { self.classes.min(classes.saturating_sub(1) as u32) } else { 1 };
+        let aims = if self.method.chooses_targets() { self.classes.min(classes.saturating_sub(1) as u32) } else { 1 };
         u64::from(self.restarts) * u64::from(aims)
     }
 
@@ -636,6 +685,8 @@ impl Attack {
             (Method::Mifgsm, _) => Rule::Momentum,
             (Method::Nifgsm, _) => Rule::Lookahead,
             (Method::Apgd | Method::ApgdT, norm) => Rule::Apgd(norm),
+            (Method::Square, norm) => Rule::Square(norm),
+            (Method::FabT, norm) => Rule::Fab(norm),
             (Method::Fgsm | Method::Ifgsm | Method::Pgd, Norm::Linf) => Rule::Sign,
             (Method::Fgsm | Method::Ifgsm | Method::Pgd, Norm::L2) => Rule::L2,
         }
@@ -649,7 +700,9 @@ impl Attack {
     /// Gradients and forward passes that so many steps cost, taken in so many attempts, what is delivered looked at included.
     pub fn cost(&self, steps: u64, attempts: u64) -> (u64, u64) {
         let ends = u64::from(self.rule().looks_at_the_last()) + 1 + u64::from(self.delivers_bytes());
-        (if self.method.follows_gradients() { steps } else { 0 }, steps + attempts * ends)
+        let rule = self.rule();
+        let forward = steps * (1 + u64::from(rule.looks_twice())) + attempts * ends;
+        (if rule.needs_gradients() { steps } else { 0 }, forward)
     }
 
     /// True when the first step is taken from a random place of the ball.
@@ -677,7 +730,17 @@ impl Attack {
         if self.eps.is_nan() || self.eps < 0.0 {
             return fail(format!("eps must be zero or more, but is {}", self.eps));
         }
-        if self.eps.is_infinite() && self.step_size.is_none() {
+        let name = self.method.name();
+        if self.step_size.is_some() && !self.method.has_step_size() {
+            return fail(format!("{name} has no step size"));
+        }
+        if self.method == Method::Square && self.eps.is_infinite() {
+            return fail("square needs a finite eps".into());
+        }
+        if (self.loss == Loss::Difference) != (self.method == Method::FabT) {
+            return fail(format!("{name} cannot follow the loss {}", self.loss.name()));
+        }
+        if self.eps.is_infinite() && self.step_size.is_none() && self.method.has_step_size() {
             return fail("with an infinite eps a step size must be given".into());
         }
         let a = self.effective_step_size();
@@ -690,7 +753,6 @@ impl Attack {
         if self.method == Method::Fgsm && self.steps != 1 {
             return fail(format!("fgsm takes one step, not {}: use ifgsm", self.steps));
         }
-        let name = self.method.name();
         if self.random_start && !self.method.can_start_at_random() {
             return fail(format!("{name} has no random start: use pgd"));
         }
@@ -700,12 +762,12 @@ impl Attack {
         if !self.momentum.is_finite() || self.momentum < 0.0 {
             return fail(format!("the momentum must be finite and zero or more, but is {}", self.momentum));
         }
-        if self.method == Method::ApgdT {
+        if self.method.chooses_targets() {
             if self.targets != Targets::None {
-                return fail("apgd-t chooses its targets itself: use apgd with targets".into());
+                return fail(format!("{name} chooses its targets itself: use apgd with targets"));
             }
             if self.classes == 0 {
-                return fail("apgd-t must aim at one class or more".into());
+                return fail(format!("{name} must aim at one class or more"));
             }
         }
         for (i, own) in self.own.iter().enumerate() {
@@ -717,13 +779,14 @@ impl Attack {
                 ));
             }
         }
-        if self.random_start && self.eps.is_infinite() {
+        let starts_at_random = self.random_start && (self.restarts > 1 || !self.method.begins_clean());
+        if starts_at_random && self.eps.is_infinite() {
             return fail("a random start needs a finite eps".into());
         }
         if self.restarts == 0 {
             return fail("restarts must be one or more".into());
         }
-        if self.restarts > 1 && !self.random_start {
+        if self.restarts > 1 && !self.random_start && self.method != Method::Square {
             return fail(format!("{} restarts without a random start would all be the same", self.restarts));
         }
         if let Some((lo, hi)) = self.bounds {
@@ -772,7 +835,7 @@ pub struct Outcome {
     pub l2: Vec<f32>,
     /// Pixels whose gradient had no sign, added up over all steps of all restarts.
     pub zero_gradients: Vec<u64>,
-    /// Which attempt is delivered (restarts, those of `apgd-t`'s first class first); 0 for a sample that was left alone.
+    /// Which attempt is delivered (restarts, those of the first class that `apgd-t` or `fab-t` aims at first); 0 for a sample that was left alone.
     pub restart: Vec<u32>,
     /// Steps taken, of all restarts together; 0 for a sample that was left alone.
     pub steps_taken: Vec<u64>,

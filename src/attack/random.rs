@@ -9,6 +9,8 @@ pub enum Stream {
     Start = 0,
     /// Random target.
     Target = 1,
+    /// Places and signs of [`super::Rule::Square`].
+    Square = 2,
 }
 
 /// Four random words for (seed, counter). The counter is (sample id, restart, element / 4, stream).

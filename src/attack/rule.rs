@@ -19,6 +19,13 @@ pub enum Rule {
     L2,
     /// Auto-PGD (Croce & Hein 2020, arXiv:2003.01690), in either norm.
     Apgd(Norm),
+    /// Random search by squares that become smaller (Andriushchenko et al. 2020, arXiv:1912.00049), in either norm: it looks at
+    /// losses alone, so it finds what hides from gradients.
+    Square(Norm),
+    /// A step beyond the plane on which the class and the label change places, found from the gradient, and back towards the
+    /// clean image after every success: FAB (Croce & Hein 2020, arXiv:1907.02044), in either norm. It follows
+    /// [`super::Loss::Difference`]; neither step size nor direction means anything to it.
+    Fab(Norm),
 }
 
 impl Rule {
@@ -26,7 +33,7 @@ impl Rule {
     pub(crate) fn memory(self) -> usize {
         match self {
             Rule::Sign | Rule::L2 => 0,
-            Rule::Momentum => 1,
+            Rule::Momentum | Rule::Square(_) | Rule::Fab(_) => 1,
             Rule::Lookahead => 2,
             Rule::Apgd(_) => 4,
         }
@@ -34,7 +41,17 @@ impl Rule {
 
     /// Whether the last iterate's loss is looked at as well: one more forward pass than there are steps.
     pub(crate) fn looks_at_the_last(self) -> bool {
-        matches!(self, Rule::Apgd(_))
+        matches!(self, Rule::Apgd(_) | Rule::Square(_))
+    }
+
+    /// Whether it follows gradients; else a step is a forward pass alone.
+    pub fn needs_gradients(self) -> bool {
+        !matches!(self, Rule::Square(_))
+    }
+
+    /// Whether every step is followed by a look at where it led: another forward pass.
+    pub(crate) fn looks_twice(self) -> bool {
+        matches!(self, Rule::Fab(_))
     }
 
     /// What would be delivered, were this the end: one image, of `len` values, of a sample that has not ended.
@@ -45,6 +62,8 @@ impl Rule {
             Rule::Lookahead => slot(AHEAD),
             Rule::Apgd(_) if state.found != 0 => slot(FOUND),
             Rule::Apgd(_) => slot(BEST),
+            Rule::Square(_) => slot(KEPT),
+            Rule::Fab(_) => slot(NEAREST),
             Rule::Sign | Rule::Momentum | Rule::L2 => x,
         }
     }
@@ -63,9 +82,15 @@ pub(crate) const BEST: usize = 1;
 pub(crate) const BEST_GRADIENT: usize = 2;
 /// [`Rule::Apgd`]: the latest iterate that is a success.
 pub(crate) const FOUND: usize = 3;
+/// [`Rule::Fab`]: the nearest success within the ball, before any the clean image.
+pub(crate) const NEAREST: usize = 0;
+
+/// [`Rule::Square`]: what has the highest loss so far, or is a success.
+pub(crate) const KEPT: usize = 0;
 
 /// What a sample remembers from one step to the next, but for images. The same 64 bytes lie in WGSL's `State`
-/// (`shaders/sample.wgsl`); all but the first three are [`Rule::Apgd`]'s.
+/// (`shaders/sample.wgsl`); all but the first three are [`Rule::Apgd`]'s, `best` and `found` those of [`Rule::Square`] and
+/// [`Rule::Fab`] as well.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct State {
@@ -77,7 +102,7 @@ pub struct State {
     pub predicted: u32,
     /// Length of a step now.
     pub step_size: f32,
-    /// The highest loss so far (direction·loss).
+    /// The highest loss so far (direction·loss); with [`Rule::Fab`] the norm of the smallest move that was a success.
     pub best: f32,
     /// What that was at the last check.
     pub best_at_check: f32,

@@ -3,7 +3,7 @@
 
 use super::random::random_target;
 use super::{
-    Attack, Engine, Health, Iterated, Job, Logits, Method, Norm, Outcome, Own, Sample, Targets, Trail, argmax, budget,
+    Attack, Engine, Health, Iterated, Job, Logits, Norm, Outcome, Own, Sample, Targets, Trail, argmax, budget,
     budget_l2, quantise, quantise_l2, snap,
 };
 use crate::error::{Error, Result};
@@ -113,7 +113,7 @@ impl Attack {
         }
         let (Logits { logits: clean_logits, health }, snapped) = pixels.clean()?;
         let targets = self.resolve(labels, &clean_logits, k)?;
-        let is_targeted = self.method == Method::ApgdT || targets.iter().any(|t| *t >= 0);
+        let is_targeted = self.method.chooses_targets() || targets.iter().any(|t| *t >= 0);
         self.loss.check(k, is_targeted)?;
         let row = |i: usize| i * k..(i + 1) * k;
         let clean_correct: Vec<bool> =
@@ -147,7 +147,7 @@ impl Attack {
             let samples: Vec<Sample> = open
                 .iter()
                 .map(|&i| {
-                    let aim = (self.method == Method::ApgdT).then(|| {
+                    let aim = self.method.chooses_targets().then(|| {
                         nth_but(&clean_logits[row(i)], labels[i] as usize, (attempt / self.restarts) as usize)
                     });
                     self.sample(i, labels[i], judge.targets[i], aim, attempt)
@@ -192,12 +192,13 @@ impl Attack {
         let shared =
             || Own { id: self.first_id.wrapping_add(i as u64), eps: self.eps, step_size: self.effective_step_size() };
         let own = self.own.get(i).copied().unwrap_or_else(shared);
+        let starts_clean = self.method.begins_clean() && attempt.is_multiple_of(self.restarts);
         Sample {
             class: aim.unwrap_or(if target < 0 { label } else { target } as usize) as u32,
             // A data set has fewer than 2^32 samples.
             id: own.id as u32,
             restart: attempt,
-            start: u32::from(self.random_start),
+            start: u32::from(self.random_start && !starts_clean),
             eps: own.eps,
             step_size: own.step_size,
             direction: if aim.is_some() || target >= 0 { -1.0 } else { 1.0 },
@@ -230,7 +231,12 @@ impl Attack {
 
     /// The steps after which it is looked at; the last is the last step.
     fn stops(&self) -> Vec<u32> {
-        let shares: &[u64] = if self.early_stop { &[10, 20, 40, 70, 100] } else { &[100] };
+        let shares: &[u64] = match self.method {
+            // It proposes nothing more for a sample that has succeeded: to stop changes no bit, and saves most of its steps.
+            Method::Square => &[2, 5, 10, 20, 40, 70, 100],
+            _ if self.early_stop => &[10, 20, 40, 70, 100],
+            _ => &[100],
+        };
         let mut stops: Vec<u32> = shares.iter().map(|s| (u64::from(self.steps) * s).div_ceil(100) as u32).collect();
         stops.dedup();
         stops

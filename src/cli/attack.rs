@@ -15,7 +15,7 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 /// Methods that the command line will have; asking for one is a usage error of its own.
-const PLANNED: [&str; 3] = ["square", "fab-t", "uap"];
+const PLANNED: [&str; 1] = ["uap"];
 
 /// Eps where neither the user nor the weights say anything.
 pub(super) fn default_eps(norm: Norm) -> &'static str {
@@ -153,7 +153,8 @@ impl Job {
         let first = self.folder.next();
         let n = (self.end - first).min(held).min(forecast::PROBE);
         let pixels = self.pixels(first, first + n)?;
-        forecast::step_time(&self.runner, &pixels, &self.images.source.labels[first..first + n])
+        let labels = &self.images.source.labels[first..first + n];
+        forecast::step_time(&self.runner, &pixels, labels, self.attack.rule().needs_gradients())
     }
 
     fn announce(&self, step: Duration, left: usize) {
@@ -334,8 +335,12 @@ fn configure(
     let eps = largest.cloned().ok_or_else(|| Error::Usage("--eps: no distance".into()))?;
     let steps = args.steps.unwrap_or(method.default_steps());
     let hint = suggested(&model.step_size, "step_size")?.filter(|_| from_weights && steps == 10);
+    if args.step_size.is_some() && !method.has_step_size() {
+        return Err(Error::Usage(format!("--step-size: {} has none", method.name())));
+    }
     let step_size = match (&args.step_size, method, hint) {
         (Some(text), ..) => distance("--step-size", text)?,
+        _ if !method.has_step_size() => Distance { text: "0".into(), value: 0.0 },
         (None, Method::Ifgsm | Method::Pgd, Some(hint)) => hint,
         _ if eps.value.is_infinite() => {
             return Err(Error::Usage("--eps inf: give a --step-size as well".into()));
@@ -358,7 +363,7 @@ fn configure(
     }
     let targets = match &args.targets {
         _ if args.untargeted => "none".into(),
-        None if method == Method::ApgdT => "none".into(),
+        None if method.chooses_targets() => "none".into(),
         None => "random".into(),
         Some(targets) => targets.clone(),
     };
@@ -424,14 +429,15 @@ pub(super) fn default_step(method: Method, eps: &Distance, steps: u32) -> Distan
 /// The attack that a configuration describes, but for its targets.
 fn configured(c: &Config) -> Attack {
     let eps = c.eps.value as f32;
-    Attack::new(c.method, c.norm, eps)
+    let attack = Attack::new(c.method, c.norm, eps);
+    let attack = if c.method.has_step_size() { attack.step_size(c.step_size.value as f32) } else { attack };
+    attack
         .loss(c.loss)
         .momentum(c.momentum.unwrap_or(0.0))
         .random_start(c.random_start)
         .early_stop(c.early_stop)
         .steps(c.steps)
         .restarts(c.restarts)
-        .step_size(c.step_size.value as f32)
         .bounds(c.bounds)
         .quantise(c.quantise)
         .attack_all(c.attack_all)
@@ -474,7 +480,7 @@ fn advise(report: &Report) {
     let radii = if config.radii.is_empty() { &only[..] } else { &config.radii[..] };
     for Radius { eps, step_size } in radii {
         let reach = step_size.value * f64::from(config.steps);
-        if eps.value.is_finite() && reach < eps.value * (1.0 - 1e-9) {
+        if config.method.has_step_size() && eps.value.is_finite() && reach < eps.value * (1.0 - 1e-9) {
             warn(format!("{} steps of {} do not reach eps {}", config.steps, step_size.text, eps.text));
         }
         if config.delivers_bytes() {

@@ -238,14 +238,14 @@ impl Job {
     fn step_time(&mut self) -> Result<Duration> {
         let n = self.images.samples.min(self.chunk).min(forecast::PROBE);
         let pixels = self.images.pixels(0..n, self.shared.bounds)?;
-        forecast::step_time(&self.runner, &pixels, &self.images.source.labels[..n])
+        forecast::step_time(&self.runner, &pixels, &self.images.source.labels[..n], true)
     }
 
     /// How long an attack on `samples` images will take at most.
     fn duration(&self, attack: &Attack, step: Duration, samples: usize) -> Duration {
         let steps = u64::from(attack.step_count()) * attack.attempts(self.shared.classes);
         // A forward pass is about a third of a step.
-        let step = if attack.method().follows_gradients() { step } else { step / 3 };
+        let step = if attack.rule().needs_gradients() { step } else { step / 3 };
         forecast::duration(step, samples, steps)
     }
 

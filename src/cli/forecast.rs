@@ -23,14 +23,19 @@ const LOGITS: u64 = 8;
 /// Everything else that is kept for an image.
 const OTHER: u64 = 128;
 
-/// The time that a step of one sample takes: a forward and a backward pass, measured on the first images of the run.
+/// The time that a step of one sample takes: a forward pass, and a backward pass where the attack follows gradients, measured
+/// on the first images of the run.
 /// The first measurement warms up; then the batch grows until it takes long enough to be told.
-pub(super) fn step_time(runner: &Runner, images: &[f32], labels: &[i64]) -> Result<Duration> {
+pub(super) fn step_time(runner: &Runner, images: &[f32], labels: &[i64], gradients: bool) -> Result<Duration> {
     let classes: Vec<u32> = labels.iter().map(|y| *y as u32).collect();
     let one = images.len() / labels.len().max(1);
     let measure = |n: usize| -> Result<Duration> {
         let (start, compiled) = (Instant::now(), runner.compile_time());
-        runner.engine().input_gradient(&images[..n * one], &classes[..n])?;
+        if gradients {
+            runner.engine().input_gradient(&images[..n * one], &classes[..n])?;
+        } else {
+            runner.engine().logits(&images[..n * one])?;
+        }
         Ok(start.elapsed().saturating_sub(runner.compile_time().saturating_sub(compiled)))
     };
     let mut n = 1;

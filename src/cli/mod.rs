@@ -108,21 +108,21 @@ struct AttackArgs {
     /// Read only the first N images
     #[arg(long, value_name = "N", help_heading = "Input")]
     limit: Option<usize>,
-    /// Attack: fgsm, ifgsm, pgd, mifgsm, nifgsm, apgd or apgd-t
+    /// Attack: fgsm, ifgsm, pgd, mifgsm, nifgsm, apgd, apgd-t, fab-t or square
     #[arg(long, value_name = "NAME", default_value = "ifgsm", help_heading = "Attack")]
     method: String,
     /// What eps is measured in: linf, the largest change of any pixel value, or l2, the Euclidean length of the change
     #[arg(long, value_name = "NAME", default_value = "linf", help_heading = "Attack")]
     norm: String,
     /// Class to aim at: none (untargeted), random, next, least-likely, second, or a file with one class a line
-    /// (-1: none) [default: random; for apgd-t: none, it aims at one class after the other]
+    /// (-1: none) [default: random; for apgd-t and fab-t: none, they aim at one class after the other]
     #[arg(long, value_name = "RULE|FILE", help_heading = "Attack")]
     targets: Option<String>,
     /// Any class but the label will do: the same as --targets none
     #[arg(long, conflicts_with = "targets", help_heading = "Attack")]
     untargeted: bool,
     /// What is followed: ce (cross-entropy), margin (Carlini & Wagner) or dlr (difference of logits ratio) [default: ce; for
-    /// apgd-t: dlr]
+    /// apgd-t: dlr; for square: margin; fab-t follows the difference of two logits]
     #[arg(long, value_name = "NAME", help_heading = "Attack")]
     loss: Option<String>,
     /// Radius in the norm, or inf; several with commas between them, 0 among them, are run at once, with a row for each image
@@ -134,7 +134,7 @@ struct AttackArgs {
     #[arg(long, help_heading = "Attack")]
     min_eps: bool,
     /// Step length [default: 2.5·eps/steps; for fgsm: eps; for mifgsm and nifgsm: eps/steps; for apgd and apgd-t, of the
-    /// first step: 2·eps]
+    /// first step: 2·eps; fab-t and square have none]
     #[arg(
         long,
         visible_aliases = ["alpha", "eps-step"],
@@ -143,13 +143,14 @@ struct AttackArgs {
         help_heading = "Attack"
     )]
     step_size: Option<String>,
-    /// Number of steps [default: 10; for fgsm: 1; for apgd and apgd-t: 100]
+    /// Number of steps [default: 10; for fgsm: 1; for apgd, apgd-t and fab-t: 100; for square: 5000]
     #[arg(long, value_name = "N", help_heading = "Attack")]
     steps: Option<u32>,
-    /// How often an image is tried from another random start, until it is turned (pgd, apgd, apgd-t) [default: 1]
+    /// How often an image is tried from another random start, until it is turned (pgd, apgd, apgd-t, fab-t,
+    /// square) [default: 1]
     #[arg(long, value_name = "N", help_heading = "Attack")]
     restarts: Option<u32>,
-    /// Begin at the clean image (pgd, apgd, apgd-t)
+    /// Begin at the clean image (pgd, apgd, apgd-t, square; fab-t does so anyway, but for further restarts)
     #[arg(long, help_heading = "Attack")]
     no_random_start: bool,
     /// Share of the gathered gradient that is kept (mifgsm, nifgsm) [default: 1]

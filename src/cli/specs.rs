@@ -127,7 +127,7 @@ fn spec(text: &str) -> Result<Spec> {
         loss: method.default_loss(),
         momentum: None,
         targets: Rule::None,
-        classes: method.chooses_classes().then_some(9),
+        classes: method.chooses_targets().then_some(9),
     };
     let mut seen: Vec<&str> = Vec::new();
     for part in parts {
@@ -146,7 +146,7 @@ fn spec(text: &str) -> Result<Spec> {
             "loss" => spec.loss = value.parse()?,
             "momentum" if method.has_momentum() => spec.momentum = Some(number(key, value)?),
             "targets" => spec.targets = value.parse()?,
-            "classes" if method.chooses_classes() => spec.classes = Some(whole(key, value)?),
+            "classes" if method.chooses_targets() => spec.classes = Some(whole(key, value)?),
             "momentum" | "classes" => return Err(not_for()),
             _ => {
                 let keys = "steps, step-size, restarts, loss, momentum, targets, classes";
@@ -195,7 +195,7 @@ impl Spec {
         // A method without steps of some length is told of none.
         let step = self.step_size(&shared.eps).value as f32;
         let attack = if step > 0.0 || self.step_size.is_some() { attack.step_size(step) } else { attack };
-        let aims = self.method.chooses_classes() || self.targets != Rule::None;
+        let aims = self.method.chooses_targets() || self.targets != Rule::None;
         let checked = attack.validate().and_then(|()| self.loss.check(shared.classes, aims));
         checked.map_err(|e| Error::Usage(format!("{flag} {}: {e}", self.text)))?;
         Ok(attack)

@@ -12,6 +12,7 @@ pub(crate) fn forward(build: &Build, loss: Loss, x: Value, y: Value, ids: &Ids) 
         Loss::CrossEntropy => ("cross_entropy_forward", "cross_entropy"),
         Loss::Margin => ("margin_forward", "margin"),
         Loss::Dlr => ("dlr_forward", "dlr"),
+        Loss::Difference => ("difference_forward", "difference"),
     };
     Dispatch {
         kernel: Kernel { entry, consts: vec![("K", x.dims.c as u32), ("WG", size)], storage: build.target.storage },

@@ -10,6 +10,7 @@ pub(super) fn follow(loss: Loss, z: &[f64], sample: &Sample) -> (f64, Vec<f64>) 
         Loss::Margin => margin(z, class),
         Loss::Dlr if sample.direction < 0.0 => ratio(z, (label, class), 0.5),
         Loss::Dlr => ratio(z, (best_but(z, label), label), 1.0),
+        Loss::Difference => difference(z, class, label),
     }
 }
 
@@ -37,6 +38,14 @@ fn margin(z: &[f64], class: usize) -> (f64, Vec<f64>) {
     seed[rival] += 1.0;
     seed[class] -= 1.0;
     (z[rival] - z[class], seed)
+}
+
+/// The logit of the class minus that of the label.
+fn difference(z: &[f64], class: usize, label: usize) -> (f64, Vec<f64>) {
+    let mut seed = vec![0.0; z.len()];
+    seed[class] += 1.0;
+    seed[label] -= 1.0;
+    (z[class] - z[label], seed)
 }
 
 /// (z_plus − z_minus) / (z1 − third·z3 − (1 − third)·z4 + 1e-12), z1 ≥ z2 ≥ … being the logits in order.

@@ -1,7 +1,11 @@
 //! The random starts and the steps of every rule, in f32: one sample's way, bit for bit that of `shaders/step.wgsl` and
 //! `shaders/rules.wgsl` (starts that need logarithms and cosines: to a few units in the last place).
 
-use crate::attack::{AHEAD, BEST, BEST_GRADIENT, FOUND, GATHERED, Norm, OLD, Rule, Sample, State, Stream, philox};
+use super::square::Squares;
+use crate::attack::{
+    AHEAD, BEST, BEST_GRADIENT, FOUND, GATHERED, KEPT, Norm, OLD, Rule, Sample, State, Stream, philox,
+};
+use crate::model::Dims;
 
 /// Where a sample begins: at x0 + (2u − 1)·eps, u uniform in [0, 1) by the sample's own random numbers, clamped as a step
 /// is; at the clean image `x0` itself where the sample asks for no random start.
@@ -67,14 +71,16 @@ pub fn step(x: f32, x0: f32, gradient: f32, sample: &Sample, bounds: (f32, f32))
 }
 
 /// Invocations that look at one sample together: sums are taken as they take them.
-const LANES: usize = 256;
+pub(super) const LANES: usize = 256;
 
 /// The sum of `term(i, so far)` over a sample's values: every lane adds up every 256th, then halves are added to halves.
-fn total(len: usize, term: impl Fn(usize, f32) -> f32) -> f32 {
-    let mut parts = [0.0_f32; LANES];
-    for (lane, part) in parts.iter_mut().enumerate() {
-        *part = (lane..len).step_by(LANES).fold(0.0, |sum, i| term(i, sum));
-    }
+pub(super) fn total(len: usize, term: impl Fn(usize, f32) -> f32) -> f32 {
+    halved(|lane| (lane..len).step_by(LANES).fold(0.0, |sum, i| term(i, sum)))
+}
+
+/// The sum of what the lanes bring, halves added to halves.
+pub(super) fn halved(of_lane: impl Fn(usize) -> f32) -> f32 {
+    let mut parts: [f32; LANES] = std::array::from_fn(of_lane);
     let mut half = LANES / 2;
     while half > 0 {
         for lane in 0..half {
@@ -86,46 +92,50 @@ fn total(len: usize, term: impl Fn(usize, f32) -> f32) -> f32 {
 }
 
 /// Zero for subnormals, on which devices differ.
-fn flushed(v: f32) -> f32 {
+pub(super) fn flushed(v: f32) -> f32 {
     if Sign::of(v) == Sign::Zero { 0.0 } else { v }
 }
 
 /// A product, rounded before anything is added to it.
-fn times(a: f32, b: f32) -> f32 {
+pub(super) fn times(a: f32, b: f32) -> f32 {
     flushed(a * b)
 }
 
 /// A gradient's value without what is none: subnormals, infinities and NaN are zero.
-fn sound(v: f32) -> f32 {
+pub(super) fn sound(v: f32) -> f32 {
     if matches!(Sign::of(v), Sign::Plus | Sign::Minus) { v } else { 0.0 }
 }
 
 /// What to multiply with to divide by `v`; 0 where v is none.
-fn inverse_of(v: f32) -> f32 {
+pub(super) fn inverse_of(v: f32) -> f32 {
     if v > 0.0 { 1.0 / v } else { 0.0 }
 }
 
 /// A power of two that brings the largest value near 1.
-fn scale_of(gradient: &[f32]) -> f32 {
+pub(super) fn scale_of(gradient: &[f32]) -> f32 {
     let exponents = gradient.iter().map(|g| (g.to_bits() >> 23) & 255).filter(|e| *e != 255);
     f32::from_bits((254 - exponents.max().unwrap_or(0).clamp(1, 253)) << 23)
 }
 
 impl Rule {
-    /// Where a sample begins.
-    pub(crate) fn start(self, x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32)) -> Vec<f32> {
+    /// Where a sample begins whose image is of the shape `dims`.
+    pub fn start(self, x0: &[f32], dims: Dims, sample: &Sample, seed: u64, bounds: (f32, f32)) -> Vec<f32> {
         match self {
             _ if !sample.starts_at_random() => x0.to_vec(),
             Rule::Sign | Rule::Momentum | Rule::Lookahead => random_start(x0, sample, seed, bounds),
-            Rule::Apgd(Norm::Linf) => on_the_cube(x0, sample, seed, bounds),
-            Rule::Apgd(Norm::L2) => on_the_ball(x0, sample, seed, bounds, false),
-            Rule::L2 => on_the_ball(x0, sample, seed, bounds, true),
+            Rule::Square(norm) => Squares::new(norm, dims, seed).start(x0, sample, bounds),
+            Rule::Apgd(Norm::Linf) => on_the_cube(x0, sample, seed, bounds, 1.0),
+            Rule::Apgd(Norm::L2) => on_the_ball(x0, sample, seed, bounds, (1.0, false)),
+            Rule::L2 => on_the_ball(x0, sample, seed, bounds, (1.0, true)),
+            // Halfway there.
+            Rule::Fab(Norm::Linf) => on_the_cube(x0, sample, seed, bounds, 0.5),
+            Rule::Fab(Norm::L2) => on_the_ball(x0, sample, seed, bounds, (0.5, false)),
         }
     }
 }
 
-/// A random place whose largest move is eps.
-fn on_the_cube(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32)) -> Vec<f32> {
+/// A random place whose largest move is that part of eps.
+fn on_the_cube(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32), part: f32) -> Vec<f32> {
     let noise = |i: usize| {
         let words = philox(seed, [sample.id, sample.restart, (i / 4) as u32, Stream::Start as u32]);
         ((words[i % 4] >> 8) as i32 - (1 << 23)) as f32 / (1 << 23) as f32
@@ -133,14 +143,14 @@ fn on_the_cube(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32)) -> Ve
     let top = (0..x0.len()).fold(0.0, |top: f32, i| top.max(noise(i).abs()));
     let eps = sample.eps;
     let place = |(i, x0): (usize, &f32)| {
-        let d = times(times(noise(i), inverse_of(top)), eps);
+        let d = times(times(noise(i), inverse_of(top)), part * eps);
         (x0 + d).max(bounds.0.max(x0 - eps)).min(bounds.1.min(x0 + eps))
     };
     x0.iter().enumerate().map(place).collect()
 }
 
-/// A random place on the edge of the L2 ball, or uniform within.
-fn on_the_ball(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32), within: bool) -> Vec<f32> {
+/// A random place on the edge of the L2 ball whose radius is that part of eps, or uniform within.
+fn on_the_ball(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32), (part, within): (f32, bool)) -> Vec<f32> {
     let words = |k: u32| philox(seed, [sample.id, sample.restart, k, Stream::Start as u32]);
     let above_zero = |word: u32| ((word >> 8) + 1) as f32 / (1 << 24) as f32;
     // Two words to one normal number (Box & Muller 1958).
@@ -153,7 +163,7 @@ fn on_the_ball(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32), withi
     let length = total(x0.len(), |i, sum| sum + times(noise(i), noise(i))).sqrt();
     // The share of a ball's volume within r is (r / eps)^values.
     let share = if within { (above_zero(words(u32::MAX)[0]).log2() / x0.len() as f32).exp2() } else { 1.0 };
-    let radius = sample.eps * share;
+    let radius = part * (sample.eps * share);
     let place =
         |(i, x0): (usize, &f32)| (x0 + times(times(noise(i), inverse_of(length)), radius)).max(bounds.0).min(bounds.1);
     x0.iter().enumerate().map(place).collect()
@@ -163,19 +173,28 @@ fn on_the_ball(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32), withi
 #[derive(Clone, Debug)]
 pub struct Walk<'a> {
     rule: Rule,
-    sample: Sample,
-    bounds: (f32, f32),
-    x0: &'a [f32],
-    x: Vec<f32>,
-    memory: Vec<f32>,
-    state: State,
+    pub(super) sample: Sample,
+    pub(super) bounds: (f32, f32),
+    pub(super) x0: &'a [f32],
+    pub(super) x: Vec<f32>,
+    pub(super) memory: Vec<f32>,
+    pub(super) state: State,
+    squares: Option<Squares>,
 }
 
 impl<'a> Walk<'a> {
     /// Begins at `start`, for the clean image `x0`.
     pub fn new(rule: Rule, sample: Sample, bounds: (f32, f32), x0: &'a [f32], start: Vec<f32>) -> Self {
         let memory = vec![0.0; rule.memory() * x0.len()];
-        Walk { rule, sample, bounds, x0, x: start, memory, state: State::begin(&sample) }
+        Walk { rule, sample, bounds, x0, x: start, memory, state: State::begin(&sample), squares: None }
+    }
+
+    /// The shape of an image and the seed of proposals: [`Rule::Square`] takes no step without.
+    pub fn in_images_of(mut self, dims: Dims, seed: u64) -> Self {
+        if let Rule::Square(norm) = self.rule {
+            self.squares = Some(Squares::new(norm, dims, seed));
+        }
+        self
     }
 
     /// Goes on from where another one was: point, memory, state.
@@ -186,7 +205,7 @@ impl<'a> Walk<'a> {
         x0: &'a [f32],
         (x, memory, state): (&[f32], &[f32], State),
     ) -> Self {
-        Walk { rule, sample, bounds, x0, x: x.to_vec(), memory: memory.to_vec(), state }
+        Walk { rule, sample, bounds, x0, x: x.to_vec(), memory: memory.to_vec(), state, squares: None }
     }
 
     /// Where the next gradient is to be taken.
@@ -201,7 +220,7 @@ impl<'a> Walk<'a> {
 
     /// What would be delivered, were this the end.
     pub fn candidate(&self) -> &[f32] {
-        // Behind the last look of Auto-PGD it lies in x already, and is the same.
+        // Behind the last look of Auto-PGD and Square it lies in x already, and is the same.
         self.rule.candidate(&self.x, &self.memory, &self.state)
     }
 
@@ -209,8 +228,11 @@ impl<'a> Walk<'a> {
         (&self.x, &self.memory, self.state)
     }
 
-    /// One step, with the gradient and the loss at [`Walk::point`] and the class predicted there. [`Rule::Apgd`] takes one more
-    /// call than it has steps: the last one only looks.
+    /// One step, with the gradient and the loss at [`Walk::point`] and the class predicted there. [`Rule::Apgd`] and
+    /// [`Rule::Square`] take one more call than they have steps: the last one only looks. The latter looks at no gradient.
+    ///
+    /// # Panics
+    /// With [`Rule::Square`] before [`Walk::in_images_of`].
     pub fn step(&mut self, gradient: &[f32], loss: f32, predicted: u32) {
         (self.state.loss, self.state.predicted) = (loss, predicted);
         match self.rule {
@@ -222,7 +244,37 @@ impl<'a> Walk<'a> {
             Rule::Momentum | Rule::Lookahead => self.momentum(gradient),
             Rule::L2 => self.l2(gradient),
             Rule::Apgd(norm) => self.apgd(norm, gradient),
+            Rule::Square(_) => self.square(),
+            Rule::Fab(norm) => self.fab(norm, gradient),
         }
+    }
+
+    /// Behind each step of [`Rule::Fab`]: the loss where it led, and the class predicted there.
+    pub fn look(&mut self, loss: f32, predicted: u32) {
+        (self.state.loss, self.state.predicted) = (loss, predicted);
+        if let Rule::Fab(norm) = self.rule {
+            self.fab_look(norm);
+        }
+    }
+
+    /// Looks at the loss, keeps the point where it is better than the best so far or a success, and proposes the next.
+    fn square(&mut self) {
+        let s = &mut self.state;
+        let loss = if self.sample.direction > 0.0 { s.loss } else { -s.loss };
+        let succeeds = self.sample.is_reached_by(s.predicted);
+        if s.found == 0 && (s.iteration == 0 || succeeds || loss > s.best) {
+            s.best = loss;
+            self.memory.copy_from_slice(&self.x);
+        }
+        s.found |= u32::from(succeeds);
+        let best = &self.memory[KEPT * self.x.len()..];
+        self.x = if s.found == 0 && s.iteration < self.sample.steps {
+            let squares = self.squares.as_ref().expect("the shape of an image was told");
+            squares.propose(self.x0, best, &self.sample, s, self.bounds)
+        } else {
+            best.to_vec()
+        };
+        s.iteration += 1;
     }
 
     fn ascends(&self) -> bool {

@@ -44,7 +44,7 @@ pub struct Config {
     pub targets_sha256: Option<String>,
     /// Radius; the largest where there are several.
     pub eps: Distance,
-    /// Step length inside it.
+    /// Step length inside it; 0 where the method has none.
     pub step_size: Distance,
     /// Number of iterations.
     pub steps: u32,

@@ -217,10 +217,11 @@ pub(super) fn headline(report: &Report) -> String {
     let aim = if c.is_untargeted() { "untargeted".to_string() } else { format!("targets {}", c.targets) };
     let steps = if c.steps == 1 { "1 step".to_string() } else { format!("{} steps", c.steps) };
     let restarts = if c.restarts == 1 { String::new() } else { format!(", {} restarts", c.restarts) };
+    let of_length = || if c.method.has_step_size() { format!(" of {}", c.step_size.text) } else { String::new() };
     let (eps, length) = if c.ladder.is_some() {
         (c.eps.text.clone(), String::new())
     } else if c.radii.is_empty() {
-        (c.eps.text.clone(), format!(" of {}", c.step_size.text))
+        (c.eps.text.clone(), of_length())
     } else {
         (c.radii.iter().map(|radius| radius.eps.text.as_str()).collect::<Vec<_>>().join(", "), String::new())
     };
