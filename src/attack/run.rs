@@ -3,7 +3,7 @@
 
 use super::random::random_target;
 use super::{
-    Attack, Engine, Health, Iterated, Job, Logits, Norm, Outcome, Own, Sample, Targets, Trail, argmax, budget,
+    Attack, Engine, Health, Iterated, Job, Logits, Method, Norm, Outcome, Own, Sample, Targets, Trail, argmax, budget,
     budget_l2, quantise, quantise_l2, snap,
 };
 use crate::error::{Error, Result};

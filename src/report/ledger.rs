@@ -157,7 +157,8 @@ impl Ledger {
                 tally.turned_float += 1;
             }
             let steps = outcome.steps_taken[place];
-            let attempts = steps / u64::from(attack.step_count());
+            // Where an attempt ended early it was one all the same.
+            let attempts = steps.div_ceil(u64::from(attack.step_count()));
             let (gradients, forward_passes) = attack.cost(steps, attempts);
             tally.gradients += gradients;
             // One more for the logits of the clean image.
