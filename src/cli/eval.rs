@@ -256,7 +256,7 @@ impl Job {
             let (time, count) = (forecast::words(time), attacks.len());
             complain(
                 "note",
-                &format!("at most about {time} for {count} attacks on {n} images; less where images fall early"),
+                &format!("about {time} for {count} attacks on {n} images; less where images fall early"),
             );
         }
     }
