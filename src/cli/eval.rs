@@ -254,10 +254,7 @@ impl Job {
         let time: Duration = attacks.iter().map(|attack| self.duration(attack, step, n)).sum();
         if time > LONG || std::io::stderr().is_terminal() {
             let (time, count) = (forecast::words(time), attacks.len());
-            complain(
-                "note",
-                &format!("at most about {time} for {count} attacks on {n} images; less where images fall early"),
-            );
+            complain("note", &format!("about {time} for {count} attacks on {n} images; less where images fall early"));
         }
     }
 }

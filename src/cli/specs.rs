@@ -31,7 +31,9 @@ impl Suite {
         let names = || self.text().split(',').filter_map(|spec| spec.split(':').next());
         let missing: Vec<&str> = names().filter(|name| name.parse::<Method>().is_err()).collect();
         if missing.is_empty() {
-            return list("--suite", self.text());
+            // Its settings are its own: the names say all.
+            let named = |spec: Spec| Spec { text: spec.method.name().into(), ..spec };
+            return Ok(list("--suite", self.text())?.into_iter().map(named).collect());
         }
         let there: Vec<&str> = names().filter(|name| !missing.contains(name)).collect();
         Err(Error::Usage(format!(

@@ -30,6 +30,8 @@ pub struct Ledger {
     without_gradient: Vec<bool>,
     /// Delivered images that were not on the grid, or not in the ball.
     unsound: usize,
+    /// Samples in which NaN or infinity arose, each counted once.
+    nonfinite: Vec<bool>,
     snapped: f32,
     /// Rows of clean logits that could be probabilities.
     like_probabilities: usize,
@@ -83,7 +85,7 @@ pub struct Evidence {
     pub delivered_max: f32,
     /// Largest distance by which a clean image moved when it was rounded to 8 bits.
     pub snapped: f32,
-    /// Samples in which NaN or infinity arose. An evaluation ends with an error at the first.
+    /// Samples in which NaN or infinity arose; the program ends with an error at the first.
     pub nonfinite_samples: usize,
     /// Samples for which one of the attacks never had a gradient.
     pub samples_without_gradient: usize,
@@ -118,6 +120,7 @@ impl Ledger {
         self.l2.resize(n, 0.0);
         self.tried.resize(n, false);
         self.without_gradient.resize(n, false);
+        self.nonfinite.resize(n, false);
         self.snapped = self.snapped.max(snapped);
     }
 
@@ -147,13 +150,15 @@ impl Ledger {
             let (clean, image) = (&outcome.clean[pixels.clone()], &outcome.adversarial[pixels]);
             let loss = cross_entropy(&outcome.adversarial_logits[place * k..(place + 1) * k], self.labels[i] as usize);
             self.unsound += usize::from(!is_sound(attack, clean, image));
+            self.nonfinite[i] |= !outcome.health[place].is_healthy();
 
             if turned_float && self.broken_by_float[i] == UNTURNED {
                 self.broken_by_float[i] = index as i64;
                 tally.turned_float += 1;
             }
             let steps = outcome.steps_taken[place];
-            let attempts = steps / u64::from(attack.step_count());
+            // Where an attempt ended early it was one all the same.
+            let attempts = steps.div_ceil(u64::from(attack.step_count()));
             let (gradients, forward_passes) = attack.cost(steps, attempts);
             tally.gradients += gradients;
             // One more for the logits of the clean image.
@@ -212,7 +217,7 @@ impl Ledger {
             delivered_min: self.range.iter().map(|r| r.0).fold(f32::INFINITY, f32::min),
             delivered_max: self.range.iter().map(|r| r.1).fold(f32::NEG_INFINITY, f32::max),
             snapped: self.snapped,
-            nonfinite_samples: 0,
+            nonfinite_samples: self.nonfinite.iter().filter(|n| **n).count(),
             samples_without_gradient: self.without_gradient.iter().filter(|w| **w).count(),
             samples_whose_loss_fell: (0..self.samples()).filter(fell).count(),
             eight_bit: bytes.then_some(self.unsound == 0),
@@ -262,7 +267,7 @@ fn is_sound(attack: &Attack, clean: &[f32], image: &[f32]) -> bool {
 mod tests {
     use super::super::statistics::tests::outcome;
     use super::*;
-    use crate::attack::Method;
+    use crate::attack::{Health, Method};
     use crate::model::Dims;
 
     const DIMS: Dims = Dims { c: 1, h: 2, w: 3 };
@@ -312,6 +317,10 @@ mod tests {
         assert_eq!((tally.gradients, tally.forward_passes), (30, 3 * 12 + 4));
         assert_eq!(tally.samples_without_gradient, 1);
         assert_eq!(ledger.evidence(true).samples_without_gradient, 1);
+        let mut sick = o.clone();
+        sick.health[1] = Health::LOGITS;
+        ledger.add(1, &attack(), &[0, 1, 2, 3], &sick, never).unwrap();
+        assert_eq!(ledger.evidence(true).nonfinite_samples, 1);
     }
 
     #[test]
