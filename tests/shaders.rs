@@ -108,31 +108,44 @@ fn every_entry_point_is_used_by_a_plan() {
 
 /// WGSL's `Sample` and Rust's are one struct.
 #[test]
-fn sample_has_the_same_layout_on_both_sides() {
-    use signstep::attack::Sample;
-    use std::mem::offset_of;
-    for d in dispatches()
-        .iter()
-        .filter(|d| ["sign_step", "random_start", "cross_entropy_forward", "quantise"].contains(&d.kernel.entry))
-    {
+fn samples_and_states_have_the_same_layout_on_both_sides() {
+    use signstep::attack::{Sample, State};
+    let fields = |d: &Dispatch, name: &str| -> Option<(Vec<String>, Vec<u32>, u32)> {
         let module = naga::front::wgsl::parse_str(&d.kernel.source().unwrap().text).unwrap();
-        let (_, ty) = module.types.iter().find(|(_, t)| t.name.as_deref() == Some("Sample")).unwrap();
+        let (_, ty) = module.types.iter().find(|(_, t)| t.name.as_deref() == Some(name))?;
         let naga::TypeInner::Struct { members, span } = &ty.inner else { panic!("no struct") };
-        assert_eq!(*span as usize, size_of::<Sample>());
-        let offsets: Vec<usize> = members.iter().map(|m| m.offset as usize).collect();
-        let rust = [
-            offset_of!(Sample, class),
-            offset_of!(Sample, id),
-            offset_of!(Sample, restart),
-            offset_of!(Sample, start),
-            offset_of!(Sample, eps),
-            offset_of!(Sample, step_size),
-            offset_of!(Sample, direction),
-            offset_of!(Sample, levels),
-        ];
-        assert_eq!(offsets, rust);
+        let names = members.iter().map(|m| m.name.clone().unwrap()).collect();
+        Some((names, members.iter().map(|m| m.offset).collect(), *span))
+    };
+    let mut seen = [0, 0];
+    // One shape is enough: what is declared is in a file of its own.
+    let mut entries = std::collections::HashSet::new();
+    for d in dispatches().iter().filter(|d| entries.insert(d.kernel.entry)) {
+        if let Some((names, offsets, span)) = fields(d, "Sample") {
+            let wgsl = "class_index id restart start eps step_size direction levels label aimed momentum steps";
+            assert_eq!((names.join(" "), span as usize), (wgsl.into(), size_of::<Sample>()));
+            let rust =
+                offsets!(Sample: class id restart start eps step_size direction levels label aimed momentum steps);
+            assert_eq!(offsets, rust, "{}", d.kernel.entry);
+            seen[0] += 1;
+        }
+        if let Some((names, offsets, span)) = fields(d, "State") {
+            let wgsl = "iteration loss predicted step_size best best_at_check last rises since_check period shortest shorter_by \
+                        halved found unused_0 unused_1";
+            assert_eq!((names.join(" "), span as usize), (wgsl.into(), size_of::<State>()));
+            let rust = offsets!(State: iteration loss predicted step_size best best_at_check last rises since_check period
+                shortest shorter_by halved found unused);
+            assert_eq!(offsets[..15], rust, "{}", d.kernel.entry);
+            seen[1] += 1;
+        }
     }
+    assert!(seen[0] >= 8 && seen[1] >= 5, "{seen:?}");
 }
+
+macro_rules! offsets {
+    ($of:ty: $($field:ident)+) => { vec![$(std::mem::offset_of!($of, $field) as u32),+] };
+}
+use offsets;
 
 /// No f32 kernel may leave a product and a sum to the compiler's choice of contraction: `a * b + c` is written `fma`.
 #[test]

@@ -144,8 +144,8 @@ fn nothing_depends_on_neighbours_or_on_where_a_call_ends() {
         let whole = run(&net, &job);
         assert_bits(&format!("{norm:?}, cut"), &run(&cut, &job), &whole);
         let one = |v: &'_ [f32], i: usize| v[i * 64..(i + 1) * 64].to_vec();
-        for i in 0..9 {
-            let (x0, sample) = (one(&images, i), [samples[i]]);
+        for (i, sample) in samples.iter().enumerate() {
+            let (x0, sample) = (one(&images, i), [*sample]);
             assert_bits(
                 &format!("{norm:?}, {i} alone"),
                 &run(&net, &Job { x0: &x0, samples: &sample, ..job }),

@@ -385,7 +385,8 @@ impl Pixels for OnHost<'_> {
                 health[p].0 |= moved.health[place].0 | seen.float.health[place].0 | seen.rounded.health[place].0;
                 let z = place * k..(place + 1) * k;
                 let rounded = &seen.rounded.logits[z.clone()];
-                if !is_last && !(health[p].is_healthy() && verdict.is_hit(i, rounded)) {
+                let may_stop = health[p].is_healthy() && verdict.is_hit(i, rounded);
+                if !is_last && !may_stop {
                     left.push(place);
                     continue;
                 }

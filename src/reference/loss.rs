@@ -76,7 +76,7 @@ mod tests {
         let z = [0.3, -1.2, 2.5, 0.9, -0.4, 1.7];
         for loss in Loss::ALL {
             for (label, class, direction) in [(2, 2, 1.0), (0, 0, 1.0), (2, 5, -1.0), (1, 2, -1.0), (3, 4, -1.0)] {
-                let sample = Sample { label, class, direction, ..Sample::default() };
+                let sample = Sample { class, direction, label, ..Sample::default() };
                 let (_, seed) = follow(loss, &z, &sample);
                 for k in 0..z.len() {
                     let at = |h: f64| {

@@ -298,9 +298,9 @@ impl<'a> Walk<'a> {
         let inverse = inverse_of(mean);
         let is_first = self.state.iteration == 0;
         let reach = self.signed(times(s.step_size, s.momentum));
-        for i in 0..len {
+        for (i, gradient) in gradient.iter().enumerate() {
             let kept = if is_first { 0.0 } else { self.memory[GATHERED * len + i] };
-            let g = flushed(times(s.momentum, kept) + times(sound(gradient[i]) * scale, inverse));
+            let g = flushed(times(s.momentum, kept) + times(sound(*gradient) * scale, inverse));
             self.memory[GATHERED * len + i] = g;
             let looks_ahead = self.rule == Rule::Lookahead;
             let here = if looks_ahead && !is_first { self.memory[AHEAD * len + i] } else { self.x[i] };
