@@ -51,7 +51,7 @@
 //! ```text
 //! safetensors ─ weights ─► Model (layers as data, batch norm folded) ─ plan ─► Plan: [Dispatch]
 //!                                                                       │
-//! images, labels ─ attack ─► Job (x0, one Sample each) ─ network ───────┴─► steps × (forward, backward, sign_step)
+//! images, labels ─ attack ─► Job (x0, one Sample each) ─ network ───────┴─► steps × (forward, loss, backward, rule)
 //!                   ▲                                                        │
 //!                   └─ logits of what is delivered ◄── 8-bit rounding ◄──────┘ ─► Outcome
 //! ```
@@ -97,10 +97,22 @@
 //!   software adapters, tiles of whole workgroups on hardware. A tuning ([`tune`]) chooses otherwise where that is faster.
 //! - Register tiles read their weights from slices that fit a uniform binding; where one tile does not fit, from a storage buffer,
 //!   slower. The other families read them as texels of any number.
+//! - What is done with a gradient is a [`attack::Rule`]: a dispatch for the whole batch. Where a sample has to be looked at as a whole it
+//!   has one workgroup (`shaders/rules.wgsl`), a memory of a few images, allocated when such a rule first runs, and a state of 64
+//!   bytes; so schedules, the best so far and success are decided on the device, each sample for itself. Between calls memory and
+//!   state can be taken out ([`attack::Trail`]): what has succeeded leaves the batch there, and the rest go on with the same bits.
+//! - In rules a product is looked at before it is added (`times` in `shaders/values.wgsl`): fused or not, the bits are the same, and those
+//!   of the CPU twin ([`reference::Walk`]).
+//! - Rounding within an L2 ball moves the threshold from a half upwards until the bytes fit; cutting fractions off always does.
 //! - Sums begin at a zero that compilers cannot see, for some move one that they see.
 //! - Known limits: a residual body begins and ends with a convolution; on software adapters the gradient of strides 3 and 4 runs on
 //!   the naive kernel; a submission holds 20 GFLOP whatever the device; there is no deadline yet for a driver that hangs; no
 //!   hardware GPU has run this yet.
+//!
+//! # Adding a rule
+//! 1. A variant of [`attack::Rule`] with the images it remembers, and the method that uses it.
+//! 2. Its kernel beside `shaders/rules.wgsl`, its dispatch in `ops/step.rs`, its twin in `reference/walk.rs`.
+//! 3. Twin and kernel by bits in `tests/family.rs`; what its authors' code does, recorded, in `tests/libraries.rs`.
 //!
 //! # Adding a layer
 //! 1. A variant of [`model::Layer`] with its shape rule in `Layer::output`.
