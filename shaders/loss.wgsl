@@ -152,7 +152,7 @@ fn dlr_forward(@builtin(global_invocation_id) id: vec3<u32>) {
     let plus = select(other, sample.label, aims);
     let minus = select(sample.label, sample.class_index, aims);
     let above_line = select(z_other - z_label, z_label - z_class, aims);
-    let below_line = select(z.x - z.z, z.x - 0.5 * (z.z + z.w), aims) + 1e-12;
+    let below_line = select(z.x - z.z, 0.5 * ((z.x - z.z) + (z.x - z.w)), aims) + 1e-12;
     let l = above_line / below_line;
     let slope = 1.0 / below_line;
     let third = select(1.0, 0.5, aims);

@@ -14,6 +14,10 @@ struct Sample {
     aimed: u32,      // 1: only class_index is a success; 0: any class but the label is
     momentum: f32,   // share of the accumulated gradient that is kept
     steps: u32,      // of the whole attack
+    stretch: u32,    // steps over which a schedule is stretched
+    unused_0: u32,
+    unused_1: u32,
+    unused_2: u32,
 }
 
 struct State {

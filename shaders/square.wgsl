@@ -109,15 +109,15 @@ fn square_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
     let proposes = s.found == 0u && query < sample.steps;
 
     var halvings = 0u;
-    halvings += select(0u, 1u, query >= first_at(11u, sample.steps));
-    halvings += select(0u, 1u, query >= first_at(51u, sample.steps));
-    halvings += select(0u, 1u, query >= first_at(201u, sample.steps));
-    halvings += select(0u, 1u, query >= first_at(501u, sample.steps));
-    halvings += select(0u, 1u, query >= first_at(1001u, sample.steps));
-    halvings += select(0u, 1u, query >= first_at(2001u, sample.steps));
-    halvings += select(0u, 1u, query >= first_at(4001u, sample.steps));
-    halvings += select(0u, 1u, query >= first_at(6001u, sample.steps));
-    halvings += select(0u, 1u, query >= first_at(8001u, sample.steps));
+    halvings += select(0u, 1u, query >= first_at(11u, sample.stretch));
+    halvings += select(0u, 1u, query >= first_at(51u, sample.stretch));
+    halvings += select(0u, 1u, query >= first_at(201u, sample.stretch));
+    halvings += select(0u, 1u, query >= first_at(501u, sample.stretch));
+    halvings += select(0u, 1u, query >= first_at(1001u, sample.stretch));
+    halvings += select(0u, 1u, query >= first_at(2001u, sample.stretch));
+    halvings += select(0u, 1u, query >= first_at(4001u, sample.stretch));
+    halvings += select(0u, 1u, query >= first_at(6001u, sample.stretch));
+    halvings += select(0u, 1u, query >= first_at(8001u, sample.stretch));
     var sides = array<u32, 10>(
         SIDE_0, SIDE_1, SIDE_2, SIDE_3, SIDE_4, SIDE_5, SIDE_6, SIDE_7, SIDE_8, SIDE_9,
     );

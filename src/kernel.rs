@@ -208,9 +208,8 @@ impl Kernel {
                 let slabs = (c("IC4") * c("R").div_ceil(c("STEP"))).div_ceil(c("LS")) + 1;
                 slabs * (1 + c("LS") * (1 + c("WIDEST").div_ceil(c("TAPS")))) + 2 * c("WORDS").div_ceil(c("WG")) + 4
             }
-            "cross_entropy_forward" | "margin_forward" | "dlr_forward" | "difference_forward" => {
-                2 * c("K") + c("K").div_ceil(4)
-            }
+            "cross_entropy_forward" => 2 * c("K") + c("K").div_ceil(4),
+            "margin_forward" | "dlr_forward" | "difference_forward" => c("K") + c("K").div_ceil(4),
             // Rounds over the image, halvings of the sums, and those of the random numbers.
             "momentum_step" | "l2_step" | "apgd_step" => 6 * c("LEN").div_ceil(c("WG").max(1)) + 64,
             "fab_step" => 20 * c("LEN").div_ceil(c("WG").max(1)) + 256,

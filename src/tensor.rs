@@ -31,7 +31,7 @@ pub enum Kind {
     Floats,
     /// f32 that only some rules need ([`crate::attack::Rule`]): allocated when the first of them runs.
     Memory,
-    /// Blocks of sixteen bytes (`attack::Sample` is three of them).
+    /// Blocks of sixteen bytes (`attack::Sample` is four of them).
     Samples,
     /// The same bytes for every batch: weights and the like.
     Constant(Vec<u8>),

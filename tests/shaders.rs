@@ -122,11 +122,12 @@ fn samples_and_states_have_the_same_layout_on_both_sides() {
     let mut entries = std::collections::HashSet::new();
     for d in dispatches().iter().filter(|d| entries.insert(d.kernel.entry)) {
         if let Some((names, offsets, span)) = fields(d, "Sample") {
-            let wgsl = "class_index id restart start eps step_size direction levels label aimed momentum steps";
+            let wgsl = "class_index id restart start eps step_size direction levels label aimed momentum steps stretch \
+                        unused_0 unused_1 unused_2";
             assert_eq!((names.join(" "), span as usize), (wgsl.into(), size_of::<Sample>()));
-            let rust =
-                offsets!(Sample: class id restart start eps step_size direction levels label aimed momentum steps);
-            assert_eq!(offsets, rust, "{}", d.kernel.entry);
+            let rust = offsets!(Sample: class id restart start eps step_size direction levels label aimed momentum
+                steps stretch unused);
+            assert_eq!(offsets[..14], rust, "{}", d.kernel.entry);
             seen[0] += 1;
         }
         if let Some((names, offsets, span)) = fields(d, "State") {

@@ -38,6 +38,7 @@ fn samples(norm: Norm, labels: &[i64], classes: u32, steps: u32) -> Vec<Sample> 
             label,
             aimed: u32::from(targeted && id.is_multiple_of(2)),
             steps,
+            stretch: if id % 5 == 2 { 2 * steps } else { steps },
             ..Sample::default()
         }
     };

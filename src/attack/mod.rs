@@ -148,7 +148,7 @@ impl<'a> Job<'a> {
     }
 }
 
-/// One sample's own parameters. The same 48 bytes lie in WGSL's `Sample` (`shaders/sample.wgsl`). The default goes nowhere:
+/// One sample's own parameters. The same 64 bytes lie in WGSL's `Sample` (`shaders/sample.wgsl`). The default goes nowhere:
 /// name what matters and end with `..Sample::default()`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
@@ -176,9 +176,12 @@ pub struct Sample {
     pub aimed: u32,
     /// Share of the accumulated gradient that is kept ([`Rule::Momentum`], [`Rule::Lookahead`]).
     pub momentum: f32,
-    /// Steps of the whole attack, however many calls they take: the schedules of [`Rule::Apgd`] and
-    /// [`Rule::Square`] follow it.
+    /// Steps of the whole attack, however many calls they take: [`Rule::Apgd`]'s schedule follows it.
     pub steps: u32,
+    /// Steps over which [`Rule::Square`]'s schedule is stretched.
+    pub stretch: u32,
+    /// Keeps whole vectors.
+    pub unused: [u32; 3],
 }
 
 impl Sample {
@@ -448,6 +451,7 @@ pub struct Attack {
     random_start: bool,
     restarts: u32,
     classes: u32,
+    stretch: Option<u32>,
     early_stop: bool,
     targets: Targets,
     bounds: Option<(f32, f32)>,
@@ -473,6 +477,7 @@ impl Attack {
             random_start: method.can_start_at_random(),
             restarts: 1,
             classes: 9,
+            stretch: None,
             early_stop: false,
             targets: Targets::None,
             bounds: Some((0.0, 1.0)),
@@ -562,6 +567,13 @@ impl Attack {
     /// How many classes are aimed at, the most likely wrong one first (`apgd-t`, `fab-t`); never more than there are.
     pub fn classes(mut self, classes: u32) -> Self {
         self.classes = classes;
+        self
+    }
+
+    /// Over how many steps the schedule of `square` is stretched: as many as there are, unless told otherwise, as in the paper's code.
+    /// AutoAttack takes 5000 of a schedule of 10,000.
+    pub fn schedule_over(mut self, steps: u32) -> Self {
+        self.stretch = Some(steps);
         self
     }
 
@@ -773,6 +785,11 @@ impl Attack {
             if self.classes == 0 {
                 return fail(format!("{name} must aim at one class or more"));
             }
+        }
+        match self.stretch {
+            Some(_) if self.method != Method::Square => return fail(format!("{name} has no schedule to stretch")),
+            Some(0) => return fail("a schedule cannot be stretched over no steps".into()),
+            _ => {}
         }
         for (i, own) in self.own.iter().enumerate() {
             let sound = |v: f32| v >= 0.0 && v.is_finite();

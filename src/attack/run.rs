@@ -210,6 +210,8 @@ impl Attack {
             aimed: u32::from(target >= 0),
             momentum: self.momentum,
             steps: self.steps,
+            stretch: self.stretch.unwrap_or(self.steps),
+            ..Sample::default()
         }
     }
 

@@ -361,6 +361,9 @@ fn configure(
     if args.no_random_start && !method.can_start_at_random() {
         return Err(Error::Usage(format!("--no-random-start: {} never begins at random", method.name())));
     }
+    if method.chooses_targets() && args.targets.as_deref().is_some_and(|t| t != "none") {
+        return Err(Error::Usage(format!("--targets: {} chooses its targets itself", method.name())));
+    }
     let targets = match &args.targets {
         _ if args.untargeted => "none".into(),
         None if method.chooses_targets() => "none".into(),

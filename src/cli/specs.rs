@@ -21,7 +21,7 @@ impl Suite {
         match self {
             Suite::Autoattack => {
                 "apgd:loss=ce:steps=100:restarts=1,apgd-t:loss=dlr:classes=9:steps=100:restarts=1,\
-                 fab-t:classes=9:steps=100:restarts=1,square:steps=5000:restarts=1"
+                 fab-t:classes=9:steps=100:restarts=1,square:steps=5000:schedule=10000:restarts=1"
             }
         }
     }
@@ -57,6 +57,7 @@ pub(super) struct Spec {
     momentum: Option<f32>,
     targets: Rule,
     classes: Option<u32>,
+    schedule: Option<u32>,
 }
 
 /// What is aimed at.
@@ -130,6 +131,7 @@ fn spec(text: &str) -> Result<Spec> {
         momentum: None,
         targets: Rule::None,
         classes: method.chooses_targets().then_some(9),
+        schedule: None,
     };
     let mut seen: Vec<&str> = Vec::new();
     for part in parts {
@@ -149,9 +151,10 @@ fn spec(text: &str) -> Result<Spec> {
             "momentum" if method.has_momentum() => spec.momentum = Some(number(key, value)?),
             "targets" => spec.targets = value.parse()?,
             "classes" if method.chooses_targets() => spec.classes = Some(whole(key, value)?),
-            "momentum" | "classes" => return Err(not_for()),
+            "schedule" if method == Method::Square => spec.schedule = Some(whole(key, value)?),
+            "momentum" | "classes" | "schedule" => return Err(not_for()),
             _ => {
-                let keys = "steps, step-size, restarts, loss, momentum, targets, classes";
+                let keys = "steps, step-size, restarts, loss, momentum, targets, classes, schedule";
                 return Err(Error::Usage(format!("no key {key:?}; there are {keys}")));
             }
         }
@@ -197,6 +200,7 @@ impl Spec {
         // A method without steps of some length is told of none.
         let step = self.step_size(&shared.eps).value as f32;
         let attack = if step > 0.0 || self.step_size.is_some() { attack.step_size(step) } else { attack };
+        let attack = self.schedule.map_or(attack.clone(), |steps| attack.schedule_over(steps));
         let aims = self.method.chooses_targets() || self.targets != Rule::None;
         let checked = attack.validate().and_then(|()| self.loss.check(shared.classes, aims));
         checked.map_err(|e| Error::Usage(format!("{flag} {}: {e}", self.text)))?;
@@ -215,6 +219,9 @@ impl Spec {
         text += &format!(":restarts={}:targets={}", self.restarts, self.targets.name());
         if let Some(classes) = self.classes {
             text += &format!(":classes={classes}");
+        }
+        if self.method == Method::Square {
+            text += &format!(":schedule={}", self.schedule.unwrap_or(self.steps));
         }
         if self.method.has_momentum() {
             text += &format!(":momentum={}", self.momentum.unwrap_or(1.0));

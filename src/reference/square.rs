@@ -80,7 +80,7 @@ impl Squares {
             let index = query.wrapping_mul(2 + (c / 128) as u32).wrapping_add(k as u32);
             philox(self.seed, [sample.id, sample.restart, index, Stream::Square as u32])
         };
-        let side = self.sides[halvings(query, sample.steps)] as usize;
+        let side = self.sides[halvings(query, sample.stretch)] as usize;
         let places = words(0);
         let (top, left) = (below(places[0], h - side + 1), below(places[1], w - side + 1));
         if self.norm == Norm::L2 {
