@@ -109,6 +109,8 @@ struct Inner {
     /// Smallest subgroup whose lanes were found sound; 0 for none.
     subgroup: OnceLock<u32>,
     pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
+    /// Of the driver, where it is asked for and has one.
+    cache: Option<wgpu::PipelineCache>,
     /// Why the device went away, if it did. Written by the library's callback.
     lost: Arc<OnceLock<String>>,
     compile_time: Mutex<Duration>,
@@ -174,6 +176,9 @@ const NO_ADAPTER: &str = "no GPU adapter was found: install a Vulkan driver (Deb
                           mesa-vulkan-drivers libvulkan1; elsewhere the one of the GPU's vendor), or use --device \
                           reference, the slow CPU path";
 
+/// An adapter, its place in the list, its device, and where it is noted that the device is lost.
+type Opened = (wgpu::Adapter, usize, wgpu::Device, wgpu::Queue, Arc<OnceLock<String>>);
+
 impl Gpu {
     /// The adapters of this machine, in the order that [`Adapter::Index`] counts. `WGPU_BACKEND` narrows the choice; GL
     /// is looked at only when it is named there.
@@ -186,6 +191,39 @@ impl Gpu {
     /// # Errors
     /// [`Error::NoAdapter`] when there is none, or none such.
     pub fn new(choice: &Adapter) -> Result<Self> {
+        let (adapter, index, device, queue, lost) = Self::open(choice, wgpu::Features::empty())?;
+        Ok(Self::wrap(&adapter, index, device, queue, lost, None))
+    }
+
+    /// As [`Gpu::new`], with a cache of pipelines where the adapter has one (Vulkan): what an earlier process compiled and kept
+    /// ([`Gpu::pipeline_cache_data`]) is not compiled again. Data of another adapter or driver are passed by. Most drivers keep a
+    /// cache of their own on disk, and gain nothing.
+    ///
+    /// # Safety
+    /// `data` must be bytes that [`Gpu::pipeline_cache_data`] gave, unchanged: drivers trust them.
+    ///
+    /// # Errors
+    /// As [`Gpu::new`].
+    #[cfg(feature = "pipeline-cache")]
+    #[allow(unsafe_code, reason = "no safe way to hand a driver what it compiled earlier")]
+    pub unsafe fn with_pipeline_cache(choice: &Adapter, data: Option<&[u8]>) -> Result<Self> {
+        let (adapter, index, device, queue, lost) = Self::open(choice, wgpu::Features::PIPELINE_CACHE)?;
+        let cache = device.features().contains(wgpu::Features::PIPELINE_CACHE).then(|| {
+            let descriptor = wgpu::PipelineCacheDescriptor { label: Some("signstep"), data, fallback: true };
+            // SAFETY: the caller's promise; wgpu itself looks at the adapter and the driver that the data are of.
+            unsafe { device.create_pipeline_cache(&descriptor) }
+        });
+        Ok(Self::wrap(&adapter, index, device, queue, lost, cache))
+    }
+
+    /// What the driver has compiled so far, for [`Gpu::with_pipeline_cache`] of a later process. `None` without such a cache.
+    #[cfg(feature = "pipeline-cache")]
+    pub fn pipeline_cache_data(&self) -> Option<Vec<u8>> {
+        self.0.cache.as_ref()?.get_data()
+    }
+
+    /// Opens an adapter, with features of `more` as well where it has them.
+    fn open(choice: &Adapter, more: wgpu::Features) -> Result<Opened> {
         let adapters = enumerate();
         if adapters.is_empty() {
             return Err(Error::NoAdapter(NO_ADAPTER.into()));
@@ -220,12 +258,12 @@ impl Gpu {
                 }
             },
         };
-        let adapter = &adapters[index];
+        let adapter = adapters[index].clone();
         let descriptor = wgpu::DeviceDescriptor {
             label: Some("signstep"),
             required_limits: adapter.limits(),
             // What is there is taken; kernels that need it are offered only then.
-            required_features: adapter.features() & (wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY),
+            required_features: adapter.features() & (wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY | more),
             ..Default::default()
         };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
@@ -235,7 +273,7 @@ impl Gpu {
         device.set_device_lost_callback(move |reason, message| {
             let _ = note.set(format!("{reason:?} {message}").trim().to_string());
         });
-        Ok(Self::wrap(adapter, index, device, queue, lost))
+        Ok((adapter, index, device, queue, lost))
     }
 
     /// Uses a device that the host program has opened already, within the limits it was opened with. Its callbacks stay the
@@ -243,7 +281,7 @@ impl Gpu {
     /// caught in error scopes and comes out as [`Error`]; the host's own scopes and handlers see nothing of it. Waiting for
     /// the device may run callbacks of the host's own (of buffers that it maps) on the thread that waits.
     pub fn from_device(adapter: &wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Self {
-        Self::wrap(adapter, 0, device, queue, Arc::default())
+        Self::wrap(adapter, 0, device, queue, Arc::default(), None)
     }
 
     fn wrap(
@@ -252,6 +290,7 @@ impl Gpu {
         device: wgpu::Device,
         queue: wgpu::Queue,
         lost: Arc<OnceLock<String>>,
+        cache: Option<wgpu::PipelineCache>,
     ) -> Self {
         let summary = summarise(index, adapter);
         let info = adapter.get_info();
@@ -268,6 +307,7 @@ impl Gpu {
             subgroup_sizes: if has_subgroups { (info.subgroup_min_size, info.subgroup_max_size) } else { (0, 0) },
             subgroup: OnceLock::new(),
             pipelines: Mutex::default(),
+            cache,
             lost,
             compile_time: Mutex::new(Duration::ZERO),
         }))
@@ -332,7 +372,9 @@ impl Gpu {
         }
         let start = Instant::now();
         let (entry, text, bindings) = make()?;
-        let made = Arc::new(self.scope(entry, || Ok(Pipeline::new(self.device(), entry, text, &bindings)))?);
+        let made = Arc::new(
+            self.scope(entry, || Ok(Pipeline::new(self.device(), self.0.cache.as_ref(), entry, text, &bindings)))?,
+        );
         if let Ok(mut time) = self.0.compile_time.lock() {
             *time += start.elapsed();
         }
@@ -429,7 +471,13 @@ pub(crate) struct Pipeline {
 }
 
 impl Pipeline {
-    pub(crate) fn new(device: &wgpu::Device, entry: &str, text: String, bindings: &[wgpu::BindingType]) -> Self {
+    pub(crate) fn new(
+        device: &wgpu::Device,
+        cache: Option<&wgpu::PipelineCache>,
+        entry: &str,
+        text: String,
+        bindings: &[wgpu::BindingType],
+    ) -> Self {
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(entry),
             source: wgpu::ShaderSource::Wgsl(text.into()),
@@ -459,7 +507,7 @@ impl Pipeline {
                 zero_initialize_workgroup_memory: false,
                 ..Default::default()
             },
-            cache: None,
+            cache,
         });
         Pipeline { pipeline, layout }
     }

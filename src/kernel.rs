@@ -534,7 +534,7 @@ impl Dispatch {
     /// A pipeline of someone else's text that takes the bindings of this dispatch.
     pub(crate) fn pipeline_of(&self, gpu: &Gpu, entry: &str, text: &str) -> Result<Arc<Pipeline>> {
         let types = self.kernel.types(&self.kernel.source()?);
-        gpu.scope(entry, || Ok(Arc::new(Pipeline::new(gpu.device(), entry, text.into(), &types))))
+        gpu.scope(entry, || Ok(Arc::new(Pipeline::new(gpu.device(), None, entry, text.into(), &types))))
     }
 }
 

@@ -123,6 +123,7 @@
 
 // Only the program prints; it answers through a writer of its own.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
+#![cfg_attr(not(feature = "pipeline-cache"), forbid(unsafe_code))]
 
 pub mod attack;
 #[cfg(feature = "cli")]

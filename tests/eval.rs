@@ -6,7 +6,6 @@ mod program;
 use program::{Bench, json, names};
 use safetensors::SafeTensors;
 use serde_json::Value;
-use signstep::Method;
 use std::collections::BTreeMap;
 use std::fs;
 
@@ -200,14 +199,9 @@ fn requests_that_make_no_sense_are_usage_errors() {
 }
 
 #[test]
-fn the_suite_is_run_whole_or_says_what_it_lacks() {
+fn the_suite_is_run_whole() {
     let bench = Bench::new();
     let line = "eval --limit 2 --eps 0.02 --suite autoattack";
-    let missing: Vec<&str> = ["fab-t", "square"].into_iter().filter(|m| m.parse::<Method>().is_err()).collect();
-    if !missing.is_empty() {
-        bench.refused(line, 2, &[&["--suite", "apgd,apgd-t"], &missing[..]].concat());
-        return;
-    }
     let report = json(&bench.ok(&format!("{line} --json")));
     assert_eq!(report["is_autoattack"], true);
 

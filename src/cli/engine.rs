@@ -31,6 +31,9 @@ impl Place {
             None => Adapter::Auto,
             Some(d) => d.parse().map_or_else(|_| Adapter::Name(d.to_string()), Adapter::Index),
         };
+        #[cfg(feature = "pipeline-cache")]
+        return super::pipelines::open(&adapter).map(Place::Gpu);
+        #[cfg(not(feature = "pipeline-cache"))]
         Gpu::new(&adapter).map(Place::Gpu)
     }
 

@@ -9,6 +9,8 @@ mod eval;
 mod forecast;
 mod info;
 mod merge;
+#[cfg(feature = "pipeline-cache")]
+mod pipelines;
 mod specs;
 mod thresholds;
 mod tune;
@@ -401,6 +403,8 @@ fn run(arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
         Some(Command::Tune(args)) => tune::run(&args),
         None => attack::run(&defaults()),
     };
+    #[cfg(feature = "pipeline-cache")]
+    pipelines::keep();
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {

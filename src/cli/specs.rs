@@ -26,21 +26,11 @@ impl Suite {
         }
     }
 
-    /// The list, or what is missing for it.
+    /// The list.
     pub(super) fn specs(self) -> Result<Vec<Spec>> {
-        let names = || self.text().split(',').filter_map(|spec| spec.split(':').next());
-        let missing: Vec<&str> = names().filter(|name| name.parse::<Method>().is_err()).collect();
-        if missing.is_empty() {
-            // Its settings are its own: the names say all.
-            let named = |spec: Spec| Spec { text: spec.method.name().into(), ..spec };
-            return Ok(list("--suite", self.text())?.into_iter().map(named).collect());
-        }
-        let there: Vec<&str> = names().filter(|name| !missing.contains(name)).collect();
-        Err(Error::Usage(format!(
-            "--suite autoattack needs {}, which this program does not have yet; --attacks {} runs the rest",
-            missing.join(" and "),
-            there.join(",")
-        )))
+        // Its settings are its own: the names say all.
+        let named = |spec: Spec| Spec { text: spec.method.name().into(), ..spec };
+        Ok(list("--suite", self.text())?.into_iter().map(named).collect())
     }
 }
 

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Where tunings are kept: `SIGNSTEP_CACHE`, else the folder for such things on this system.
-fn folder() -> Option<PathBuf> {
+pub(super) fn folder() -> Option<PathBuf> {
     let dir = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     let home =
         || dir("HOME").map(|home| home.join(if cfg!(target_os = "macos") { "Library/Caches" } else { ".cache" }));
@@ -45,9 +45,14 @@ fn read(path: &Path, key: &str) -> Tuning {
 /// Adds to what is known. The file is put in its place whole.
 fn write(path: &Path, key: &str, known: &Tuning, tuning: &Tuning) -> Result<()> {
     let all: Tuning = known.iter().chain(tuning.iter()).map(|(shape, tile)| (shape.to_string(), tile)).collect();
+    replace(path, format!("{key}\n{all}").as_bytes())
+}
+
+/// Puts a file in its place whole.
+pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let part = path.with_extension(format!("part-{}", std::process::id()));
     let written = std::fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))
-        .and_then(|()| std::fs::write(&part, format!("{key}\n{all}")))
+        .and_then(|()| std::fs::write(&part, bytes))
         .and_then(|()| std::fs::rename(&part, path));
     written.map_err(|e| {
         let _ = std::fs::remove_file(&part);
