@@ -63,6 +63,13 @@ pub struct Steps {
     pub look: Option<Dispatch>,
 }
 
+impl Steps {
+    /// Its dispatches.
+    pub fn all(&self) -> impl Iterator<Item = &Dispatch> {
+        self.start.iter().chain([&self.step]).chain(&self.look)
+    }
+}
+
 /// A layer in one direction, for which one of several tiles was chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Site {
@@ -262,7 +269,7 @@ impl Plan {
     /// Every dispatch there is, whether a run needs it or not.
     pub fn dispatches(&self) -> impl Iterator<Item = &Dispatch> {
         let others = [&self.logits, &self.start, &self.step].into_iter().chain(self.pixels.all());
-        let rules = self.rules.iter().flat_map(|r| r.start.iter().chain([&r.step]).chain(&r.look));
+        let rules = self.rules.iter().flat_map(Steps::all);
         let losses = self.losses.iter().map(|(_, d)| d);
         self.forward.iter().chain(&self.backward).chain(others).chain(losses).chain(rules)
     }
@@ -610,6 +617,8 @@ impl fmt::Display for Plan {
             ("forward", self.forward.iter().collect()),
             ("backward", self.backward.iter().collect()),
             ("step", vec![&self.step]),
+            ("other losses, in the place of cross-entropy", self.losses.iter().map(|(_, d)| d).collect()),
+            ("other rules, in the place of start and step", self.rules.iter().flat_map(Steps::all).collect()),
             ("images in buffers", self.pixels.all().collect()),
         ];
         for (name, dispatches) in parts {
