@@ -120,6 +120,32 @@ fn shards_make_the_run_that_was_never_divided() {
     assert!(answer.status.success() && String::from_utf8_lossy(&answer.stderr).contains("holds this run already"));
 }
 
+/// Schedules, memories, classes aimed at by the method, early stop: none of them knows of a shard, a chunk or a batch.
+#[test]
+fn every_method_in_shards_makes_the_run_that_was_never_divided() {
+    let bench = Bench::new();
+    for (i, method) in [
+        "mifgsm --targets next",
+        "nifgsm --untargeted --momentum 0.8",
+        "pgd --norm l2 --eps 0.6 --restarts 2 --early-stop",
+        "apgd --untargeted --restarts 2 --steps 15 --early-stop",
+        "apgd --norm l2 --eps 0.6 --loss dlr --steps 12",
+        "apgd-t --steps 8 --loss margin",
+        "fab-t --steps 5",
+        "square --untargeted --steps 100 --restarts 2",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let line = format!("attack --method {method} --limit 23 --seed 3");
+        bench.ok(&format!("{line} --out whole-{i} --chunk 9"));
+        bench.ok(&format!("{line} --out a-{i} --shard 0/2 --batch 4"));
+        bench.ok(&format!("{line} --out b-{i} --shard 1/2 --chunk 5"));
+        bench.ok(&format!("merge a-{i} b-{i} --out merged-{i}"));
+        bench.same(method, &format!("whole-{i}"), &format!("merged-{i}"));
+    }
+}
+
 #[test]
 fn shards_that_do_not_make_a_run_are_refused_by_name() {
     let bench = Bench::new();
