@@ -511,6 +511,18 @@ fn early_stop_saves_steps_and_loses_no_success() {
     }
 }
 
+/// At 25.98 levels a float iterate may succeed where its bytes, 25 levels away at most, do not: only bytes end an attack.
+#[test]
+fn what_stops_has_succeeded_as_delivered() {
+    let (images, labels) = data(450);
+    let net = Network::new(gpu(), digits()).unwrap();
+    let out = Attack::ifgsm(25.98 / 255.0).early_stop(true).run(&net, &images, &labels).unwrap();
+    let stopped: Vec<usize> = (0..450).filter(|&i| out.attacked[i] && out.steps_taken[i] < 10).collect();
+    assert!(stopped.len() > 50, "{} stopped", stopped.len());
+    assert!(stopped.iter().all(|&i| out.success[i]), "one stopped without a success");
+    assert!((0..450).any(|i| out.success_float[i] && !out.success[i]), "no iterate lost its success to rounding");
+}
+
 #[test]
 fn samples_have_radii_of_their_own() {
     let (images, labels) = data(12);
