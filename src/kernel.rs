@@ -59,6 +59,9 @@ pub struct Kernel {
     pub storage: Storage,
 }
 
+/// Rounds of all loops of one invocation together. Some software adapters leave a loop after 65,535, and say nothing.
+pub(crate) const MAX_ROUNDS: u64 = 32_000;
+
 /// How a kernel sees a binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Access {

@@ -7,7 +7,7 @@
 use crate::attack::{Health, Loss, Norm, Rule, Sample, State};
 use crate::error::{Error, Result};
 use crate::gpu::Storage;
-use crate::kernel::Dispatch;
+use crate::kernel::{Dispatch, MAX_ROUNDS};
 use crate::model::{Conv2d, Dims, Layer, Linear, Model, Shortcut};
 use crate::ops::pool::Window;
 use crate::ops::{self, ACTIVATIONS, Build, Epilogue, Ids, Residual, ResidualKind, Value};
@@ -16,10 +16,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
+pub use crate::ops::step::Steps;
 pub use crate::ops::{Family, Target, Tile, Tuning, Variant};
-
-/// Rounds of all loops of one invocation together. Some software adapters leave a loop after 65,535, and say nothing.
-pub(crate) const MAX_ROUNDS: u64 = 32_000;
 
 /// Dispatches of one network, in order, and what they run on.
 #[derive(Clone, Debug)]
@@ -48,26 +46,6 @@ pub struct Plan {
     target: Target,
     arch: String,
     input: Dims,
-}
-
-/// What a rule does, each in one dispatch for the whole batch.
-#[derive(Clone, Debug)]
-pub struct Steps {
-    /// Which rule.
-    pub rule: Rule,
-    /// A random place to begin at, where that is not [`Plan::start`].
-    pub start: Option<Dispatch>,
-    /// Behind each gradient.
-    pub step: Dispatch,
-    /// Behind the logits of where the step led, where the rule asks for them.
-    pub look: Option<Dispatch>,
-}
-
-impl Steps {
-    /// Its dispatches.
-    pub fn all(&self) -> impl Iterator<Item = &Dispatch> {
-        self.start.iter().chain([&self.step]).chain(&self.look)
-    }
 }
 
 /// A layer in one direction, for which one of several tiles was chosen.

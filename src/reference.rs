@@ -6,10 +6,12 @@
 mod fab;
 mod loss;
 mod square;
+mod values;
 mod walk;
 
 pub use fab::Way;
-pub use walk::{Sign, Walk, random_start, step};
+pub use values::Sign;
+pub use walk::{Walk, random_start, step};
 
 use crate::attack::{Engine, Gradient, Health, Iterated, Job, Logits, Loss, Rule, Sample, Trail, argmax};
 use crate::error::{Error, Result};

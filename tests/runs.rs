@@ -27,13 +27,7 @@ impl Bench {
 
     /// Runs what must fail with `code` and an error that holds each of `words`.
     fn refused(&self, line: &str, code: i32, words: &[&str]) {
-        let output = self.run(line);
-        let errors = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(code), "signstep {line}: {errors}");
-        let told = errors.lines().find(|l| l.starts_with("error: ")).unwrap_or_default();
-        for word in words {
-            assert!(told.contains(word), "signstep {line}: `{word}` is missing from\n{errors}");
-        }
+        program::refused(&self.run(line), line, code, words);
     }
 
     fn report(&self, out: &str) -> Value {

@@ -17,7 +17,9 @@ pub use quantise::{budget, budget_l2, quantise, quantise_l2, snap};
 pub use random::{Stream, philox};
 pub(crate) use rule::{AHEAD, BEST, BEST_GRADIENT, FOUND, GATHERED, KEPT, NEAREST, OLD};
 pub use rule::{Rule, State, Trail};
-pub(crate) use run::{Pixels, Tried, Verdict, check_labels, cross_entropy};
+#[cfg(feature = "cli")]
+pub(crate) use run::cross_entropy;
+pub(crate) use run::{Pixels, Tried, Verdict, check_labels};
 pub(crate) use square::{halvings, hills, sides, tile};
 
 use crate::error::{Error, Result};

@@ -3,6 +3,7 @@
 
 mod attack;
 mod bench;
+mod cache;
 mod devices;
 mod engine;
 mod eval;

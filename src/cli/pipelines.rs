@@ -1,7 +1,7 @@
 //! The driver's compiled pipelines from one start of the program to the next (feature `pipeline-cache`): a file for each adapter
 //! and driver beside the tunings, the SHA-256 of what it holds before it. A file that is damaged is as good as none.
 
-use super::tune::{folder, replace};
+use super::cache::{folder, replace};
 use crate::error::Result;
 use crate::{Adapter, Gpu, data, kernel};
 use std::path::PathBuf;

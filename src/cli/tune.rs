@@ -1,6 +1,7 @@
 //! `signstep tune`: finds the fastest tiles for a network on this device and keeps them in a file, which every later command
 //! reads.
 
+use super::cache::{folder, replace};
 use super::engine::Place;
 use super::{TuneArgs, answer, load_model, warn};
 use crate::error::{Error, Result};
@@ -10,17 +11,6 @@ use crate::tune::{self, Choice, Verdict};
 use crate::{Gpu, kernel, report};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-/// Where tunings are kept: `SIGNSTEP_CACHE`, else the folder for such things on this system.
-pub(super) fn folder() -> Option<PathBuf> {
-    let dir = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
-    let home =
-        || dir("HOME").map(|home| home.join(if cfg!(target_os = "macos") { "Library/Caches" } else { ".cache" }));
-    dir("SIGNSTEP_CACHE").or_else(|| {
-        let caches = if cfg!(windows) { dir("LOCALAPPDATA") } else { dir("XDG_CACHE_HOME").or_else(home) };
-        Some(caches?.join("signstep"))
-    })
-}
 
 /// The file of a device.
 fn file(folder: &Path, gpu: &Gpu) -> PathBuf {
@@ -46,18 +36,6 @@ fn read(path: &Path, key: &str) -> Tuning {
 fn write(path: &Path, key: &str, known: &Tuning, tuning: &Tuning) -> Result<()> {
     let all: Tuning = known.iter().chain(tuning.iter()).map(|(shape, tile)| (shape.to_string(), tile)).collect();
     replace(path, format!("{key}\n{all}").as_bytes())
-}
-
-/// Puts a file in its place whole.
-pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let part = path.with_extension(format!("part-{}", std::process::id()));
-    let written = std::fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))
-        .and_then(|()| std::fs::write(&part, bytes))
-        .and_then(|()| std::fs::rename(&part, path));
-    written.map_err(|e| {
-        let _ = std::fs::remove_file(&part);
-        Error::Output { place: path.display().to_string(), detail: e.to_string() }
-    })
 }
 
 pub(super) fn run(args: &TuneArgs) -> Result<()> {

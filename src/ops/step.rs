@@ -4,9 +4,8 @@
 use super::per_item;
 use super::{Build, Ids};
 use crate::attack::{Norm, Rule, hills, sides, tile};
-use crate::kernel::{Dispatch, Grid, Kernel};
+use crate::kernel::{Dispatch, Grid, Kernel, MAX_ROUNDS};
 use crate::model::Dims;
-use crate::plan::{MAX_ROUNDS, Steps};
 
 /// Invocations that look at one sample together. Part of what sums come to, so the same on every device.
 pub(crate) const LANES: u32 = 256;
@@ -14,6 +13,26 @@ pub(crate) const LANES: u32 = 256;
 /// Sides of squares as constants of `shaders/square.wgsl`.
 const SIDES: [&str; 10] =
     ["SIDE_0", "SIDE_1", "SIDE_2", "SIDE_3", "SIDE_4", "SIDE_5", "SIDE_6", "SIDE_7", "SIDE_8", "SIDE_9"];
+
+/// What a rule does, each in one dispatch for the whole batch.
+#[derive(Clone, Debug)]
+pub struct Steps {
+    /// Which rule.
+    pub rule: Rule,
+    /// A random place to begin at, where that is not [`Plan::start`].
+    pub start: Option<Dispatch>,
+    /// Behind each gradient.
+    pub step: Dispatch,
+    /// Behind the logits of where the step led, where the rule asks for them.
+    pub look: Option<Dispatch>,
+}
+
+impl Steps {
+    /// Its dispatches.
+    pub fn all(&self) -> impl Iterator<Item = &Dispatch> {
+        self.start.iter().chain([&self.step]).chain(&self.look)
+    }
+}
 
 /// x ← clamp(x ± step_size·sign(dx), lo, hi), with each sample's own eps, step size and direction.
 pub(crate) fn sign_step(build: &Build, d: Dims, ids: &Ids) -> Dispatch {

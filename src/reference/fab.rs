@@ -1,7 +1,7 @@
 //! FAB in f32: one sample's way, bit for bit that of `shaders/fab.wgsl`.
 
 use super::Walk;
-use super::walk::{flushed, inverse_of, scale_of, sound, times, total};
+use super::values::{flushed, inverse_of, scale_of, sound, times, total};
 use crate::attack::{NEAREST, Norm};
 
 /// As in the authors' code: the largest share of the clean image's way (alpha).

@@ -1,6 +1,6 @@
 //! The Square attack's proposals, the twin of `shaders/square.wgsl`: the same numbers to the bit.
 
-use super::walk::{LANES, flushed, halved, inverse_of, times, total};
+use super::values::{LANES, flushed, halved, inverse_of, times, total};
 use crate::attack::{Norm, Sample, State, Stream, halvings, hills, philox, sides, tile};
 use crate::model::Dims;
 

@@ -38,6 +38,17 @@ impl Bench {
     }
 }
 
+/// What must have failed with `code` and an error that holds each of `words`.
+#[allow(dead_code, reason = "not every program of tests refuses")]
+pub fn refused(output: &Output, line: &str, code: i32, words: &[&str]) {
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "signstep {line}: {errors}");
+    let told = errors.lines().find(|l| l.starts_with("error: ")).unwrap_or_default();
+    for word in words {
+        assert!(told.contains(word), "signstep {line}: `{word}` is missing from\n{errors}");
+    }
+}
+
 /// What lies in a folder, in order.
 pub fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> =
