@@ -19,7 +19,7 @@ const SIDES: [&str; 10] =
 pub struct Steps {
     /// Which rule.
     pub rule: Rule,
-    /// A random place to begin at, where that is not [`Plan::start`].
+    /// A random place to begin at, where that is not the plan's own start.
     pub start: Option<Dispatch>,
     /// Behind each gradient.
     pub step: Dispatch,
