@@ -265,3 +265,26 @@ fn a_trial_is_repeatable_and_its_copies_are_not_equal() {
 fn plan_of(model: &signstep::Model) -> Plan {
     Plan::new(model, &Target::default()).unwrap()
 }
+
+#[test]
+fn steps_are_timed_with_a_tuning_that_was_kept_only_where_one_was() {
+    let bench = Bench::new();
+    let cache = bench.path("cache");
+    let run = |line: &str| bench.command(line).env("SIGNSTEP_CACHE", &cache).output().unwrap();
+    let line = "bench --tuned --network digits-cnn --batch 2 --rounds 1 --format json";
+    program::refused(&run(line), line, 2, &["--tuned", "signstep tune"]);
+    // As `signstep tune` writes it.
+    let key = signstep::tune::key(common::gpu());
+    fs::create_dir(&cache).unwrap();
+    let shape = "conv2d_forward 32×4×4 to 32×4×4 kernel 3 stride 1/1 padding 1 relu";
+    let file = format!("tiles-{:016x}.txt", signstep::kernel::hash(key.as_bytes()));
+    fs::write(cache.join(file), format!("{key}\n{shape}: register-4x4\n")).unwrap();
+    let output = run(line);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(!String::from_utf8_lossy(&output.stderr).contains("not a tuning"), "the tuning is used");
+    let results = json(&String::from_utf8(output.stdout).unwrap());
+    assert_eq!(results["steps"].as_array().unwrap().len(), 1);
+    // What is kept and compared is of the defaults.
+    program::refused(&run("bench kernels --tuned"), "bench kernels --tuned", 2, &["--tuned is about steps"]);
+    assert_eq!(run("bench --tuned --save").status.code(), Some(2));
+}

@@ -42,6 +42,7 @@ fn draw(svg: &mut String, report: &Report) -> std::result::Result<(), Box<dyn st
         .configure_mesh()
         .x_desc(if in_levels { "eps (grey levels of 255)" } else { "eps" })
         .y_desc("robust accuracy, %")
+        .y_label_formatter(&|y| format!("{y:.0}"))
         .light_line_style(WHITE)
         .label_style((FONT, 13))
         .axis_desc_style((FONT, 14))
@@ -57,11 +58,12 @@ fn draw(svg: &mut String, report: &Report) -> std::result::Result<(), Box<dyn st
     let float: Vec<(f64, f64)> =
         rows.iter().map(|row| (x(row), 100.0 * row.statistics.robust_accuracy_float().unwrap_or(0.0))).collect();
     let what = if config.delivers_bytes() { "8 bit, with 95 % interval" } else { "delivered, with 95 % interval" };
-    for (points, colour, label) in [(float, FLOAT, "float"), (delivered, DELIVERED, what)] {
+    // Wider below, to be seen where both are the same.
+    for (points, colour, width, label) in [(float, FLOAT, 6, "float"), (delivered, DELIVERED, 2, what)] {
         chart
-            .draw_series(LineSeries::new(points.clone(), colour.stroke_width(2)).point_size(3))?
+            .draw_series(LineSeries::new(points, colour.stroke_width(width)).point_size(3))?
             .label(label)
-            .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], colour.stroke_width(2)));
+            .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 18, y)], colour.stroke_width(width)));
     }
     chart
         .configure_series_labels()

@@ -2,10 +2,11 @@
 
 use super::results::{KernelRow, ProbeRow, Spread};
 use super::shape::{GRAMMAR, Pass, SHAPES, Shape};
+use crate::Options;
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Storage};
 use crate::kernel::{Dispatch, Grid, Kernel};
-use crate::plan::{Target, Tile, Variant};
+use crate::plan::{Target, Tile, Tuning, Variant};
 use crate::probe::{self, Probe};
 use crate::trial::{self, Clock, Custom, Setup, Trial, Written};
 use glob::Pattern;
@@ -65,6 +66,8 @@ pub(super) struct Bench<'a> {
     pub clock: Clock<'a>,
     pub device: Target,
     pub memory: u64,
+    /// Tiles of whole steps; kernels are timed tile by tile.
+    pub tuning: Tuning,
 }
 
 pub(super) fn name_of(storage: Storage) -> &'static str {
@@ -82,6 +85,11 @@ impl Bench<'_> {
     /// What plans for the device are made for.
     fn target(&self, storage: Storage, variant: Variant) -> Target {
         Target { storage, variant, ..self.device.clone() }
+    }
+
+    /// How networks are put on the device.
+    pub(super) fn options(&self) -> Options {
+        Options { memory: self.memory, tuning: self.tuning.clone(), ..Options::default() }
     }
 
     /// Bytes that no cache holds.

@@ -12,6 +12,7 @@ use super::engine::Place;
 use super::{answer, bytes, complain, warn};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Storage};
+use crate::plan::Tuning;
 use crate::trial::Clock;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -124,6 +125,9 @@ pub(super) struct BenchArgs {
     /// Time for one network and batch; what would take longer is left out, or gets fewer rounds
     #[arg(long, value_name = "S", default_value_t = 60.0, help_heading = "Steps")]
     max_seconds: f64,
+    /// Steps with the tiles that `signstep tune` kept for this device, not with the defaults
+    #[arg(long, conflicts_with_all = ["save", "baseline", "table"], help_heading = "Steps")]
+    tuned: bool,
     /// Device: part of its name, or its index in `signstep devices`
     #[arg(long, value_name = "NAME|INDEX", help_heading = "Running")]
     device: Option<String>,
@@ -194,6 +198,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
         device: crate::Target::of(&gpu)?,
         gpu: &gpu,
         memory,
+        tuning: tuning(args, &gpu)?,
     };
     let mut results = Results {
         schema_version: results::SCHEMA,
@@ -229,6 +234,15 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
     Ok(())
 }
 
+/// What was kept for the device, where that is asked for.
+fn tuning(args: &BenchArgs, gpu: &Gpu) -> Result<Tuning> {
+    let tuning = if args.tuned { super::tune::known(gpu) } else { Tuning::default() };
+    if args.tuned && tuning.is_empty() {
+        return Err(Error::Usage("--tuned: nothing is kept for this device; `signstep tune` finds it out".into()));
+    }
+    Ok(tuning)
+}
+
 /// Kernels, steps, or both.
 fn parts(args: &BenchArgs) -> (bool, bool) {
     if !args.parts.is_empty() {
@@ -238,7 +252,7 @@ fn parts(args: &BenchArgs) -> (bool, bool) {
         || args.storage.is_some()
         || args.samples.is_some()
         || args.dump.is_some();
-    let steps = !(args.network.is_empty() && args.model.is_empty() && args.batch.is_empty());
+    let steps = !(args.network.is_empty() && args.model.is_empty() && args.batch.is_empty()) || args.tuned;
     if kernels == steps { (true, true) } else { (kernels, steps) }
 }
 
@@ -255,6 +269,9 @@ fn check(args: &BenchArgs, kernels: bool) -> Result<()> {
     }
     if args.tolerance.is_some_and(|t| t.is_nan() || t < 0.0) {
         return fail("--tolerance must not be negative");
+    }
+    if kernels && args.tuned {
+        return fail("--tuned is about steps; a tile of a kernel is named with --variant");
     }
     if !kernels && (args.wgsl.is_some() || args.dump.is_some()) {
         return fail("--wgsl and --dump are about kernels, not about steps");

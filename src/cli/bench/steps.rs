@@ -11,7 +11,7 @@ use crate::kernel::Dispatch;
 use crate::model::{Model, known};
 use crate::plan::Plan;
 use crate::trial::{Clock, Scatter, Setup, Trial};
-use crate::{Gpu, Network, Options};
+use crate::{Gpu, Network};
 use glob::Pattern;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -93,8 +93,7 @@ pub(super) fn run(
     for model in models {
         told(&model.arch, 1);
         let start_up = start_up(bench, &model)?;
-        let options = Options { memory: bench.memory, ..Options::default() };
-        let net = Network::with_options(bench.gpu, model, &options)?;
+        let net = Network::with_options(bench.gpu, model, &bench.options())?;
         let rows = choice.batches.iter().map(|&batch| Row::new(batch)).collect();
         subjects.push(Subject { net, start_up, rows });
     }
@@ -120,7 +119,7 @@ fn start_up(bench: &Bench<'_>, model: &Model) -> Result<f64> {
     let batch = Batch::new(model.input.len(), 1);
     let start = Instant::now();
     let gpu = Gpu::new(&crate::Adapter::Index(bench.gpu.summary().index))?;
-    let net = Network::with_options(&gpu, model.clone(), &Options { memory: bench.memory, ..Options::default() })?;
+    let net = Network::with_options(&gpu, model.clone(), &bench.options())?;
     batch.attack(&net, 1)?;
     Ok(start.elapsed().as_secs_f64())
 }
