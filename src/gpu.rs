@@ -108,6 +108,8 @@ struct Inner {
     subgroup_sizes: (u32, u32),
     /// Smallest subgroup whose lanes were found sound; 0 for none.
     subgroup: OnceLock<u32>,
+    /// What the adapter answered when it was asked about its habits.
+    answers: OnceLock<Vec<u32>>,
     pipelines: Mutex<HashMap<String, Arc<Pipeline>>>,
     /// Of the driver, where it is asked for and has one.
     cache: Option<wgpu::PipelineCache>,
@@ -306,6 +308,7 @@ impl Gpu {
             storage,
             subgroup_sizes: if has_subgroups { (info.subgroup_min_size, info.subgroup_max_size) } else { (0, 0) },
             subgroup: OnceLock::new(),
+            answers: OnceLock::new(),
             pipelines: Mutex::default(),
             cache,
             lost,
@@ -342,6 +345,15 @@ impl Gpu {
         // Workgroups of 64 must be whole subgroups, with all lanes at work.
         let found = if least >= 8 && most <= 64 { check(least)? } else { 0 };
         Ok(*self.0.subgroup.get_or_init(|| found))
+    }
+
+    /// The answers of the adapter, which `ask` gets once.
+    pub(crate) fn answers_once(&self, ask: impl FnOnce() -> Result<Vec<u32>>) -> Result<&[u32]> {
+        if let Some(known) = self.0.answers.get() {
+            return Ok(known);
+        }
+        let answers = ask()?;
+        Ok(self.0.answers.get_or_init(|| answers))
     }
 
     /// Time spent on making pipelines so far.

@@ -19,7 +19,7 @@
 
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Pipeline, Storage};
-use crate::tensor::{Allocated, Kind, Resource};
+use crate::tensor::{Allocated, Resource};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -28,6 +28,7 @@ const FILES: &[(&str, &str)] = &[
     ("epilogue", include_str!("../shaders/epilogue.wgsl")),
     ("fab", include_str!("../shaders/fab.wgsl")),
     ("grey", include_str!("../shaders/grey.wgsl")),
+    ("habits", include_str!("../shaders/habits.wgsl")),
     ("linear", include_str!("../shaders/linear.wgsl")),
     ("look", include_str!("../shaders/look.wgsl")),
     ("loss", include_str!("../shaders/loss.wgsl")),
@@ -602,35 +603,4 @@ pub fn fingerprint() -> u64 {
 /// FNV-1a: for names of files, not for secrets.
 pub fn hash(bytes: &[u8]) -> u64 {
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, |h, b| (h ^ u64::from(*b)).wrapping_mul(0x0100_0000_01b3))
-}
-
-/// A kernel that shows what subgroups do on a device.
-pub fn subgroup_check() -> Kernel {
-    Kernel { entry: "subgroup_check", consts: Vec::new(), storage: Storage::Buffer }
-}
-
-/// The smallest subgroup of a device, where kernels can rely on its lanes (`shaders/subgroup.wgsl`): tried out once. 0 where
-/// it has no subgroups, or where they do something else.
-///
-/// # Errors
-/// Those of the device.
-pub fn subgroup(gpu: &Gpu) -> Result<u32> {
-    const INVOCATIONS: u32 = 256;
-    gpu.subgroup_once(|least| {
-        let seen = Resource { label: "subgroup check".into(), kind: Kind::Samples, per_sample: u64::from(INVOCATIONS) };
-        let dispatch = Dispatch {
-            kernel: subgroup_check(),
-            layer: "subgroup check".into(),
-            bindings: vec![("seen", 0)],
-            grid: Grid::PerSample(INVOCATIONS / 64, 1),
-            flops: 0,
-        };
-        let seen = run_alone(gpu, &dispatch, &[seen], 1, &[], 0)?;
-        let sound = bytemuck::pod_collect_to_vec::<u8, [u32; 4]>(&seen).iter().zip(0..).all(|(seen, i)| {
-            let [lane, wrong, left, right] = *seen;
-            let group = i & !7;
-            lane % 8 == i % 8 && wrong == 0 && left == group | (i.wrapping_sub(1) & 7) && right == group | ((i + 1) & 7)
-        });
-        Ok(if sound { least } else { 0 })
-    })
 }

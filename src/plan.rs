@@ -7,7 +7,7 @@
 use crate::attack::{Health, Loss, Norm, Rule, Sample, State};
 use crate::error::{Error, Result};
 use crate::gpu::Storage;
-use crate::kernel::{Dispatch, MAX_ROUNDS};
+use crate::kernel::Dispatch;
 use crate::model::{Conv2d, Dims, Layer, Linear, Model, Shortcut};
 use crate::ops::pool::Window;
 use crate::ops::{self, ACTIVATIONS, Build, Epilogue, Ids, Residual, ResidualKind, Value};
@@ -231,8 +231,9 @@ impl Plan {
                 }
             }
             let rounds = d.kernel.rounds();
-            if rounds >= MAX_ROUNDS {
-                return fail(format!("{rounds} rounds of loops in one invocation, fewer than {MAX_ROUNDS} allowed"));
+            let allowed = self.target.rounds;
+            if rounds >= allowed {
+                return fail(format!("{rounds} rounds of loops in one invocation, fewer than {allowed} allowed"));
             }
         }
         Ok(())

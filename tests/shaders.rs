@@ -29,7 +29,11 @@ fn models() -> Vec<Model> {
 /// Kernels of every plan, and those that are of none.
 fn kernels() -> impl Iterator<Item = Kernel> {
     let probes = [Storage::Buffer, Storage::Texture].into_iter().flat_map(signstep::probe::kernels);
-    dispatches().into_iter().map(|d| d.kernel).chain([signstep::kernel::subgroup_check()]).chain(probes)
+    dispatches()
+        .into_iter()
+        .map(|d| d.kernel)
+        .chain([signstep::habits::kernel(), signstep::habits::subgroup_kernel()])
+        .chain(probes)
 }
 
 fn dispatches() -> Vec<Dispatch> {

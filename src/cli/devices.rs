@@ -2,6 +2,7 @@
 
 use super::{DevicesArgs, answer, answer_json};
 use crate::error::Result;
+use crate::habits::Habits;
 use crate::report;
 use crate::{Adapter, AdapterSummary, Gpu};
 use serde_json::{Map, Value, json};
@@ -9,10 +10,10 @@ use serde_json::{Map, Value, json};
 pub(super) fn run(args: &DevicesArgs) -> Result<()> {
     let list = Gpu::list();
     if args.json {
-        let all = list.iter().map(|a| entry(a, args.verbose)).collect();
+        let all = list.iter().map(|a| entry(a, args.verbose)).collect::<Result<_>>()?;
         answer_json(&Value::Array(all))?;
     } else if !list.is_empty() {
-        answer(&text(&list, args.verbose))?;
+        answer(&text(&list, args.verbose)?)?;
     }
     if list.is_empty() {
         // Opening one gives the error that says what to do.
@@ -21,7 +22,12 @@ pub(super) fn run(args: &DevicesArgs) -> Result<()> {
     Ok(())
 }
 
-fn entry(a: &AdapterSummary, verbose: bool) -> Value {
+/// What an adapter answers, each by name.
+fn habits(a: &AdapterSummary) -> Result<Vec<(&'static str, String)>> {
+    Ok(Habits::of(&Gpu::new(&Adapter::Index(a.index))?)?.list())
+}
+
+fn entry(a: &AdapterSummary, verbose: bool) -> Result<Value> {
     let mut entry = json!({
         "index": a.index, "name": a.name, "backend": a.backend, "kind": a.kind, "driver": a.driver,
     });
@@ -29,11 +35,13 @@ fn entry(a: &AdapterSummary, verbose: bool) -> Value {
         let limits: Map<String, Value> = a.limits.iter().map(|(k, v)| ((*k).to_string(), json!(v))).collect();
         entry["limits"] = Value::Object(limits);
         entry["features"] = json!(a.features);
+        let habits: Map<String, Value> = habits(a)?.into_iter().map(|(k, v)| (k.to_string(), json!(v))).collect();
+        entry["habits"] = Value::Object(habits);
     }
-    entry
+    Ok(entry)
 }
 
-fn text(list: &[AdapterSummary], verbose: bool) -> String {
+fn text(list: &[AdapterSummary], verbose: bool) -> Result<String> {
     let mut table = report::blank(["name", "index", "backend", "kind", "driver"]);
     for a in list {
         table.add_row([&a.name, &a.index.to_string(), &a.backend, &a.kind, &a.driver]);
@@ -46,7 +54,10 @@ fn text(list: &[AdapterSummary], verbose: bool) -> String {
                 text += &format!("\n  {name} {value}");
             }
             text += &format!("\n  features: {}", a.features.join(", "));
+            for (name, answer) in habits(a)? {
+                text += &format!("\n  {name}: {answer}");
+            }
         }
     }
-    text
+    Ok(text)
 }

@@ -4,7 +4,8 @@ use super::tile::{SHARE, Tuning, WHOLE};
 use super::{Value, Variant, sign_words, texels};
 use crate::error::Result;
 use crate::gpu::{Gpu, Limits, Storage};
-use crate::kernel::{self, Dispatch};
+use crate::habits::{self, Habits};
+use crate::kernel::{Dispatch, MAX_ROUNDS};
 use crate::model::Dims;
 use crate::tensor::{Kind, Resource};
 use std::ops::Range;
@@ -26,6 +27,8 @@ pub struct Target {
     pub is_software: bool,
     /// Tiles that were measured on this device, for [`Variant::Fast`].
     pub tuning: Tuning,
+    /// Rounds of all loops of one invocation that the device surely takes.
+    pub rounds: u64,
 }
 
 impl Default for Target {
@@ -39,6 +42,7 @@ impl Default for Target {
             subgroup_most: WHOLE,
             is_software: false,
             tuning: Tuning::default(),
+            rounds: MAX_ROUNDS,
         }
     }
 }
@@ -50,7 +54,7 @@ impl Target {
         items.next_multiple_of(self.subgroup_most).min(WHOLE)
     }
 
-    /// A device as it is: its limits, its class, and what its subgroups do, which is tried out once.
+    /// A device as it is: its limits, its class, and what its loops and subgroups do, which is tried out once.
     ///
     /// # Errors
     /// Those of the device.
@@ -58,9 +62,11 @@ impl Target {
         Ok(Target {
             limits: gpu.limits().clone(),
             storage: gpu.storage(),
-            subgroup: kernel::subgroup(gpu)?,
+            subgroup: habits::subgroup(gpu)?,
             subgroup_most: gpu.largest_subgroup().clamp(SHARE, WHOLE),
             is_software: gpu.summary().kind == "software",
+            // Half of what it takes: loops of drivers' own making may count, too.
+            rounds: Habits::of(gpu)?.loop_cap.map_or(MAX_ROUNDS, |cap| MAX_ROUNDS.min(u64::from(cap) / 2)),
             ..Target::default()
         })
     }

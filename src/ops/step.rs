@@ -4,7 +4,7 @@
 use super::per_item;
 use super::{Build, Ids};
 use crate::attack::{Norm, Rule, hills, sides, tile};
-use crate::kernel::{Dispatch, Grid, Kernel, MAX_ROUNDS};
+use crate::kernel::{Dispatch, Grid, Kernel};
 use crate::model::Dims;
 
 /// Invocations that look at one sample together. Part of what sums come to, so the same on every device.
@@ -112,7 +112,7 @@ pub(crate) fn steps(build: &mut Build, rule: Rule, d: Dims, ids: &Ids) -> Option
         let norm = u32::from(rule == Rule::Fab(Norm::L2));
         dispatch("fab_look", "look", &[("NORM", norm)], &[("memory", ids.memory), ("states", ids.states)])
     });
-    let fits = |d: &Dispatch| d.kernel.rounds() < MAX_ROUNDS;
+    let fits = |d: &Dispatch| d.kernel.rounds() < build.target.rounds;
     let all_fit = fits(&step) && start.iter().chain(&look).all(fits);
     all_fit.then_some(Steps { rule, start, step, look })
 }

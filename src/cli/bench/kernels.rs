@@ -100,7 +100,7 @@ impl Bench<'_> {
 
 /// Names of the kernels that networks use.
 fn kernels() -> Vec<&'static str> {
-    Kernel::entries().into_iter().filter(|e| !e.starts_with("probe_") && *e != "subgroup_check").collect()
+    Kernel::entries().into_iter().filter(|e| !e.starts_with("probe_") && !e.ends_with("_check")).collect()
 }
 
 fn patterns(flag: &str, texts: &[String]) -> Result<Vec<Pattern>> {

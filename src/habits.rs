@@ -1,0 +1,185 @@
+//! What an adapter does where WGSL leaves it open: asked once for each device, before the first plan is made for it. Plans obey
+//! it ([`crate::Target`]), `signstep devices -v` shows it.
+
+use crate::error::Result;
+use crate::gpu::{Gpu, Storage};
+use crate::kernel::{Dispatch, Grid, Kernel, run_alone};
+use crate::tensor::{Kind, Resource};
+
+/// Rounds of the loop that is tried.
+const ROUNDS: u32 = 1 << 17;
+const SEED: u32 = 0x9E37_79B9;
+
+/// 1 + 2⁻¹² squared is 1 + 2⁻¹¹ + 2⁻²⁴, and the last of these is lost where the product is rounded.
+const FACTOR: f32 = 1.0 + 1.0 / 4096.0;
+const MINUS_PRODUCT: f32 = -(1.0 + 1.0 / 2048.0);
+/// What is lost.
+const FUSED: f32 = 1.0 / 16_777_216.0;
+
+/// A sum that rounds the second number away, and a quotient that 1/b, rounded, does not give.
+const LARGE: f32 = 1e8;
+const SMALL: f32 = 1.0;
+const DIVIDED: (f32, f32) = (5.0, 41.0);
+
+const TINY: f32 = 1e-40;
+
+/// Answers of an adapter. Nothing here is an error: kernels are written so that their results do not depend on them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Habits {
+    /// Rounds after which a loop is left without a word; `None` where it is not within 131,072.
+    pub loop_cap: Option<u32>,
+    /// Whether subnormal products and sums are kept.
+    pub keeps_subnormals: bool,
+    /// sign(1e-40).
+    pub sign_of_subnormal: f32,
+    /// max(NaN, 0), min(NaN, 1), clamp(NaN, 0, 1) and sign(NaN).
+    pub of_nan: [f32; 4],
+    /// Whether NaN ≠ NaN.
+    pub nan_differs: bool,
+    /// Whether a·b + c is rounded once.
+    pub contracts: bool,
+    /// Whether `fma` is.
+    pub fuses: bool,
+    /// Whether (a + b) − a became b.
+    pub reassociates: bool,
+    /// Whether a quotient is the nearest number.
+    pub divides_exactly: bool,
+}
+
+/// The kernel that asks.
+pub fn kernel() -> Kernel {
+    Kernel { entry: "habits_check", consts: Vec::new(), storage: Storage::Buffer }
+}
+
+/// The kernel that shows what subgroups do.
+pub fn subgroup_kernel() -> Kernel {
+    Kernel { entry: "subgroup_check", consts: Vec::new(), storage: Storage::Buffer }
+}
+
+impl Habits {
+    /// Asks a device, or remembers what it answered.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn of(gpu: &Gpu) -> Result<Self> {
+        gpu.answers_once(|| ask(gpu)).map(Self::read)
+    }
+
+    fn read(seen: &[u32]) -> Self {
+        let number = |i: usize| f32::from_bits(seen[i]);
+        let mut walk = SEED;
+        // The place of the answer in the row of numbers; a number that is not in it is no count at all.
+        let rounds = (0..ROUNDS).position(|_| {
+            let here = walk == seen[0];
+            walk ^= walk << 13;
+            walk ^= walk >> 17;
+            walk ^= walk << 5;
+            here
+        });
+        Habits {
+            loop_cap: if walk == seen[0] { None } else { Some(rounds.unwrap_or(0) as u32) },
+            keeps_subnormals: number(1) == TINY && number(2) == 2.0 * TINY,
+            sign_of_subnormal: number(3),
+            of_nan: [number(4), number(5), number(6), number(7)],
+            nan_differs: seen[8] == 1,
+            contracts: number(9) == FUSED,
+            fuses: number(10) == FUSED,
+            reassociates: number(11) == SMALL,
+            divides_exactly: number(12) == DIVIDED.0 / DIVIDED.1,
+        }
+    }
+
+    /// Each by name, in words.
+    pub fn list(&self) -> Vec<(&'static str, String)> {
+        let words = |yes: bool, [is, is_not]: [&str; 2]| if yes { is } else { is_not }.to_string();
+        let [max, min, clamp, sign] = self.of_nan;
+        vec![
+            ("loops", self.loop_cap.map_or("whole".into(), |n| format!("left after {n} rounds"))),
+            ("subnormals", words(self.keeps_subnormals, ["kept", "flushed"])),
+            ("sign(1e-40)", self.sign_of_subnormal.to_string()),
+            ("max(NaN, 0)", max.to_string()),
+            ("min(NaN, 1)", min.to_string()),
+            ("clamp(NaN, 0, 1)", clamp.to_string()),
+            ("sign(NaN)", sign.to_string()),
+            ("NaN != NaN", self.nan_differs.to_string()),
+            ("a * b + c", words(self.contracts, ["contracted", "rounded twice"])),
+            ("fma", words(self.fuses, ["fused", "rounded twice"])),
+            ("(a + b) - a", words(self.reassociates, ["reassociated", "as written"])),
+            ("a / b", words(self.divides_exactly, ["the nearest number", "by the reciprocal"])),
+        ]
+    }
+}
+
+fn alone(kernel: Kernel, bindings: Vec<(&'static str, usize)>, groups: u32) -> Dispatch {
+    Dispatch { layer: kernel.entry.into(), kernel, bindings, grid: Grid::PerSample(groups, 1), flops: 0 }
+}
+
+fn words(label: &str, count: usize) -> Resource {
+    Resource { label: label.into(), kind: Kind::Samples, per_sample: 4 * count as u64 }
+}
+
+fn ask(gpu: &Gpu) -> Result<Vec<u32>> {
+    let floats = [1.0, TINY, f32::NAN, FACTOR, MINUS_PRODUCT, LARGE, SMALL, DIVIDED.0, DIVIDED.1];
+    let given: Vec<u32> = [SEED, ROUNDS].into_iter().chain(floats.map(f32::to_bits)).collect();
+    let dispatch = alone(kernel(), vec![("given", 0), ("seen", 1)], 1);
+    let resources = [words("given", given.len()), words("seen", 13)];
+    let seen = run_alone(gpu, &dispatch, &resources, 1, &[(0, bytemuck::cast_slice(&given).to_vec())], 1)?;
+    Ok(bytemuck::pod_collect_to_vec(&seen))
+}
+
+/// The smallest subgroup of a device, where kernels can rely on its lanes (`shaders/subgroup.wgsl`): tried out once. 0 where
+/// it has no subgroups, or where they do something else.
+///
+/// # Errors
+/// Those of the device.
+pub fn subgroup(gpu: &Gpu) -> Result<u32> {
+    const INVOCATIONS: u32 = 256;
+    gpu.subgroup_once(|least| {
+        let seen = Resource { label: "subgroup check".into(), kind: Kind::Samples, per_sample: u64::from(INVOCATIONS) };
+        let dispatch = alone(subgroup_kernel(), vec![("seen", 0)], INVOCATIONS / 64);
+        let seen = run_alone(gpu, &dispatch, &[seen], 1, &[], 0)?;
+        let sound = bytemuck::pod_collect_to_vec::<u8, [u32; 4]>(&seen).iter().zip(0..).all(|(seen, i)| {
+            let [lane, wrong, left, right] = *seen;
+            let group = i & !7;
+            lane % 8 == i % 8 && wrong == 0 && left == group | (i.wrapping_sub(1) & 7) && right == group | ((i + 1) & 7)
+        });
+        Ok(if sound { least } else { 0 })
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answers(n: u32) -> Vec<u32> {
+        let rest = [TINY, 2.0 * TINY, 1.0, 0.0, 1.0, 0.0, 0.0].map(f32::to_bits);
+        let last = [0.0, FUSED, 0.0, DIVIDED.0 / DIVIDED.1].map(f32::to_bits);
+        [n].into_iter().chain(rest).chain([1]).chain(last).collect()
+    }
+
+    #[test]
+    fn a_loop_that_is_left_early_is_counted() {
+        let mut walk = SEED;
+        for rounds in 0..ROUNDS {
+            if [0, 1, 65_535].contains(&rounds) {
+                assert_eq!(Habits::read(&answers(walk)).loop_cap, Some(rounds));
+            }
+            walk ^= walk << 13;
+            walk ^= walk >> 17;
+            walk ^= walk << 5;
+        }
+        assert_eq!(Habits::read(&answers(walk)).loop_cap, None);
+        assert_eq!(Habits::read(&answers(0)).loop_cap, Some(0), "no number of the row");
+    }
+
+    #[test]
+    fn what_is_asked_can_be_told_apart() {
+        assert_eq!(FACTOR * FACTOR + MINUS_PRODUCT, 0.0);
+        assert_eq!(FACTOR.mul_add(FACTOR, MINUS_PRODUCT), FUSED);
+        assert_eq!((LARGE + SMALL) - LARGE, 0.0);
+        assert_ne!(DIVIDED.0 * (1.0 / DIVIDED.1), DIVIDED.0 / DIVIDED.1);
+        let habits = Habits::read(&answers(0));
+        assert!(habits.keeps_subnormals && habits.nan_differs && habits.fuses && habits.divides_exactly);
+        assert!(!habits.contracts && !habits.reassociates);
+    }
+}

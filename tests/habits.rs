@@ -1,0 +1,47 @@
+//! What adapters do where WGSL leaves it open, and that plans obey it. The adapters that tests run on are known: an answer that
+//! changes is a driver that changed, and whoever meets it looks at what rests on it.
+
+mod common;
+
+use common::*;
+use signstep::habits::Habits;
+use signstep::{Error, Plan, Target, weights};
+
+#[test]
+fn known_adapters_answer_as_they_did() {
+    let habits = Habits::of(gpu()).unwrap();
+    let adapter = gpu().summary();
+    let told = format!("{} on {}: {:?}", adapter.name, adapter.backend, habits);
+    // Everything that is offered rests on these, whatever the adapter.
+    assert!(habits.loop_cap.is_none_or(|cap| cap >= 65_535), "{told}");
+    let expected = match (adapter.backend.as_str(), adapter.name.as_str()) {
+        ("vulkan", name) if name.starts_with("llvmpipe") => (Some(65_535), true, 1.0, false, true),
+        ("vulkan", name) if name.starts_with("SwiftShader") => (None, false, 0.0, false, false),
+        ("gl", name) if name.starts_with("llvmpipe") => (Some(65_535), true, 1.0, true, true),
+        _ => return,
+    };
+    let seen =
+        (habits.loop_cap, habits.keeps_subnormals, habits.sign_of_subnormal, habits.nan_differs, habits.reassociates);
+    assert_eq!(seen, expected, "{told}");
+    // A NaN looks like a black pixel on all three: hence the marks.
+    assert_eq!(habits.of_nan, [0.0, 1.0, 0.0, 0.0], "{told}");
+}
+
+#[test]
+fn plans_obey_what_a_device_takes() {
+    let model = weights::load(include_bytes!("../weights/digits-cnn.safetensors")).unwrap();
+    let target = Target::of(gpu()).unwrap();
+    assert!(target.rounds <= 32_000 && target.rounds >= 32_000.min(65_535 / 2), "{}", target.rounds);
+    let most = Plan::new(&model, &target).unwrap().dispatches().map(|d| d.kernel.rounds()).max().unwrap();
+    let plan = |rounds| Plan::new(&model, &Target { rounds, ..target.clone() });
+    assert!(plan(most + 1).is_ok());
+    let Err(Error::Model { detail, .. }) = plan(20) else {
+        panic!("a plan for a device that leaves loops after 20 rounds")
+    };
+    assert!(detail.contains("rounds of loops in one invocation, fewer than 20 allowed"), "{detail}");
+    // Rules that do not fit are not offered; the rest of the plan stands.
+    let forward = Plan::new(&model, &target).unwrap().forward.iter().map(|d| d.kernel.rounds()).max().unwrap();
+    let fewer = plan(forward.max(100) + 1).unwrap();
+    assert!(fewer.rules.len() < Plan::new(&model, &target).unwrap().rules.len());
+    assert!(fewer.dispatches().all(|d| d.kernel.rounds() <= forward.max(100)));
+}
