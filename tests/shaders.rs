@@ -8,6 +8,8 @@ use signstep::kernel::{Access, Dispatch, Kernel};
 use signstep::plan::Tile;
 use signstep::{Model, Plan, Storage, Target, Variant, weights};
 use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
 
 fn models() -> Vec<Model> {
     let digits = weights::load(include_bytes!("../weights/digits-cnn.safetensors")).unwrap();
@@ -54,6 +56,10 @@ fn dispatches() -> Vec<Dispatch> {
 #[test]
 fn every_shader_translates_for_every_back_end() {
     let mut seen = std::collections::HashSet::new();
+    // For `spirv-val`, which CI runs on them.
+    let spirv = Path::new(env!("CARGO_TARGET_TMPDIR")).join("spirv");
+    let _ = fs::remove_dir_all(&spirv);
+    fs::create_dir_all(&spirv).unwrap();
     for kernel in kernels() {
         if !seen.insert(kernel.clone()) {
             continue;
@@ -66,7 +72,9 @@ fn every_shader_translates_for_every_back_end() {
         let info = Validator::new(ValidationFlags::all(), Capabilities::SUBGROUP)
             .validate(&module)
             .unwrap_or_else(|e| fail("validate", &e));
-        spv::write_vec(&module, &info, &spv::Options::default(), None).unwrap_or_else(|e| fail("SPIR-V", &e));
+        let options = spv::Options { lang_version: (1, 3), ..spv::Options::default() };
+        let words = spv::write_vec(&module, &info, &options, None).unwrap_or_else(|e| fail("SPIR-V", &e));
+        fs::write(spirv.join(format!("{}-{}.spv", kernel.entry, seen.len())), bytemuck::cast_slice(&words)).unwrap();
         msl::write_string(
             &module,
             &info,
