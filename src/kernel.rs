@@ -39,6 +39,7 @@ const FILES: &[(&str, &str)] = &[
     ("quantise", include_str!("../shaders/quantise.wgsl")),
     ("rules", include_str!("../shaders/rules.wgsl")),
     ("sample", include_str!("../shaders/sample.wgsl")),
+    ("shared", include_str!("../shaders/shared.wgsl")),
     ("square", include_str!("../shaders/square.wgsl")),
     ("step", include_str!("../shaders/step.wgsl")),
     ("store", include_str!("../shaders/store.wgsl")),
@@ -126,6 +127,8 @@ pub enum Grid {
         /// Workgroups along y.
         y: u32,
     },
+    /// So many workgroups, whatever the batch.
+    Once(u32),
 }
 
 impl Grid {
@@ -134,6 +137,7 @@ impl Grid {
         match self {
             Grid::PerSample(x, y) => [x, y, n],
             Grid::Flat { items, samples, size, y } => [(n.div_ceil(samples) * items).div_ceil(size), y, 1],
+            Grid::Once(x) => [x, 1, 1],
         }
     }
 
@@ -142,6 +146,7 @@ impl Grid {
         match self {
             Grid::PerSample(..) => limit,
             Grid::Flat { items, samples, size, .. } => limit * u64::from(size) / u64::from(items) * u64::from(samples),
+            Grid::Once(_) => u64::MAX,
         }
     }
 }
@@ -227,6 +232,7 @@ impl Kernel {
             "max_pool_forward" | "max_pool_input_grad" | "avg_pool_forward" | "avg_pool_input_grad" => {
                 c("SIZE") * (1 + c("SIZE"))
             }
+            "shared_sum" => c("MOST"),
             "probe_fma" => c("ROUNDS"),
             _ => 10,
         }
@@ -555,6 +561,7 @@ impl std::fmt::Display for Dispatch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let grid = match self.grid {
             Grid::PerSample(x, y) => format!("{x}×{y}×N"),
+            Grid::Once(x) => format!("{x}"),
             Grid::Flat { items: 1, samples: 1, size, y: 1 } => format!("⌈N/{size}⌉"),
             Grid::Flat { items, samples: 1, size, y } => format!("⌈{items}·N/{size}⌉×{y}"),
             Grid::Flat { items, samples, size, y } => format!("⌈{items}·⌈N/{samples}⌉/{size}⌉×{y}"),

@@ -430,6 +430,7 @@ fn fill(
             bytemuck::cast_slice(&all).to_vec()
         }
         Kind::Uniform => bytemuck::cast_slice(&[0, 1.0_f32.to_bits(), 1, 2]).to_vec(),
+        Kind::Whole(values) => vec![0; 4 * *values as usize],
     };
     gpu.scope("random data", || {
         gpu.queue().write_buffer(memory.buffer(), 0, &bytes);

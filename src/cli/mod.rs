@@ -111,7 +111,7 @@ struct AttackArgs {
     /// Read only the first N images
     #[arg(long, value_name = "N", help_heading = "Input")]
     limit: Option<usize>,
-    /// Attack: fgsm, ifgsm, pgd, mifgsm, nifgsm, apgd, apgd-t, fab-t or square
+    /// Attack: fgsm, ifgsm, pgd, mifgsm, nifgsm, apgd, apgd-t, fab-t, square, or uap (one perturbation for all images)
     #[arg(long, value_name = "NAME", default_value = "ifgsm", help_heading = "Attack")]
     method: String,
     /// What eps is measured in: linf, the largest change of any pixel value, or l2, the Euclidean length of the change
