@@ -4,7 +4,8 @@ mod buffers;
 mod shared;
 
 use crate::attack::{
-    Engine, Fit, Gradient, Health, Iterated, Job, Logits, Loss, Perturbation, Rule, Sample, Source, State as Kept, Trail,
+    Engine, Fit, Gradient, Health, Iterated, Job, Logits, Loss, Perturbation, Rule, Sample, Source, State as Kept,
+    Trail,
 };
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Storage};

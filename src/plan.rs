@@ -253,7 +253,8 @@ impl Plan {
 
     /// Every dispatch there is, whether a run needs it or not.
     pub fn dispatches(&self) -> impl Iterator<Item = &Dispatch> {
-        let others = [&self.logits, &self.start, &self.step].into_iter().chain(self.shared.all()).chain(self.pixels.all());
+        let others =
+            [&self.logits, &self.start, &self.step].into_iter().chain(self.shared.all()).chain(self.pixels.all());
         let rules = self.rules.iter().flat_map(Steps::all);
         let losses = self.losses.iter().map(|(_, d)| d);
         self.forward.iter().chain(&self.backward).chain(others).chain(losses).chain(rules)

@@ -21,8 +21,8 @@ pub use rule::{Rule, State, Trail};
 #[cfg(feature = "cli")]
 pub(crate) use run::cross_entropy;
 pub(crate) use run::{Pixels, Tried, Verdict, check_labels};
-pub use shared::{Fit, Perturbation, Source, put_on};
 pub(crate) use shared::{Entrants, runs};
+pub use shared::{Fit, Perturbation, Source, put_on};
 pub(crate) use square::{halvings, hills, sides, tile};
 
 use crate::error::{Error, Result};

@@ -3,8 +3,8 @@
 
 use super::random::random_target;
 use super::{
-    Attack, Engine, Health, Iterated, Job, Logits, Method, Norm, Outcome, Own, Perturbation, Sample, Targets, Trail, argmax,
-    budget, budget_l2, put_on, quantise, quantise_l2, snap,
+    Attack, Engine, Health, Iterated, Job, Logits, Method, Norm, Outcome, Own, Perturbation, Sample, Targets, Trail,
+    argmax, budget, budget_l2, put_on, quantise, quantise_l2, snap,
 };
 use crate::error::{Error, Result};
 use crate::model::Model;

@@ -415,7 +415,8 @@ fn configure(
     }
     let targets = match &args.targets {
         _ if args.untargeted => "none".into(),
-        None if method.chooses_targets() => "none".into(),
+        // A target for each image, and the sum would pull in all directions.
+        None if method.chooses_targets() || method.shares_perturbation() => "none".into(),
         None => "random".into(),
         Some(targets) => targets.clone(),
     };

@@ -118,7 +118,7 @@ struct AttackArgs {
     #[arg(long, value_name = "NAME", default_value = "linf", help_heading = "Attack")]
     norm: String,
     /// Class to aim at: none (untargeted), random, next, least-likely, second, or a file with one class a line
-    /// (-1: none) [default: random; for apgd-t and fab-t: none, they aim at one class after the other]
+    /// (-1: none) [default: random; for apgd-t and fab-t: none, they aim at one class after the other; for uap: none]
     #[arg(long, value_name = "RULE|FILE", help_heading = "Attack")]
     targets: Option<String>,
     /// Any class but the label will do: the same as --targets none

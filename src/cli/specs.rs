@@ -112,7 +112,8 @@ fn spec(text: &str) -> Result<Spec> {
         Some(name) => name.parse()?,
     };
     if method.shares_perturbation() {
-        let why = "fits one perturbation to all images, and here each attack is for those that are left: use signstep attack";
+        let why =
+            "fits one perturbation to all images, and here each attack is for those that are left: use signstep attack";
         return Err(Error::Usage(format!("{} {why}", method.name())));
     }
     let mut spec = Spec {

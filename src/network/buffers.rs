@@ -227,9 +227,8 @@ impl OnDevice<'_> {
         let (seen, _) = self.clean()?;
         self.attack.enter(&mut entrants, self.net.model(), labels, 0..labels.len(), &seen)?;
         let fit = self.attack.fit_of(&entrants.samples);
-        let mut take = |chunk: &Chunk<'_>, range: Range<usize>| {
-            self.take(chunk, &runs(&entrants.rows[range]), false).map(drop)
-        };
+        let mut take =
+            |chunk: &Chunk<'_>, range: Range<usize>| self.take(chunk, &runs(&entrants.rows[range]), false).map(drop);
         let fitted = self.net.fit_to(&fit, &mut take, progress)?;
         Ok(entrants.spread(fitted))
     }

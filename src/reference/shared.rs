@@ -13,9 +13,10 @@ pub struct Climb {
 }
 
 impl Climb {
-    /// Before the first step, for images of `len` values.
-    pub fn new(len: usize) -> Self {
-        Climb { perturbation: vec![0.0; len], sum: vec![0.0; len] }
+    /// From a perturbation on; zero before the first step.
+    pub fn new(perturbation: Vec<f32>) -> Self {
+        let sum = vec![0.0; perturbation.len()];
+        Climb { perturbation, sum }
     }
 
     /// Where it is.
@@ -68,7 +69,7 @@ impl Reference {
         fit.check(classes)?;
         let mut out = Perturbation::zero(len, n);
         let Some(first) = fit.samples.first() else { return Ok(out) };
-        let mut climb = Climb::new(len);
+        let mut climb = Climb::new(vec![0.0; len]);
         for _ in 0..fit.steps {
             for from in (0..n).step_by(TOGETHER) {
                 let range = from..n.min(from + TOGETHER);

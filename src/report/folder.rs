@@ -173,8 +173,17 @@ impl Folder {
             .collect();
         made.reverse();
         fs::create_dir_all(&parts).map_err(|e| output(&parts, e))?;
-        let mut folder =
-            Folder { path: path.into(), manifest, run, dims, classes, parts: Vec::new(), fitted: None, made, lock: None };
+        let mut folder = Folder {
+            path: path.into(),
+            manifest,
+            run,
+            dims,
+            classes,
+            parts: Vec::new(),
+            fitted: None,
+            made,
+            lock: None,
+        };
         folder.lock = Some(lock(&parts.join(LOCK))?);
         // The manifest first: from here on whatever the folder holds is this run's, or swept away.
         let text = format!("{}\n", super::json_text(&folder.manifest));
@@ -249,8 +258,7 @@ impl Folder {
     /// # Errors
     /// [`Error::Output`] naming the file.
     pub fn keep(&mut self, perturbation: Perturbation, took: Duration) -> Result<()> {
-        let mut facts =
-            FittedFacts { run: self.run.clone(), fit_ms: took.as_secs_f64() * 1e3, sha256: String::new() };
+        let mut facts = FittedFacts { run: self.run.clone(), fit_ms: took.as_secs_f64() * 1e3, sha256: String::new() };
         with_perturbation(&perturbation, self.dims, |views| {
             facts.sha256 = facts.seal(views);
             let told = BTreeMap::from([(FACTS.to_string(), super::json_text(&facts))]);
