@@ -41,6 +41,7 @@ const FILES: &[(&str, &str)] = &[
     ("quantise", include_str!("../shaders/quantise.wgsl")),
     ("rules", include_str!("../shaders/rules.wgsl")),
     ("sample", include_str!("../shaders/sample.wgsl")),
+    ("shared", include_str!("../shaders/shared.wgsl")),
     ("square", include_str!("../shaders/square.wgsl")),
     ("step", include_str!("../shaders/step.wgsl")),
     ("store", include_str!("../shaders/store.wgsl")),
@@ -120,8 +121,6 @@ pub struct Source {
 pub enum Grid {
     /// x and y workgroups for each sample; z is the sample.
     PerSample(u32, u32),
-    /// So many workgroups along x for the whole batch, of whatever size.
-    Batch(u32),
     /// `items` invocations for each group of `samples`, one after the other along x, `size` in a workgroup; `y` workgroups.
     Flat {
         /// Invocations for a group.
@@ -133,6 +132,8 @@ pub enum Grid {
         /// Workgroups along y.
         y: u32,
     },
+    /// So many workgroups, whatever the batch.
+    Once(u32),
 }
 
 impl Grid {
@@ -140,8 +141,8 @@ impl Grid {
     pub fn workgroups(self, n: u32) -> [u32; 3] {
         match self {
             Grid::PerSample(x, y) => [x, y, n],
-            Grid::Batch(x) => [x, 1, 1],
             Grid::Flat { items, samples, size, y } => [(n.div_ceil(samples) * items).div_ceil(size), y, 1],
+            Grid::Once(x) => [x, 1, 1],
         }
     }
 
@@ -149,8 +150,8 @@ impl Grid {
     pub fn most(self, limit: u64) -> u64 {
         match self {
             Grid::PerSample(..) => limit,
-            Grid::Batch(_) => u64::MAX,
             Grid::Flat { items, samples, size, .. } => limit * u64::from(size) / u64::from(items) * u64::from(samples),
+            Grid::Once(_) => u64::MAX,
         }
     }
 }
@@ -240,6 +241,7 @@ impl Kernel {
             "max_pool_forward" | "max_pool_input_grad" | "avg_pool_forward" | "avg_pool_input_grad" => {
                 c("SIZE") * (1 + c("SIZE"))
             }
+            "shared_sum" => c("MOST"),
             "probe_fma" => c("ROUNDS"),
             _ => 10,
         }
@@ -568,7 +570,7 @@ impl std::fmt::Display for Dispatch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let grid = match self.grid {
             Grid::PerSample(x, y) => format!("{x}×{y}×N"),
-            Grid::Batch(x) => format!("{x}"),
+            Grid::Once(x) => format!("{x}"),
             Grid::Flat { items: 1, samples: 1, size, y: 1 } => format!("⌈N/{size}⌉"),
             Grid::Flat { items, samples: 1, size, y } => format!("⌈{items}·N/{size}⌉×{y}"),
             Grid::Flat { items, samples, size, y } => format!("⌈{items}·⌈N/{samples}⌉/{size}⌉×{y}"),

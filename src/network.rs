@@ -1,8 +1,12 @@
 //! A network on the device: weights uploaded once, memory for one batch, and the loop that replays the plan.
 
 mod buffers;
+mod shared;
 
-use crate::attack::{Engine, Gradient, Health, Iterated, Job, Logits, Loss, Rule, Sample, State as Kept, Trail};
+use crate::attack::{
+    Engine, Fit, Gradient, Health, Iterated, Job, Logits, Loss, Perturbation, Rule, Sample, Source, State as Kept,
+    Trail,
+};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Storage};
 use crate::kernel::{Bound, Dispatch};
@@ -99,6 +103,7 @@ struct BoundPlan {
     snap: OnceCell<Bound>,
     quantise: OnceCell<Bound>,
     quantise_l2: OnceCell<Bound>,
+    shared: [OnceCell<Bound>; 3],
 }
 
 /// A run under way: the state is this thread's alone.
@@ -158,11 +163,9 @@ impl Network {
         // Where a rule's memory does not fit, its runs say so.
         let remembering_chunk = largest(Rule::Momentum).unwrap_or(0);
         let constants = gpu.scope("uploading weights", || {
-            let is_constant =
-                |r: &crate::tensor::Resource| matches!(r.kind, Kind::Constant(_) | Kind::Texels(_) | Kind::Uniform);
             plan.resources
                 .iter()
-                .map(|r| is_constant(r).then(|| Allocated::new(gpu, r, 1, target.storage)).transpose())
+                .map(|r| (r.per_sample == 0).then(|| Allocated::new(gpu, r, 1, target.storage)).transpose())
                 .collect::<Result<Vec<_>>>()
         })?;
         Ok(Network {
@@ -235,17 +238,21 @@ impl Network {
         let chunks = samples.div_ceil(most).max(1);
         let size = samples.div_ceil(chunks);
         let mut running = self.lock()?;
-        let state = &mut *running.state;
         let mut at = 0;
         while at < samples {
             let n = size.min(samples - at);
-            self.prepare(state, n, remembers)?;
-            let State { constants, batch, bound } = &*state;
-            let (_, bound) = bound.as_ref().expect("prepared");
-            work(&Chunk { net: self, n, memory: Memory { constants, batch }, bound }, at..at + n)?;
+            work(&self.ready(&mut running.state, n, remembers)?, at..at + n)?;
             at += n;
         }
         Ok(())
+    }
+
+    /// A chunk of `n` samples with memory and bindings.
+    fn ready<'a>(&'a self, state: &'a mut State, n: usize, remembers: bool) -> Result<Chunk<'a>> {
+        self.prepare(state, n, remembers)?;
+        let State { constants, batch, bound } = &*state;
+        let (_, bound) = bound.as_ref().expect("prepared");
+        Ok(Chunk { net: self, n, memory: Memory { constants, batch }, bound })
     }
 
     fn prepare(&self, state: &mut State, n: usize, remembers: bool) -> Result<()> {
@@ -298,6 +305,7 @@ impl Network {
                 snap: OnceCell::new(),
                 quantise: OnceCell::new(),
                 quantise_l2: OnceCell::new(),
+                shared: Default::default(),
             })
         })?;
         state.bound = Some((n, bound));
@@ -622,5 +630,21 @@ impl Engine for Network {
             out.trail = Some(trail);
         }
         Ok(out)
+    }
+    fn fit(
+        &self,
+        fit: &Fit<'_>,
+        images: &mut Source<'_>,
+        progress: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<Perturbation> {
+        let one = self.model.input.len();
+        let mut load = |chunk: &Chunk<'_>, range: Range<usize>| {
+            let pixels = images(range.clone())?;
+            if pixels.len() != range.len() * one {
+                return Err(Error::data("images", format!("{} values for {} images", pixels.len(), range.len())));
+            }
+            chunk.write(self.plan.ids.x0, &pixels)
+        };
+        self.fit_to(fit, &mut load, progress)
     }
 }

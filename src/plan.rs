@@ -18,6 +18,7 @@ use std::ops::Range;
 
 mod training;
 
+pub use crate::ops::shared::Shared;
 pub use crate::ops::step::Steps;
 pub use crate::ops::{Family, Target, Tile, Tuning, Variant};
 pub use training::TrainingPlan;
@@ -39,6 +40,8 @@ pub struct Plan {
     pub rules: Vec<Steps>,
     /// From logits to plain numbers, when they are wanted.
     pub logits: Dispatch,
+    /// What stands around a gradient where all samples share one perturbation.
+    pub shared: Shared,
     /// What is done on the device where images come from a buffer of the host program.
     pub pixels: PixelDispatches,
     /// What the dispatches' bindings refer to.
@@ -129,6 +132,8 @@ impl Plan {
             states: build.resource("states", Kind::Samples, (size_of::<State>() / 16) as u64),
             memory: build.resource("memory of rules", Kind::Memory, 4 * pixels),
             bounds: build.resource("bounds", Kind::Uniform, 0),
+            perturbation: build.resource("shared perturbation", Kind::Whole(pixels), 0),
+            sum: build.resource("sum of gradients", Kind::Whole(pixels), 0),
             logits: build.resource("logits", Kind::Floats, classes),
             loss: build.resource("loss", Kind::Floats, 1),
             zero_gradients: build.resource("zero gradients", Kind::Words, 1),
@@ -180,6 +185,7 @@ impl Plan {
             quantise: ops::quantise::quantise(&build, model.input, &ids),
             quantise_l2: ops::quantise::quantise_l2(&build, model.input, &ids),
         };
+        let shared = Shared::new(&build, model.input, &ids);
         let Build { mut resources, activations, mut dispatches, sites, .. } = build;
         assign_slots(&activations, &mut dispatches, &mut resources);
         // They stand where cross-entropy stands, on the same memory.
@@ -201,6 +207,7 @@ impl Plan {
             step,
             rules,
             logits,
+            shared,
             pixels,
             resources,
             ids,
@@ -226,7 +233,8 @@ impl Plan {
 
     /// Every dispatch there is, whether a run needs it or not.
     pub fn dispatches(&self) -> impl Iterator<Item = &Dispatch> {
-        let others = [&self.logits, &self.start, &self.step].into_iter().chain(self.pixels.all());
+        let others =
+            [&self.logits, &self.start, &self.step].into_iter().chain(self.shared.all()).chain(self.pixels.all());
         let rules = self.rules.iter().flat_map(Steps::all);
         let losses = self.losses.iter().map(|(_, d)| d);
         self.forward.iter().chain(&self.backward).chain(others).chain(losses).chain(rules)
@@ -352,7 +360,7 @@ fn largest_batch<'d>(
             (Kind::Activation | Kind::Texels(_), Storage::Texture) => {
                 (16 * most_texels(limits.texture_side), "texture side")
             }
-            (Kind::Constant(_) | Kind::Uniform | Kind::Shared(_) | Kind::Texels(_), _) => {
+            (Kind::Constant(_) | Kind::Uniform | Kind::Texels(_), _) => {
                 (limits.storage_binding.min(limits.buffer), "binding")
             }
             _ => (limits.storage_binding.min(limits.buffer).min(1 << 33), "storage binding"),
@@ -627,6 +635,7 @@ impl fmt::Display for Plan {
             ("step", vec![&self.step]),
             ("other losses, in the place of cross-entropy", self.losses.iter().map(|(_, d)| d).collect()),
             ("other rules, in the place of start and step", self.rules.iter().flat_map(Steps::all).collect()),
+            ("one perturbation for all images", self.shared.all().collect()),
             ("images in buffers", self.pixels.all().collect()),
         ];
         for (name, dispatches) in parts {

@@ -5,17 +5,21 @@
 
 mod fab;
 mod loss;
+mod shared;
 mod square;
 mod training;
 mod values;
 mod walk;
 
 pub use fab::Way;
+pub use shared::Climb;
 pub use training::Training;
 pub use values::Sign;
 pub use walk::{Walk, random_start, step};
 
-use crate::attack::{Engine, Gradient, Health, Iterated, Job, Logits, Loss, Rule, Sample, Trail, argmax};
+use crate::attack::{
+    Engine, Fit, Gradient, Health, Iterated, Job, Logits, Loss, Perturbation, Rule, Sample, Source, Trail, argmax,
+};
 use crate::error::{Error, Result};
 use crate::model::{Conv2d, Dims, Layer, Linear, Model, Shortcut};
 use std::collections::BTreeMap;
@@ -300,6 +304,15 @@ impl Engine for Reference {
         }
         out.trail = job.goes_on.then_some(trail);
         Ok(out)
+    }
+
+    fn fit(
+        &self,
+        fit: &Fit<'_>,
+        images: &mut Source<'_>,
+        progress: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<Perturbation> {
+        self.fit_to(fit, images, progress)
     }
 }
 

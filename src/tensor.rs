@@ -39,8 +39,8 @@ pub enum Kind {
     Texels(Vec<u8>),
     /// Sixteen bytes for the whole batch, set before a run.
     Uniform,
-    /// So many texels of four f32 for the whole batch, written by a kernel: what its samples have in common.
-    Shared(u64),
+    /// So many f32 for the whole batch, and from one batch to the next.
+    Whole(u64),
 }
 
 /// One resource of a plan.
@@ -50,7 +50,7 @@ pub struct Resource {
     pub label: String,
     /// What it holds.
     pub kind: Kind,
-    /// Elements for one sample (0 for constants and uniforms).
+    /// Elements for one sample (0 for what serves the whole batch).
     pub per_sample: u64,
 }
 
@@ -65,7 +65,7 @@ impl Resource {
             (Kind::Texels(bytes), Storage::Texture) => Some(rows(bytes.len() as u64 / 16) * TEXTURE_WIDTH * 16),
             (Kind::Constant(bytes) | Kind::Texels(bytes), _) => Some(bytes.len() as u64),
             (Kind::Uniform, _) => Some(16),
-            (Kind::Shared(texels), _) => texels.checked_mul(16),
+            (Kind::Whole(values), _) => values.checked_mul(4),
         }
     }
 }

@@ -186,7 +186,20 @@ fn requests_that_make_no_sense_are_usage_errors() {
     bench.refused("attack --alpha x", 2, &["--step-size", "x"]);
     bench.refused("attack --eps inf", 2, &["--step-size"]);
     bench.refused("attack --bounds 1,0", 2, &["--bounds"]);
-    bench.refused("attack --method uap", 2, &["uap", "not built yet"]);
+    for (flag, words) in [
+        ("--norm l2", "linf alone"),
+        ("--shard 0/2", "a shard has only some of them"),
+        ("--eps 0.1,0.2", "one radius"),
+        ("--min-eps", "a smallest radius of its own"),
+        ("--early-stop", "stop before the others"),
+        ("--restarts 2", "all restarts would be the same"),
+        ("--no-random-start", "never begins at random"),
+        ("--momentum 1", "has none"),
+    ] {
+        let name = flag.split_whitespace().next().unwrap();
+        bench.refused(&format!("attack --method uap {flag}"), 2, &[name, "uap", words]);
+    }
+    bench.refused("eval --attacks fgsm,uap", 2, &["--attacks uap", "one perturbation to all images"]);
     bench.refused("attack --norm l3", 2, &["--norm", "l3"]);
     bench.refused("attack --loss mse", 2, &["--loss", "mse"]);
     bench.refused("attack --method mifgsm --norm l2", 2, &["mifgsm", "linf"]);

@@ -1,7 +1,7 @@
 //! The attack: what is asked for ([`Attack`]), what runs it ([`Engine`]), what comes out ([`Outcome`]).
 //!
 //! Everything an image's fate depends on is its own: label, target, eps, step size, schedule, random numbers, best so far,
-//! health. Nothing here looks at two samples at once.
+//! health. Nothing here looks at two samples at once, but for `uap`, whose one perturbation is all samples' own (`shared.rs`).
 
 mod least;
 mod loss;
@@ -9,6 +9,7 @@ mod quantise;
 mod random;
 mod rule;
 mod run;
+mod shared;
 mod square;
 
 pub use least::{Least, Rung};
@@ -20,6 +21,8 @@ pub use rule::{Rule, State, Trail};
 #[cfg(feature = "cli")]
 pub(crate) use run::cross_entropy;
 pub(crate) use run::{Pixels, Tried, Verdict, check_labels};
+pub(crate) use shared::{Entrants, runs};
+pub use shared::{Fit, Perturbation, Source, put_on};
 pub(crate) use square::{halvings, hills, sides, tile};
 
 use crate::error::{Error, Result};
@@ -59,6 +62,20 @@ pub trait Engine {
     /// # Errors
     /// As [`Engine::logits`].
     fn iterate(&self, job: &Job<'_>, progress: &mut dyn FnMut(u64) -> bool) -> Result<Iterated>;
+
+    /// Fits one perturbation to all samples of `fit`, whose clean images `images` gives: g ← Σ ∇ over the samples in their order,
+    /// each at its clean image with the perturbation on it; then a step along the sign of g within the ball. The bits depend on
+    /// the samples and their order, but not on how they are cut into chunks. A sample in which NaN or infinity arises is marked
+    /// and adds nothing from then on. `progress` as in [`Engine::iterate`].
+    ///
+    /// # Errors
+    /// As [`Engine::logits`], those of `images`, and [`Error::Usage`] for samples that differ in eps or step size.
+    fn fit(
+        &self,
+        fit: &Fit<'_>,
+        images: &mut Source<'_>,
+        progress: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<Perturbation>;
 }
 
 /// What [`Engine::logits`] gives.
@@ -280,11 +297,14 @@ pub enum Method {
     /// FAB (Croce & Hein 2020, arXiv:1907.02044), aimed at one class after the other, the most likely first: the smallest
     /// perturbation that it finds; any class but the label is a success.
     FabT,
+    /// One perturbation for all images (Moosavi-Dezfooli et al. 2017, arXiv:1610.08401), by steps along the sign of the sum of
+    /// their gradients (Shafahi et al. 2020, arXiv:1811.11304).
+    Uap,
 }
 
 impl Method {
     /// All there are.
-    pub const ALL: [Method; 9] = [
+    pub const ALL: [Method; 10] = [
         Method::Fgsm,
         Method::Ifgsm,
         Method::Pgd,
@@ -294,6 +314,7 @@ impl Method {
         Method::ApgdT,
         Method::Square,
         Method::FabT,
+        Method::Uap,
     ];
 
     /// As the command line writes it.
@@ -308,6 +329,7 @@ impl Method {
             Method::ApgdT => "apgd-t",
             Method::Square => "square",
             Method::FabT => "fab-t",
+            Method::Uap => "uap",
         }
     }
 
@@ -326,6 +348,11 @@ impl Method {
         matches!(self, Method::ApgdT | Method::FabT)
     }
 
+    /// Whether one perturbation serves all images: then it needs all of them, and no image has anything for itself.
+    pub fn shares_perturbation(self) -> bool {
+        self == Method::Uap
+    }
+
     /// Whether it is told how long its steps are.
     pub fn has_step_size(self) -> bool {
         !matches!(self, Method::FabT | Method::Square)
@@ -340,7 +367,7 @@ impl Method {
     pub fn default_steps(self) -> u32 {
         match self {
             Method::Fgsm => 1,
-            Method::Ifgsm | Method::Pgd | Method::Mifgsm | Method::Nifgsm => 10,
+            Method::Ifgsm | Method::Pgd | Method::Mifgsm | Method::Nifgsm | Method::Uap => 10,
             Method::Apgd | Method::ApgdT | Method::FabT => 100,
             Method::Square => 5000,
         }
@@ -350,7 +377,7 @@ impl Method {
     pub fn default_step_size(self, eps: f64, steps: u32) -> f64 {
         match self {
             Method::Fgsm => eps,
-            Method::Ifgsm | Method::Pgd => 2.5 * eps / f64::from(steps.max(1)),
+            Method::Ifgsm | Method::Pgd | Method::Uap => 2.5 * eps / f64::from(steps.max(1)),
             Method::Mifgsm | Method::Nifgsm => eps / f64::from(steps.max(1)),
             Method::Apgd | Method::ApgdT => 2.0 * eps,
             Method::FabT | Method::Square => 0.0,
@@ -462,6 +489,7 @@ pub struct Attack {
     seed: u64,
     first_id: u64,
     own: Vec<Own>,
+    perturbation: Option<Perturbation>,
 }
 
 impl Attack {
@@ -488,6 +516,7 @@ impl Attack {
             seed: 0,
             first_id: 0,
             own: Vec::new(),
+            perturbation: None,
         }
     }
 
@@ -546,6 +575,12 @@ impl Attack {
     /// begin at the clean image, in further restarts at a random place halfway to the edge.
     pub fn fab_t(norm: Norm, eps: f32) -> Self {
         Self::new(Method::FabT, norm, eps)
+    }
+
+    /// One perturbation for all images, no value of it larger than `eps`: ten steps of 2.5·eps/steps along the sign of the sum of
+    /// their gradients. It is in [`Outcome::perturbation`]; [`Attack::perturbation`] puts it on other images.
+    pub fn uap(eps: f32) -> Self {
+        Self::new(Method::Uap, Norm::Linf, eps)
     }
 
     /// What is followed. [`Loss::Dlr`] needs three classes, four where a class is aimed at.
@@ -705,8 +740,9 @@ impl Attack {
             (Method::Apgd | Method::ApgdT, norm) => Rule::Apgd(norm),
             (Method::Square, norm) => Rule::Square(norm),
             (Method::FabT, norm) => Rule::Fab(norm),
-            (Method::Fgsm | Method::Ifgsm | Method::Pgd, Norm::Linf) => Rule::Sign,
-            (Method::Fgsm | Method::Ifgsm | Method::Pgd, Norm::L2) => Rule::L2,
+            // The sign step too, though not of a sample.
+            (Method::Fgsm | Method::Ifgsm | Method::Pgd | Method::Uap, Norm::Linf) => Rule::Sign,
+            (Method::Fgsm | Method::Ifgsm | Method::Pgd | Method::Uap, Norm::L2) => Rule::L2,
         }
     }
 
@@ -774,7 +810,7 @@ impl Attack {
         if self.random_start && !self.method.can_start_at_random() {
             return fail(format!("{name} has no random start: use pgd"));
         }
-        if self.method.has_momentum() && self.norm != Norm::Linf {
+        if (self.method.has_momentum() || self.method.shares_perturbation()) && self.norm != Norm::Linf {
             return fail(format!("{name} is for linf alone"));
         }
         if !self.momentum.is_finite() || self.momentum < 0.0 {
@@ -792,6 +828,13 @@ impl Attack {
             Some(_) if self.method != Method::Square => return fail(format!("{name} has no schedule to stretch")),
             Some(0) => return fail("a schedule cannot be stretched over no steps".into()),
             _ => {}
+        }
+        if self.method.shares_perturbation() && (self.early_stop || !self.own.is_empty()) {
+            let what = if self.early_stop { "stop early with an image" } else { "have an eps for each image" };
+            return fail(format!("{name} cannot {what}: all share one perturbation"));
+        }
+        if self.perturbation.is_some() && !self.method.shares_perturbation() {
+            return fail(format!("{name} takes no perturbation: use uap"));
         }
         for (i, own) in self.own.iter().enumerate() {
             let sound = |v: f32| v >= 0.0 && v.is_finite();
@@ -858,6 +901,8 @@ pub struct Outcome {
     pub l2: Vec<f32>,
     /// Pixels whose gradient had no sign, added up over all steps of all restarts.
     pub zero_gradients: Vec<u64>,
+    /// The one perturbation that was put on all attacked images, `[C, H, W]` (`uap`); of the float iterate, before rounding.
+    pub perturbation: Option<Vec<f32>>,
     /// Which attempt is delivered (restarts, those of the first class that `apgd-t` or `fab-t` aims at first); 0 for a sample that was left alone.
     pub restart: Vec<u32>,
     /// Steps taken, of all restarts together; 0 for a sample that was left alone.

@@ -3,11 +3,12 @@
 
 use super::random::random_target;
 use super::{
-    Attack, Engine, Health, Iterated, Job, Logits, Method, Norm, Outcome, Own, Sample, Targets, Trail, argmax, budget,
-    budget_l2, quantise, quantise_l2, snap,
+    Attack, Engine, Health, Iterated, Job, Logits, Method, Norm, Outcome, Own, Perturbation, Sample, Targets, Trail,
+    argmax, budget, budget_l2, put_on, quantise, quantise_l2, snap,
 };
 use crate::error::{Error, Result};
 use crate::model::Model;
+use std::ops::Range;
 
 /// The images of a run, wherever they lie.
 pub(crate) trait Pixels {
@@ -74,13 +75,14 @@ impl Attack {
         self.validate()?;
         let model = engine.model();
         let one = model.input.len();
-        if images.len() != labels.len() * one {
-            let n = labels.len();
-            let detail = format!("{} values for {n} labels, but an image is {} = {one}", images.len(), model.input);
-            return Err(Error::data("images", detail));
-        }
+        check_images(model, images, labels.len())?;
         check_labels(model, labels)?;
-        self.check_pixels(images, one)?;
+        self.check_pixels(images, one, 0)?;
+        if self.needs_fit() {
+            let mut source = |range: Range<usize>| Ok(images[range.start * one..range.end * one].to_vec());
+            let fitted = self.fit(engine, labels, labels.len(), &mut source, progress)?;
+            return self.clone().perturbation(fitted).run_with(engine, images, labels, progress);
+        }
         let mut pixels = OnHost { attack: self, engine, images, clean: Vec::new(), delivered: Vec::new() };
         let mut out = self.run_on(model, &mut pixels, labels, progress)?;
         let OnHost { clean, delivered, .. } = pixels;
@@ -102,6 +104,7 @@ impl Attack {
         progress: &mut dyn FnMut(u64) -> bool,
     ) -> Result<Outcome> {
         let (k, n) = (model.logits(), labels.len());
+        self.check_perturbation(model.input.len())?;
         if u64::from(self.steps) * model.input.len() as u64 > u64::from(u32::MAX) {
             return Err(Error::Usage(format!("{} steps are more than can be counted", self.steps)));
         }
@@ -184,11 +187,12 @@ impl Attack {
             restart: judge.attempts,
             steps_taken: judge.steps_taken,
             health: judge.health,
+            perturbation: self.perturbation.as_ref().map(|p| p.values.clone()),
         })
     }
 
     /// What sample `i` has for itself in an attempt; `aim` is the class that the method chose for it.
-    fn sample(&self, i: usize, label: i64, target: i64, aim: Option<usize>, attempt: u32) -> Sample {
+    pub(super) fn sample(&self, i: usize, label: i64, target: i64, aim: Option<usize>, attempt: u32) -> Sample {
         let shared =
             || Own { id: self.first_id.wrapping_add(i as u64), eps: self.eps, step_size: self.effective_step_size() };
         let own = self.own.get(i).copied().unwrap_or_else(shared);
@@ -226,6 +230,21 @@ impl Attack {
         }
     }
 
+    /// Whether all images share a perturbation that is still to be found.
+    pub(crate) fn needs_fit(&self) -> bool {
+        self.method.shares_perturbation() && self.perturbation.is_none()
+    }
+
+    /// The perturbation that is put on images.
+    pub(crate) fn given(&self) -> Option<&Perturbation> {
+        self.perturbation.as_ref()
+    }
+
+    /// Clean images as they are attacked: snapped to k/255 where bytes are delivered; and the largest move.
+    pub(super) fn as_attacked(&self, images: &[f32]) -> (Vec<f32>, f32) {
+        if self.delivers_bytes() { snap(images) } else { (images.to_vec(), 0.0) }
+    }
+
     /// Whether a sample stops once it has succeeded.
     pub(crate) fn stops_early(&self) -> bool {
         self.early_stop
@@ -255,11 +274,11 @@ impl Attack {
     }
 
     /// Pixels must lie within the bounds; NaN is the sample's own affair.
-    fn check_pixels(&self, images: &[f32], one: usize) -> Result<()> {
+    pub(super) fn check_pixels(&self, images: &[f32], one: usize, first: usize) -> Result<()> {
         let Some((lo, hi)) = self.bounds else { return Ok(()) };
         match images.iter().position(|&x| x < lo || x > hi) {
             Some(i) => Err(Error::data(
-                format!("sample {}", i / one),
+                format!("sample {}", first + i / one),
                 format!("pixel value {} is outside of the bounds {lo} to {hi}", images[i]),
             )),
             None => Ok(()),
@@ -288,7 +307,7 @@ impl Attack {
     }
 
     /// The target class of each sample, −1 for none.
-    fn resolve(&self, labels: &[i64], logits: &[f32], k: usize) -> Result<Vec<i64>> {
+    pub(super) fn resolve(&self, labels: &[i64], logits: &[f32], k: usize) -> Result<Vec<i64>> {
         if k < 2 && self.targets != Targets::None {
             return Err(Error::data("targets", "a network with one class has nothing to aim at"));
         }
@@ -323,6 +342,28 @@ impl Attack {
     }
 }
 
+/// Images must be as many as there are labels.
+pub(super) fn check_images(model: &Model, images: &[f32], n: usize) -> Result<()> {
+    let one = model.input.len();
+    if images.len() == n * one {
+        return Ok(());
+    }
+    let detail = format!("{} values for {n} labels, but an image is {} = {one}", images.len(), model.input);
+    Err(Error::data("images", detail))
+}
+
+/// What the network says of clean images.
+pub(super) fn look_at_clean(engine: &dyn Engine, clean: &[f32]) -> Result<Logits> {
+    let mut seen = engine.logits(clean)?;
+    for (health, image) in seen.health.iter_mut().zip(clean.chunks(engine.model().input.len())) {
+        // A network may never look at this pixel (a stride can pass it by), but the image is not sound.
+        if !image.iter().all(|x| x.is_finite()) {
+            health.0 |= Health::ACTIVATION.0;
+        }
+    }
+    Ok(seen)
+}
+
 /// Labels must be classes.
 pub(crate) fn check_labels(model: &Model, labels: &[i64]) -> Result<()> {
     let k = model.logits();
@@ -344,15 +385,8 @@ struct OnHost<'a> {
 
 impl Pixels for OnHost<'_> {
     fn clean(&mut self) -> Result<(Logits, f32)> {
-        let bytes = self.attack.delivers_bytes();
-        let (clean, snapped) = if bytes { snap(self.images) } else { (self.images.to_vec(), 0.0) };
-        let mut first = self.engine.logits(&clean)?;
-        for (health, image) in first.health.iter_mut().zip(clean.chunks(self.engine.model().input.len())) {
-            // A network may never look at this pixel (a stride can pass it by), but the image is not sound.
-            if !image.iter().all(|x| x.is_finite()) {
-                health.0 |= Health::ACTIVATION.0;
-            }
-        }
+        let (clean, snapped) = self.attack.as_attacked(self.images);
+        let first = look_at_clean(self.engine, &clean)?;
         self.delivered = clean.clone();
         self.clean = clean;
         Ok((first, snapped))
@@ -365,6 +399,9 @@ impl Pixels for OnHost<'_> {
         progress: &mut dyn FnMut(u64) -> bool,
         verdict: &mut dyn Verdict,
     ) -> Result<()> {
+        if let Some(perturbation) = self.attack.given() {
+            return self.share(perturbation, rows, samples, verdict);
+        }
         let (one, k) = (self.engine.model().input.len(), self.engine.model().logits());
         // Places in `rows` that are still on their way, and what has become of them so far.
         let mut open: Vec<usize> = (0..rows.len()).collect();
@@ -416,6 +453,32 @@ struct Seen {
 }
 
 impl OnHost<'_> {
+    /// Puts one perturbation on the images of `rows`.
+    fn share(
+        &mut self,
+        perturbation: &Perturbation,
+        rows: &[usize],
+        samples: &[Sample],
+        verdict: &mut dyn Verdict,
+    ) -> Result<()> {
+        let (one, k) = (self.engine.model().input.len(), self.engine.model().logits());
+        let x0: Vec<f32> = rows.iter().flat_map(|i| &self.clean[i * one..][..one]).copied().collect();
+        let bounds = self.attack.engine_bounds();
+        let images = x0.chunks(one).flat_map(|x0| put_on(x0, &perturbation.values, bounds)).collect();
+        let moved = Iterated { images, ..Iterated::default() };
+        let seen = self.see(&moved, &x0, samples)?;
+        for (place, &i) in rows.iter().enumerate() {
+            let (steps, zero_gradients, health) = perturbation.met(i);
+            let [float, rounded] = [&seen.float, &seen.rounded].map(|z| &z.logits[place * k..(place + 1) * k]);
+            let health = Health(health.0 | seen.float.health[place].0 | seen.rounded.health[place].0);
+            let tried = Tried { float, rounded, steps: steps as u32, zero_gradients, health };
+            if verdict.judge(i, tried) {
+                self.delivered[i * one..][..one].copy_from_slice(&seen.images[place * one..][..one]);
+            }
+        }
+        Ok(())
+    }
+
     fn see(&self, moved: &Iterated, x0: &[f32], samples: &[Sample]) -> Result<Seen> {
         let one = self.engine.model().input.len();
         let float = self.engine.logits(&moved.images)?;

@@ -10,12 +10,10 @@ use crate::model::Model;
 use crate::report::{Config, DataFacts, Distance, Folder, Identity, Ladder, ModelFacts, Opened, Radius, Report, Shard};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
+use std::ops::Range;
 use std::path::Path;
 use std::str::FromStr;
 use std::time::{Duration, Instant};
-
-/// Methods that the command line will have; asking for one is a usage error of its own.
-const PLANNED: [&str; 1] = ["uap"];
 
 /// Eps where neither the user nor the weights say anything.
 pub(super) fn default_eps(norm: Norm) -> &'static str {
@@ -27,7 +25,10 @@ const LONG: Duration = Duration::from_secs(5);
 
 pub(super) fn run(args: &AttackArgs) -> Result<()> {
     // What can be refused without reading anything is refused first.
-    let (method, norm): (_, Norm) = (method(&args.method)?, named("--norm", &args.norm)?);
+    let (method, norm): (Method, Norm) = (named("--method", &args.method)?, named("--norm", &args.norm)?);
+    if method.shares_perturbation() {
+        refuse_for_shared(args, method, norm)?;
+    }
     let loss = args.loss.as_deref().map_or(Ok(method.default_loss()), |name| named("--loss", name))?;
     for (flag, value) in [("--batch", args.batch), ("--limit", args.limit), ("--chunk", args.chunk)] {
         positive(flag, value)?;
@@ -130,27 +131,66 @@ impl Job {
 
     /// Attacks what is left, and keeps each chunk that has ended.
     fn attack_all_chunks(&mut self, memory: u64, chunk: Option<usize>) -> Result<()> {
-        let (left, steps) = (self.end - self.folder.next(), self.steps_each());
-        if left == 0 {
+        let (left, mut steps) = (self.end - self.folder.next(), self.steps_each());
+        let is_shared = self.config.method.shares_perturbation();
+        let needs_fit = is_shared && self.folder.perturbation().is_none();
+        if left == 0 && !needs_fit {
             return Ok(());
         }
         let rows = forecast::images_in(memory, self.images.source.dims.len(), self.runner.engine().model().logits());
         let held = (rows / self.config.rows_each()).max(1);
-        let step = self.step_time(held)?;
-        self.announce(step, left);
+        let first = if needs_fit { 0 } else { self.folder.next() };
+        let step = self.step_time(first, held)?;
+        if is_shared {
+            if needs_fit {
+                self.announce(step, self.end);
+                self.fit(held)?;
+            }
+            // All that is left is to put it on images.
+            steps = 0;
+        } else {
+            self.announce(step, left);
+        }
         let chunk = match chunk {
             Some(n) => n.min(held),
             None => forecast::chunk(held, self.runner.batch(), step, steps),
         };
         let bar = progress_bar((self.done() + left) as u64 * steps, self.done() as u64 * steps);
-        let result = self.chunks(chunk, &bar);
+        let result = self.chunks(chunk, steps, &bar);
         bar.finish_and_clear();
         result
     }
 
-    /// Measures on the first images that are left.
-    fn step_time(&mut self, held: usize) -> Result<Duration> {
-        let first = self.folder.next();
+    /// Fits one perturbation to all images, of which `held` may be in memory at once, and keeps it.
+    fn fit(&mut self, held: usize) -> Result<()> {
+        let (end, bounds) = (self.end, self.config.bounds);
+        let bar = progress_bar(end as u64 * self.steps_each(), 0);
+        let (compiled, start) = (self.runner.compile_time(), Instant::now());
+        let attack = self.attack.clone().targets(self.targets.clone());
+        let labels = self.images.source.labels[..end].to_vec();
+        // What fits is read once, and else in every step.
+        let (images, one) = (&mut self.images, self.runner.engine().model().input.len());
+        let all = if end <= held { Some(images.pixels(0..end, bounds)?) } else { None };
+        let mut source = |range: Range<usize>| match &all {
+            Some(all) => Ok(all[range.start * one..range.end * one].to_vec()),
+            None => images.pixels(range, bounds),
+        };
+        let mut progress = |steps| {
+            bar.inc(steps);
+            true
+        };
+        let fitted = attack.fit(self.runner.engine(), &labels, held, &mut source, &mut progress);
+        bar.finish_and_clear();
+        let fitted = fitted?;
+        if let Some((sample, health)) = fitted.health.iter().enumerate().find(|(_, h)| !h.is_healthy()) {
+            return Err(Error::NonFinite { sample, stage: health.describe().into() });
+        }
+        let time = start.elapsed().saturating_sub(self.runner.compile_time().saturating_sub(compiled));
+        self.folder.keep(fitted, time)
+    }
+
+    /// Measures on the images from `first` on.
+    fn step_time(&mut self, first: usize, held: usize) -> Result<Duration> {
         let n = (self.end - first).min(held).min(forecast::PROBE);
         let pixels = self.pixels(first, first + n)?;
         let labels = &self.images.source.labels[first..first + n];
@@ -174,8 +214,7 @@ impl Job {
         }
     }
 
-    fn chunks(&mut self, chunk: usize, bar: &ProgressBar) -> Result<()> {
-        let steps = self.steps_each();
+    fn chunks(&mut self, chunk: usize, steps: u64, bar: &ProgressBar) -> Result<()> {
         while self.folder.next() < self.end {
             let first = self.folder.next();
             let end = (first + chunk).min(self.end);
@@ -201,7 +240,10 @@ impl Job {
             bar.inc(steps);
             true
         };
-        let attack = self.attack.clone().first_id(first as u64).targets(targets);
+        let mut attack = self.attack.clone().first_id(first as u64).targets(targets);
+        if let Some(perturbation) = self.folder.perturbation() {
+            attack = attack.perturbation(perturbation.part(first..end));
+        }
         let start = Instant::now();
         let (outcome, rungs) = if let Some(ladder) = &config.ladder {
             let rungs: Vec<Rung> =
@@ -251,13 +293,20 @@ fn rung(config: &Config, eps: &Distance, step_is_given: bool) -> Rung {
     Rung { eps: eps.value as f32, step_size: step.value as f32 }
 }
 
-fn method(name: &str) -> Result<Method> {
-    match name {
-        _ if PLANNED.contains(&name) => {
-            let there = Method::ALL.map(Method::name).join(", ");
-            Err(Error::Usage(format!("--method {name}: not built yet; there are {there}")))
-        }
-        _ => named("--method", name),
+/// What needs images that have something for themselves, where one perturbation serves all of them.
+fn refuse_for_shared(args: &AttackArgs, method: Method, norm: Norm) -> Result<()> {
+    let many = args.eps.as_deref().is_some_and(|eps| eps.contains(','));
+    let reasons = [
+        (norm == Norm::L2, "--norm l2", "steps along the sign of a gradient, so it is for linf alone"),
+        (args.shard.is_some(), "--shard", "fits one perturbation to all images: a shard has only some of them"),
+        (many, "--eps", "fits one perturbation for one radius: run it once for each"),
+        (args.min_eps, "--min-eps", "has one perturbation for all images, so none has a smallest radius of its own"),
+        (args.early_stop, "--early-stop", "has one perturbation for all images, so none can stop before the others"),
+        (args.restarts.is_some_and(|n| n > 1), "--restarts", "begins at zero: all restarts would be the same"),
+    ];
+    match reasons.iter().find(|(is_asked, ..)| *is_asked) {
+        Some((_, flag, why)) => Err(Error::Usage(format!("{flag}: {} {why}", method.name()))),
+        None => Ok(()),
     }
 }
 
@@ -341,7 +390,7 @@ fn configure(
     let step_size = match (&args.step_size, method, hint) {
         (Some(text), ..) => distance("--step-size", text)?,
         _ if !method.has_step_size() => Distance { text: "0".into(), value: 0.0 },
-        (None, Method::Ifgsm | Method::Pgd, Some(hint)) => hint,
+        (None, Method::Ifgsm | Method::Pgd | Method::Uap, Some(hint)) => hint,
         _ if eps.value.is_infinite() => {
             return Err(Error::Usage("--eps inf: give a --step-size as well".into()));
         }
@@ -366,7 +415,8 @@ fn configure(
     }
     let targets = match &args.targets {
         _ if args.untargeted => "none".into(),
-        None if method.chooses_targets() => "none".into(),
+        // A target for each image, and the sum would pull in all directions.
+        None if method.chooses_targets() || method.shares_perturbation() => "none".into(),
         None => "random".into(),
         Some(targets) => targets.clone(),
     };
@@ -554,8 +604,8 @@ mod tests {
     }
 
     #[test]
-    fn methods_that_are_not_built_say_so() {
-        assert!(method("uap").unwrap_err().to_string().contains("not built yet"));
+    fn names_are_read_with_their_flag() {
+        let method = |name: &str| named::<Method>("--method", name);
         assert!(method("nonsense").unwrap_err().to_string().contains("--method: no method"));
         let norm = |name: &str| named::<Norm>("--norm", name);
         assert_eq!((method("pgd"), norm("LInf"), norm("L2")), (Ok(Method::Pgd), Ok(Norm::Linf), Ok(Norm::L2)));

@@ -111,14 +111,14 @@ struct AttackArgs {
     /// Read only the first N images
     #[arg(long, value_name = "N", help_heading = "Input")]
     limit: Option<usize>,
-    /// Attack: fgsm, ifgsm, pgd, mifgsm, nifgsm, apgd, apgd-t, fab-t or square
+    /// Attack: fgsm, ifgsm, pgd, mifgsm, nifgsm, apgd, apgd-t, fab-t, square, or uap (one perturbation for all images)
     #[arg(long, value_name = "NAME", default_value = "ifgsm", help_heading = "Attack")]
     method: String,
     /// What eps is measured in: linf, the largest change of any pixel value, or l2, the Euclidean length of the change
     #[arg(long, value_name = "NAME", default_value = "linf", help_heading = "Attack")]
     norm: String,
     /// Class to aim at: none (untargeted), random, next, least-likely, second, or a file with one class a line
-    /// (-1: none) [default: random; for apgd-t and fab-t: none, they aim at one class after the other]
+    /// (-1: none) [default: random; for apgd-t and fab-t: none, they aim at one class after the other; for uap: none]
     #[arg(long, value_name = "RULE|FILE", help_heading = "Attack")]
     targets: Option<String>,
     /// Any class but the label will do: the same as --targets none

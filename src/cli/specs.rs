@@ -111,6 +111,11 @@ fn spec(text: &str) -> Result<Spec> {
         None | Some("") => return Err(Error::Usage("a name of an attack is missing".into())),
         Some(name) => name.parse()?,
     };
+    if method.shares_perturbation() {
+        let why =
+            "fits one perturbation to all images, and here each attack is for those that are left: use signstep attack";
+        return Err(Error::Usage(format!("{} {why}", method.name())));
+    }
     let mut spec = Spec {
         text: text.into(),
         method,
@@ -274,6 +279,7 @@ mod tests {
         };
         assert!(told("fgsm,nonsense").starts_with("--attacks nonsense: no method"));
         assert!(told("fgsm,").contains("missing"));
+        assert!(told("uap").contains("one perturbation to all images"));
         assert!(told("pgd:stepz=4").contains("no key \"stepz\""));
         assert!(told("pgd:steps").contains("not key=value"));
         assert!(told("pgd:steps=0").contains("one or more"));

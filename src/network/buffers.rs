@@ -6,7 +6,8 @@
 
 use super::{Chunk, Network, append, mark};
 use crate::attack::{
-    Attack, Engine, Gradient, Health, Logits, Norm, Outcome, Pixels, Sample, Tried, Verdict, check_labels,
+    Attack, Engine, Entrants, Gradient, Health, Logits, Norm, Outcome, Perturbation, Pixels, Sample, Tried, Verdict,
+    check_labels, runs,
 };
 use crate::error::{Error, Result};
 use crate::kernel::{Bound, Dispatch};
@@ -202,6 +203,10 @@ impl Attack {
         }
         net.check_pair(("images", images), ("adversarial", adversarial), labels.len())?;
         let mut pixels = OnDevice { attack: self, net, images, adversarial, samples: labels.len() };
+        if self.needs_fit() {
+            let fitted = pixels.fit(labels, progress)?;
+            return self.clone().perturbation(fitted).run_buffers_with(net, images, labels, adversarial, progress);
+        }
         self.run_on(net.model(), &mut pixels, labels, progress)
     }
 }
@@ -216,6 +221,18 @@ struct OnDevice<'a> {
 }
 
 impl OnDevice<'_> {
+    /// Fits a perturbation to all images that are attacked.
+    fn fit(&mut self, labels: &[i64], progress: &mut dyn FnMut(u64) -> bool) -> Result<Perturbation> {
+        let mut entrants = Entrants::default();
+        let (seen, _) = self.clean()?;
+        self.attack.enter(&mut entrants, self.net.model(), labels, 0..labels.len(), &seen)?;
+        let fit = self.attack.fit_of(&entrants.samples);
+        let mut take =
+            |chunk: &Chunk<'_>, range: Range<usize>| self.take(chunk, &runs(&entrants.rows[range]), false).map(drop);
+        let fitted = self.net.fit_to(&fit, &mut take, progress)?;
+        Ok(entrants.spread(fitted))
+    }
+
     /// Copies into x0 what `rows` say of the images, snapped to k/255 where bytes are delivered. Where they are to be
     /// inspected they are marked, and the largest move is given.
     fn take(&self, chunk: &Chunk<'_>, rows: &[Range<usize>], inspect: bool) -> Result<f32> {
@@ -288,7 +305,10 @@ impl Pixels for OnDevice<'_> {
             let rows = &rows[range.clone()];
             chunk.reset()?;
             self.take(chunk, &runs(rows), false)?;
-            chunk.steps(&job, &samples[range], None, progress)?;
+            match attack.given() {
+                Some(perturbation) => chunk.share(perturbation, &samples[range], attack.engine_bounds())?,
+                None => chunk.steps(&job, &samples[range], None, progress)?,
+            }
             let (float, mut health) = chunk.classify()?;
             let mut rounded = float.clone();
             if attack.delivers_bytes() {
@@ -303,12 +323,15 @@ impl Pixels for OnDevice<'_> {
             let mut kept = Vec::new();
             for (place, &row) in rows.iter().enumerate() {
                 let z = place * k..(place + 1) * k;
+                // What was met on the way: here, or when the perturbation was fitted.
+                let here = || (u64::from(attack.step_count()), u64::from(zero_gradients[place]), Health::default());
+                let (steps, zero_gradients, before) = attack.given().map_or_else(here, |p| p.met(row));
                 let tried = Tried {
                     float: &float[z.clone()],
                     rounded: &rounded[z],
-                    steps: attack.step_count(),
-                    zero_gradients: u64::from(zero_gradients[place]),
-                    health: health[place],
+                    steps: steps as u32,
+                    zero_gradients,
+                    health: Health(health[place].0 | before.0),
                 };
                 if verdict.judge(row, tried) {
                     kept.push((chunk.buffer(ids.x), place, self.adversarial, row, 1));
@@ -317,9 +340,4 @@ impl Pixels for OnDevice<'_> {
             chunk.copy(&kept)
         })
     }
-}
-
-/// Rows that follow each other, put together.
-fn runs(rows: &[usize]) -> Vec<Range<usize>> {
-    rows.chunk_by(|a, b| a + 1 == *b).map(|run| run[0]..run[0] + run.len()).collect()
 }

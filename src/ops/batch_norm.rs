@@ -38,7 +38,7 @@ fn each_sample(build: &mut Build, entry: &'static str, name: &str, d: Dims, bind
 /// The sums of all samples, a workgroup for each block of channels.
 fn whole_batch(build: &mut Build, entry: &'static str, name: &str, d: Dims, mut bindings: Bindings) {
     bindings.push(("health", build.health));
-    push(build, entry, name, d, (LANES, Grid::Batch(blocks(d.c))), bindings, 4 * d.c as u64);
+    push(build, entry, name, d, (LANES, Grid::Once(blocks(d.c))), bindings, 4 * d.c as u64);
 }
 
 fn push(
@@ -66,7 +66,7 @@ pub(crate) fn forward<'m>(
     epilogue: Epilogue,
 ) -> Norm<'m> {
     let d = x.dims;
-    let sums = build.resource(format!("{name} statistics"), Kind::Shared(4 * u64::from(blocks(d.c))), 0);
+    let sums = build.resource(format!("{name} statistics"), Kind::Whole(16 * u64::from(blocks(d.c))), 0);
     let four = |values: &[f32], b: usize| -> [f32; 4] {
         std::array::from_fn(|i| values.get(4 * b + i).copied().unwrap_or(0.0))
     };

@@ -89,6 +89,10 @@ pub(crate) struct Ids {
     pub memory: usize,
     /// Smallest and largest pixel, and the seed in two words.
     pub bounds: usize,
+    /// One for all samples, [C, H, W].
+    pub perturbation: usize,
+    /// Of all samples' gradients, [C, H, W].
+    pub sum: usize,
     /// [N, K]
     pub logits: usize,
     /// [N]

@@ -12,6 +12,7 @@ pub(crate) mod loss;
 pub(crate) mod pointwise;
 pub(crate) mod pool;
 pub(crate) mod quantise;
+pub(crate) mod shared;
 pub(crate) mod step;
 mod tile;
 mod workgroup;

@@ -6,8 +6,8 @@
 use super::config::differences;
 use super::tensors::{Columns, TensorFile, join, slots, with_views};
 use super::{Device, Figures, Identity, Report, Timing, curve, pictures, samples, table};
-use crate::attack::Outcome;
-use crate::data::{hexadecimal, sha256, write_file, write_safetensors};
+use crate::attack::{Health, Outcome, Perturbation};
+use crate::data::{View, hexadecimal, sha256, write_file, write_safetensors};
 use crate::error::{Error, Result};
 use crate::model::Dims;
 use serde::{Deserialize, Serialize};
@@ -21,12 +21,14 @@ use std::time::Duration;
 pub(super) const REPORT: &str = "report.json";
 pub(super) const TENSORS: &str = "adversarial.safetensors";
 const MARKDOWN: &str = "report.md";
+/// The one perturbation that all images share, where they do. Among the parts it is a part of its own.
+const SHARED: &str = "perturbation.safetensors";
 const SAMPLES: &str = "samples.csv";
 const SHEET: &str = "sheet.png";
 const CURVE: &str = "curve.svg";
 const IMAGES: &str = "images";
 /// All that a complete folder may hold, the report last.
-const NAMES: [&str; 7] = [TENSORS, SAMPLES, SHEET, CURVE, IMAGES, MARKDOWN, REPORT];
+const NAMES: [&str; 8] = [TENSORS, SHARED, SAMPLES, SHEET, CURVE, IMAGES, MARKDOWN, REPORT];
 
 const PARTS: &str = "parts";
 const MANIFEST: &str = "run.json";
@@ -75,6 +77,21 @@ impl Part {
     }
 }
 
+/// What is known of a perturbation that has been fitted: as [`Part`].
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+struct FittedFacts {
+    run: String,
+    fit_ms: f64,
+    sha256: String,
+}
+
+/// A perturbation, and how long it took to find.
+#[derive(Clone, Debug)]
+struct Fitted {
+    perturbation: Perturbation,
+    facts: FittedFacts,
+}
+
 /// A folder that has been looked at.
 #[derive(Debug)]
 pub enum Opened {
@@ -93,6 +110,7 @@ pub struct Folder {
     dims: Dims,
     classes: usize,
     parts: Vec<Part>,
+    fitted: Option<Fitted>,
     /// Folders that were not there before, outermost first.
     made: Vec<PathBuf>,
     lock: Option<File>,
@@ -155,8 +173,17 @@ impl Folder {
             .collect();
         made.reverse();
         fs::create_dir_all(&parts).map_err(|e| output(&parts, e))?;
-        let mut folder =
-            Folder { path: path.into(), manifest, run, dims, classes, parts: Vec::new(), made, lock: None };
+        let mut folder = Folder {
+            path: path.into(),
+            manifest,
+            run,
+            dims,
+            classes,
+            parts: Vec::new(),
+            fitted: None,
+            made,
+            lock: None,
+        };
         folder.lock = Some(lock(&parts.join(LOCK))?);
         // The manifest first: from here on whatever the folder holds is this run's, or swept away.
         let text = format!("{}\n", super::json_text(&folder.manifest));
@@ -179,6 +206,12 @@ impl Folder {
             let name = entry.file_name().to_string_lossy().into_owned();
             match range(&name) {
                 _ if name == MANIFEST || name == LOCK => {}
+                _ if name == SHARED && !discard => {
+                    self.fitted = self.fitted(&entry.path());
+                    if self.fitted.is_none() {
+                        remove(&entry.path())?;
+                    }
+                }
                 Some(range) if !discard => {
                     found.insert((range.start, range.end), entry.path());
                 }
@@ -191,6 +224,47 @@ impl Folder {
                 _ => remove(&path)?,
             }
         }
+        Ok(())
+    }
+
+    /// Reads a perturbation; `None` unless it is whole and of this run.
+    fn fitted(&self, path: &Path) -> Option<Fitted> {
+        let n = self.manifest.identity.range().len();
+        let mut file = TensorFile::open(path).ok()?;
+        let facts: FittedFacts = serde_json::from_str(file.metadata(FACTS)?).ok()?;
+        let shape = [self.dims.c, self.dims.h, self.dims.w];
+        if file.shape("perturbation")? != shape || file.slots().len() != 3 {
+            return None;
+        }
+        let mut counts = |name: &str| -> Option<Vec<u64>> {
+            let all = file.i64(name, 0..n).ok()?;
+            (file.shape(name)? == [n]).then(|| all.iter().map(|v| v.cast_unsigned()).collect())
+        };
+        let (steps_taken, zero_gradients) = (counts("steps_taken")?, counts("zero_gradients")?);
+        let values = file.f32("perturbation", 0..self.dims.c).ok()?;
+        let health = vec![Health::default(); n];
+        let perturbation = Perturbation { values, steps_taken, zero_gradients, health };
+        let sealed = with_perturbation(&perturbation, self.dims, |views| facts.seal(views));
+        (facts.run == self.run && sealed == facts.sha256).then_some(Fitted { perturbation, facts })
+    }
+
+    /// The perturbation that all images share, where one has been fitted.
+    pub fn perturbation(&self) -> Option<&Perturbation> {
+        self.fitted.as_ref().map(|f| &f.perturbation)
+    }
+
+    /// Keeps the perturbation that all images share, fitted without NaN or infinity in any of them.
+    ///
+    /// # Errors
+    /// [`Error::Output`] naming the file.
+    pub fn keep(&mut self, perturbation: Perturbation, took: Duration) -> Result<()> {
+        let mut facts = FittedFacts { run: self.run.clone(), fit_ms: took.as_secs_f64() * 1e3, sha256: String::new() };
+        with_perturbation(&perturbation, self.dims, |views| {
+            facts.sha256 = facts.seal(views);
+            let told = BTreeMap::from([(FACTS.to_string(), super::json_text(&facts))]);
+            write_safetensors(&self.path.join(PARTS).join(SHARED), views, &told)
+        })?;
+        self.fitted = Some(Fitted { perturbation, facts });
         Ok(())
     }
 
@@ -267,7 +341,8 @@ impl Folder {
         gpu_bytes: Option<u64>,
     ) -> Result<(Report, Vec<&'static str>)> {
         let figures = self.parts.iter().fold(Figures::default(), |sum, part| sum.plus(part.figures.clone()));
-        let attack = Duration::from_secs_f64(self.parts.iter().map(|p| p.attack_ms).sum::<f64>() / 1e3);
+        let fit = self.fitted.as_ref().map_or(0.0, |f| f.facts.fit_ms);
+        let attack = Duration::from_secs_f64((fit + self.parts.iter().map(|p| p.attack_ms).sum::<f64>()) / 1e3);
         let sample_steps = self.parts.iter().map(|p| p.sample_steps).sum();
         let timing = Timing::new(figures.whole.samples, load, compile, attack, sample_steps);
         let files: Vec<PathBuf> = self.parts.iter().map(|p| self.path.join(PARTS).join(p.file())).collect();
@@ -297,13 +372,20 @@ impl Folder {
         fs::create_dir(&staging).map_err(|e| output(&staging, e))?;
         let tensors = staging.join(TENSORS);
         let slots = slots(range.len(), self.dims, self.classes, &report.identity.config);
-        let sha256 = join(&tensors, files, &slots)?;
-        report.files.insert(TENSORS.to_string(), sha256);
+        report.files.insert(TENSORS.to_string(), join(&tensors, files, &slots)?);
 
         let mut tensors = TensorFile::open(&tensors)?;
         samples::write(&staging.join(SAMPLES), &mut tensors, range.clone(), &report.identity.config)?;
         pictures::sheet(&staging.join(SHEET), &report, &mut tensors, range.clone(), self.dims)?;
         let mut names = vec![TENSORS, SAMPLES, SHEET];
+        if let Some(perturbation) = self.perturbation() {
+            let path = staging.join(SHARED);
+            let view = View::f32(&[self.dims.c, self.dims.h, self.dims.w], &perturbation.values);
+            write_safetensors(&path, &[("perturbation", view)], &BTreeMap::new())?;
+            let bytes = fs::read(&path).map_err(|e| output(&path, e))?;
+            report.files.insert(SHARED.to_string(), sha256([&bytes[..]]));
+            names.insert(1, SHARED);
+        }
         if !report.eps.is_empty() {
             curve::write(&staging.join(CURVE), &report)?;
             names.push(CURVE);
@@ -341,15 +423,35 @@ impl Drop for Folder {
     /// error that led here matters more.
     fn drop(&mut self) {
         let begun = NAMES.iter().any(|name| self.path.join(name).symlink_metadata().is_ok());
-        if self.lock.take().is_some() && self.parts.is_empty() && !begun {
+        let is_empty = self.parts.is_empty() && self.fitted.is_none();
+        if self.lock.take().is_some() && is_empty && !begun {
             sweep(&self.path.join(PARTS));
         }
-        if self.parts.is_empty() {
+        if is_empty {
             for made in self.made.iter().rev() {
                 let _ = fs::remove_dir(made);
             }
         }
     }
+}
+
+impl FittedFacts {
+    /// The hash that it must carry.
+    fn seal(&self, views: &[(&str, View<'_>)]) -> String {
+        let told = super::json_text(&FittedFacts { sha256: String::new(), ..self.clone() });
+        sha256(std::iter::once(told.as_bytes()).chain(views.iter().map(|(_, view)| view.bytes())))
+    }
+}
+
+/// Calls `f` with a perturbation and what was met in each sample, as tensors in sorted order.
+fn with_perturbation<T>(p: &Perturbation, dims: Dims, f: impl FnOnce(&[(&str, View<'_>)]) -> T) -> T {
+    let signed = |all: &[u64]| all.iter().map(|v| v.cast_signed()).collect::<Vec<i64>>();
+    let (steps, zeros) = (signed(&p.steps_taken), signed(&p.zero_gradients));
+    f(&[
+        ("perturbation", View::f32(&[dims.c, dims.h, dims.w], &p.values)),
+        ("steps_taken", View::i64(&[steps.len()], &steps)),
+        ("zero_gradients", View::i64(&[zeros.len()], &zeros)),
+    ])
 }
 
 /// The lock is the system's: it goes with the process, however that ends.
@@ -481,8 +583,8 @@ mod tests {
         add(&mut whole);
         let report = finish(whole);
         let path = temp.path().join("out");
-        // All names but the curve's.
-        for moves in 0..NAMES.len() {
+        // All names but the curve's and the perturbation's.
+        for moves in 0..NAMES.len() - 1 {
             let mut folder = ready(&path);
             while folder.next() < 8 {
                 add(&mut folder);

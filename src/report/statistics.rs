@@ -161,6 +161,7 @@ pub(crate) mod tests {
             steps_taken: vec![10, 10, 0, 10],
             health: vec![Health::default(); 4],
             effective_eps: 2.0 / 255.0,
+            perturbation: None,
         }
     }
 

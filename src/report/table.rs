@@ -191,11 +191,13 @@ fn rows(report: &Report) -> [[String; 5]; 3] {
     let s = &report.statistics;
     let of = |n: usize, whole: usize| format!("{n} of {whole}");
     let none = String::new;
-    let untargeted = report.identity.config.is_untargeted();
+    let config = &report.identity.config;
+    let aim = if config.is_untargeted() { "another class" } else { "their target" };
+    let fooling = if config.method.shares_perturbation() { " (fooling rate)" } else { "" };
     [
         ["right when clean".into(), percent(s.clean_accuracy()), of(s.clean_correct, s.samples), none(), none()],
         [
-            if untargeted { "turned to another class" } else { "turned to their target" }.into(),
+            format!("turned to {aim}{fooling}"),
             percent(s.success_rate()),
             of(s.successes, s.attacked),
             percent(s.success_rate_float()),
