@@ -5,17 +5,17 @@
     python tests/oracle/family.py engine --data DIR --work WORK [--program target/release/signstep] [FILTERS]
 
 DIR holds CIFAR-10's test_batch.bin: the first 1,000 images on resnet20-cifar10, and the 450 held-out digits on digits-cnn and
-digits-cnn-robust. FILTERS pick cases: --network cifar|digits|robust, --method, --norm, --loss, any number of values each.
+digits-cnn-robust. FILTERS pick cases: --network cifar|digits|robust, --method, --norm, --loss, --by (a library), any number of values each.
 
-`library` runs torchattacks (MIFGSM, NIFGSM, PGDL2), foolbox (BIM and PGD with its loss overridden) and AutoAttack's own APGD and
-APGD-T (pyautoattack), and replaces the cases it ran in --out. `engine` needs no PyTorch: it runs the engine for each case into
-WORK/CASE, or takes the run that lies there, and prints both robust accuracies. Everything is float, nothing rounded to bytes,
-untargeted; robust accuracy is over all images, right when clean and after the attack.
+`library` runs torchattacks (MIFGSM, NIFGSM, PGDL2), foolbox (BIM and PGD with its loss overridden), AutoAttack's own APGD and
+APGD-T (pyautoattack) and, on digits, what of ART is not random, and replaces the cases it ran in --out. `engine` needs no PyTorch: it
+runs the engine for each case into WORK/CASE, or takes the run that lies there, and prints both robust accuracies. Everything is float,
+nothing rounded to bytes, untargeted; robust accuracy is over all images, right when clean and after the attack.
 
-`engine` exits with 1 where the two are more than 0.5 points (CIFAR-10) or 0.1 points (digits: not one image of 450) apart.
+`engine` exits with 1 where the two are more than 0.5 points (CIFAR-10, and ART in L2) or 0.1 points (digits: not one image of 450) apart.
 Methods with a random start cannot share random numbers: there the engine runs as many seeds as the library has, and the two means
-may lie 1 point or four standard errors apart, whichever is more. Needs torch, safetensors, torchattacks, foolbox, pyautoattack (`library`); safetensors and numpy
-(`engine`).
+may lie 1 point or four standard errors apart, whichever is more. Needs torch, safetensors and the library of each case: torchattacks,
+foolbox, pyautoattack, adversarial-robustness-toolbox (`library`); safetensors and numpy (`engine`).
 """
 import argparse, json, platform, statistics, subprocess, sys, time
 from fractions import Fraction
@@ -37,7 +37,12 @@ APGD_STEPS = {"cifar": 10, "digits": 50, "robust": 50}
 # Hours of a slow CPU: what digits show as well is not run on CIFAR-10.
 NOT_ON_CIFAR = {("ifgsm", "l2", "margin"), ("pgd", "linf", "margin"), ("pgd", "l2", "ce"), ("apgd-t", "l2", "dlr")}
 SEEDS = {"cifar": 1, "digits": 5, "robust": 5}
+# APGD-T with all of AutoAttack's steps, where half of the images fall: hours for 1,000 images.
+OF_THEIR_OWN = {"cifar-apgd-t-linf-dlr": {"eps": "0.5/255", "steps": 100, "samples": 100}}
+SEEDS_OF_THEIR_OWN = {"cifar-apgd-l2-dlr": 3}
 POINTS = {"cifar": 0.5, "digits": 0.1, "robust": 0.1}
+# ART clamps to [0, 1] before the ball. In L2 that is another point once a pixel meets its bound: two images of 450.
+POINTS_OTHER_ORDER = 0.5
 POINTS_RANDOM = {"cifar": 1.0, "digits": 1.0, "robust": 1.0}
 # method, norm, loss, starts at random, library
 METHODS = [
@@ -56,7 +61,13 @@ METHODS = [
     ("apgd", "l2", "dlr", True, "AutoAttack APGDAttack"),
     ("apgd-t", "linf", "dlr", True, "AutoAttack APGDAttack_targeted"),
     ("apgd-t", "l2", "dlr", True, "AutoAttack APGDAttack_targeted"),
+    ("fgsm", "linf", "ce", False, "ART FastGradientMethod"),
+    ("fgsm", "l2", "ce", False, "ART FastGradientMethod"),
+    ("ifgsm", "linf", "ce", False, "ART BasicIterativeMethod"),
+    ("ifgsm", "l2", "ce", False, "ART ProjectedGradientDescent"),
+    ("mifgsm", "linf", "ce", False, "ART MomentumIterativeMethod"),
 ]
+PACKAGES = {"torchattacks": "torchattacks", "foolbox": "foolbox", "AutoAttack": "pyautoattack", "ART": "adversarial-robustness-toolbox"}
 
 
 def cases(a):
@@ -64,18 +75,21 @@ def cases(a):
         for method, norm, loss, random, library in METHODS:
             if any(chosen and value not in chosen for chosen, value in ((a.network, network), (a.method, method), (a.norm, norm), (a.loss, loss))):
                 continue
-            if network == "cifar" and (method, norm, loss) in NOT_ON_CIFAR:
+            by = library.split()[0]
+            if network == "cifar" and ((method, norm, loss) in NOT_ON_CIFAR or by == "ART") or a.by and by not in a.by:
                 continue
             eps, step = BUDGETS[network][norm]
-            case = {"name": f"{network}-{method}-{norm}-{loss}", "network": network, "method": method, "norm": norm, "loss": loss,
+            case = {"name": f"{network}-{method}-{norm}-{loss}" + ("-art" if by == "ART" else ""), "network": network, "method": method, "norm": norm, "loss": loss,
                     "eps": eps, "steps": STEPS, "random_start": random, "library": library}
             if method.startswith("apgd"):
                 case["steps"] = APGD_STEPS[network]
+            elif method == "fgsm":
+                case["steps"] = 1
             else:
                 case["step_size"] = step
             if method in ("mifgsm", "nifgsm"):
                 case["momentum"] = MOMENTUM
-            yield case
+            yield case | OF_THEIR_OWN.get(case["name"], {})
 
 
 def number(text):
@@ -93,6 +107,8 @@ def margin(z, y):
 
 def by_library(case, model, x, y, seed):
     """Adversarial images of one batch."""
+    if case["library"].startswith("ART"):
+        return by_art(case, model, x, y)
     import eagerpy, foolbox, torch, torchattacks
     from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted
 
@@ -120,6 +136,29 @@ def by_library(case, model, x, y, seed):
 
     attack = Attack(abs_stepsize=step, steps=steps, random_start=case["random_start"])
     return attack(foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu"), x, foolbox.criteria.Misclassification(y), epsilons=eps)[1]
+
+
+def by_art(case, model, x, y):
+    import numpy as np
+    import torch
+    from art.attacks import evasion
+    from art.estimators.classification import PyTorchClassifier
+
+    # By the sum, as everybody's sign is: a mean over the batch comes nearer to where f32 ends.
+    loss = torch.nn.CrossEntropyLoss(reduction="sum")
+    estimator = PyTorchClassifier(model, loss, tuple(x.shape[1:]), 10, clip_values=(0.0, 1.0), device_type="cpu")
+    name, eps, norm = case["library"].split()[1], number(case["eps"]), {"linf": np.inf, "l2": 2}[case["norm"]]
+    named = {"eps": eps, "batch_size": len(x)}
+    if name != "BasicIterativeMethod":
+        named["norm"] = norm
+    if name != "FastGradientMethod":
+        named |= {"eps_step": number(case["step_size"]), "max_iter": case["steps"], "verbose": False}
+    if "momentum" in case:
+        named["decay"] = case["momentum"]
+    if name == "ProjectedGradientDescent":
+        named["num_random_init"] = 0
+    attack = getattr(evasion, name)(estimator, **named)
+    return torch.from_numpy(attack.generate(x.numpy(), y=torch.nn.functional.one_hot(y, 10).float().numpy()))
 
 
 def network(name, data):
@@ -153,16 +192,16 @@ def run_library(a):
 
     torch.set_num_threads(1)
     report = json.loads(a.out.read_text()) if a.out.exists() else {"cases": []}
-    versions = {m: version(m) for m in ("torch", "torchattacks", "foolbox", "pyautoattack")}
-    report["versions"] = {"python": platform.python_version()} | versions
+    report.setdefault("versions", {}).update({"python": platform.python_version(), "torch": version("torch")})
     models, start = {}, time.time()
     for case in cases(a):
         name = case["network"]
         if name not in models:
             models[name] = network(name, a.data)
         model, x, y = models[name]
+        x, y = (v[: case.get("samples", len(x))] for v in (x, y))
         right = logits(model, x).argmax(1) == y
-        seeds = SEEDS[name] if case["random_start"] else 1
+        seeds = SEEDS_OF_THEIR_OWN.get(case["name"], SEEDS[name]) if case["random_start"] else 1
         stands = []
         for seed in range(seeds):
             torch.manual_seed(seed)
@@ -171,6 +210,8 @@ def run_library(a):
             assert far <= number(case["eps"]) * (1 + 1e-5) + 1e-6 and adv.min() >= 0 and adv.max() <= 1, (far, case)
             stands.append(right & (logits(model, adv).argmax(1) == y))
         rates = [s.sum().item() / len(x) for s in stands]
+        package = PACKAGES[case["library"].split()[0]]
+        report["versions"][package] = version(package)
         case |= {"samples": len(x), "clean_accuracy": right.sum().item() / len(x), "robust_accuracy": rates,
                  "robust": "".join(map(str, stands[0].int().tolist()))}
         print(f"{time.time() - start:5.0f} s {case['name']}: {rates}", flush=True)
@@ -214,6 +255,8 @@ def run_engine(a):
         got = statistics.mean(rate for rate, _ in runs)
         off = 100 * (got - statistics.mean(rates))
         allowed = (POINTS_RANDOM if case["random_start"] else POINTS)[case["network"]]
+        if case["library"] == "ART ProjectedGradientDescent":
+            allowed = POINTS_OTHER_ORDER
         if len(rates) > 1:
             # Four standard errors of the difference of two means.
             allowed = max(allowed, 400 * statistics.stdev(rates) * (2 / len(rates)) ** 0.5)
@@ -235,6 +278,7 @@ def main():
         q.add_argument("--method", nargs="+", choices=sorted({m[0] for m in METHODS}))
         q.add_argument("--norm", nargs="+", choices=("linf", "l2"))
         q.add_argument("--loss", nargs="+", choices=("ce", "margin", "dlr"))
+        q.add_argument("--by", nargs="+", choices=list(PACKAGES))
     sub.choices["library"].add_argument("--out", type=Path, required=True)
     q = sub.choices["engine"]
     q.add_argument("--work", type=Path, required=True)
