@@ -82,7 +82,9 @@
 //! # What is promised
 //! A sample's logits, gradient and adversarial image are the same bits alone, at any place of any batch, beside any
 //! neighbours. Every accumulation runs in one fixed order (`shaders/conv2d.wgsl`), losses are summed and never averaged,
-//! the sign is decided from bits (`shaders/step.wgsl`), and success is measured on the bytes that are delivered.
+//! the sign is decided from bits (`shaders/step.wgsl`), and success is measured on the bytes that are delivered. The one attack
+//! whose samples depend on each other, [`Attack::uap`], adds their gradients up in their order: its bits depend on which samples
+//! there are, but not on how they are cut into chunks and batches.
 //!
 //! # Decisions
 //! - An activation is one row of texels of four channels, `[N, ⌈C/4⌉, H, W]`, without a border. It lies in a storage buffer
@@ -104,6 +106,9 @@
 //!   state can be taken out ([`attack::Trail`]): what has succeeded leaves the batch there, and the rest go on with the same bits.
 //! - In rules a product is looked at before it is added (`times` in `shaders/values.wgsl`): fused or not, the bits are the same, and those
 //!   of the CPU twin ([`reference::Walk`]).
+//! - A perturbation that all images share ([`Attack::uap`]) is found first ([`Attack::fit`]) and then put on one part of the data after the
+//!   other ([`Attack::perturbation`]). It and its sum of gradients stay on the device; one invocation adds up one value of all images of a
+//!   chunk and goes on where the chunk before left it (`shaders/shared.wgsl`). A sample that is marked adds nothing.
 //! - Rounding within an L2 ball moves the threshold from a half upwards until the bytes fit; cutting fractions off always does.
 //! - Sums begin at a zero that compilers cannot see, for some move one that they see.
 //! - Known limits: a residual body begins and ends with a convolution; on software adapters the gradient of strides 3 and 4 runs on

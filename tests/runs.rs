@@ -140,6 +140,85 @@ fn every_method_in_shards_makes_the_run_that_was_never_divided() {
     }
 }
 
+/// One perturbation for all images: found once, delivered in parts. Chunks, batches, memory and kills change no byte.
+#[test]
+fn a_shared_perturbation_is_the_same_in_any_parts_and_outlives_a_kill() {
+    let bench = Bench::new();
+    let attack = "attack --method uap --eps 0.25 --steps 30 --limit 150";
+    let told = bench.ok(&format!("{attack} --out whole --chunk 150"));
+    assert!(told.contains("fooling rate") && told.contains("perturbation.safetensors"), "{told}");
+    let shared = |out: &str| fs::read(bench.path(out).join("perturbation.safetensors")).unwrap();
+    let same = |what: &str, out: &str| {
+        bench.same(what, "whole", out);
+        assert!(shared("whole") == shared(out), "{what}: the perturbation differs");
+    };
+    for (i, parts) in
+        ["--chunk 1 --batch 7", "--chunk 7 --batch 1", "--chunk 64 --batch 64", "--memory 150K"].iter().enumerate()
+    {
+        bench.ok(&format!("{attack} --out parts-{i} {parts}"));
+        same(parts, &format!("parts-{i}"));
+    }
+    // Killed while it is sought, when it is found, and when some images are delivered; then the file is damaged, or gone.
+    type Damage = fn(&Path);
+    let keep: Damage = |_| {};
+    let turn: Damage = |path| {
+        let mut bytes = fs::read(path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(path, bytes).unwrap();
+    };
+    let lose: Damage = |path| fs::remove_file(path).unwrap();
+    let found = "perturbation.safetensors";
+    let moments = [
+        ("run.json", keep),
+        (found, keep),
+        ("8-16.safetensors", keep),
+        ("8-16.safetensors", turn),
+        ("8-16.safetensors", lose),
+    ];
+    for (i, (moment, damage)) in moments.into_iter().enumerate() {
+        let line = format!("{attack} --out kill-{i} --chunk 8");
+        let parts = bench.path(&format!("kill-{i}")).join("parts");
+        let mut child = bench.start(&line);
+        let start = Instant::now();
+        while !parts.join(moment).exists() {
+            assert!(start.elapsed() < Duration::from_secs(120), "{moment} never appeared");
+            std::hint::spin_loop();
+        }
+        let _ = child.kill();
+        child.wait().unwrap();
+        assert!(!bench.path(&format!("kill-{i}/report.json")).exists(), "killed too late: {moment}");
+        assert_eq!(parts.join(found).exists(), moment != "run.json", "{moment}");
+        damage(&parts.join(found));
+        bench.ok(&line);
+        same(&format!("killed at {moment}, case {i}"), &format!("kill-{i}"));
+    }
+    // A file for each image and one for all: what moved is what the file says, rounded.
+    let read = |name: &str| {
+        let bytes = fs::read(bench.path("whole").join(name)).unwrap();
+        let all = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let floats = |name: &str| -> Vec<f32> { bytemuck::pod_collect_to_vec(all.tensor(name).unwrap().data()) };
+        match name {
+            "adversarial.safetensors" => [floats("clean"), floats("adversarial")],
+            _ => {
+                assert_eq!(all.tensor("perturbation").unwrap().shape(), [1, 8, 8]);
+                [floats("perturbation"), Vec::new()]
+            }
+        }
+    };
+    let ([clean, made], [shared, _]) = (read("adversarial.safetensors"), read(found));
+    assert!(shared.iter().all(|d| d.abs() <= 0.25) && shared.iter().any(|d| d.abs() == 0.25));
+    for (i, (x0, x)) in clean.chunks(64).zip(made.chunks(64)).enumerate().filter(|(_, (x0, x))| x0 != x) {
+        for ((x0, x), d) in x0.iter().zip(x).zip(&shared) {
+            let want = (x0 + d).clamp(0.0, 1.0);
+            // Half a level for rounding, and 63 levels are a little less than eps.
+            assert!((x - want).abs() <= 0.76 / 255.0, "image {i}: {x0} {d} {x}");
+        }
+    }
+    let report = bench.report("whole");
+    assert!(report["successes"].as_u64().unwrap() > 10 && report["files"][found].is_string());
+    assert_eq!(report["timing"]["sample_steps"].as_u64().unwrap(), 30 * report["attacked"].as_u64().unwrap());
+}
+
 #[test]
 fn shards_that_do_not_make_a_run_are_refused_by_name() {
     let bench = Bench::new();

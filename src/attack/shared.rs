@@ -210,8 +210,7 @@ impl Attack {
         if given.values.len() != len {
             return fail(format!("{} values, but an image has {len}", given.values.len()));
         }
-        // NaN must fail too.
-        match given.values.iter().position(|d| !(d.abs() <= self.eps)) {
+        match given.values.iter().position(|d| d.is_nan() || d.abs() > self.eps) {
             Some(i) => fail(format!("value {i} is {}, outside of eps {}", given.values[i], self.eps)),
             None => Ok(()),
         }
