@@ -24,6 +24,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 const FILES: &[(&str, &str)] = &[
+    ("batch_norm", include_str!("../shaders/batch_norm.wgsl")),
     ("conv2d", include_str!("../shaders/conv2d.wgsl")),
     ("epilogue", include_str!("../shaders/epilogue.wgsl")),
     ("fab", include_str!("../shaders/fab.wgsl")),
@@ -61,6 +62,9 @@ pub struct Kernel {
 
 /// Rounds of all loops of one invocation together. Some software adapters leave a loop after 65,535, and say nothing.
 pub(crate) const MAX_ROUNDS: u64 = 32_000;
+
+/// The largest batch whose samples have anything in common: kernels that look at all of them go round for each.
+pub(crate) const MAX_BATCH: u64 = 1 << 16;
 
 /// How a kernel sees a binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,6 +119,8 @@ pub struct Source {
 pub enum Grid {
     /// x and y workgroups for each sample; z is the sample.
     PerSample(u32, u32),
+    /// So many workgroups along x for the whole batch, of whatever size.
+    Batch(u32),
     /// `items` invocations for each group of `samples`, one after the other along x, `size` in a workgroup; `y` workgroups.
     Flat {
         /// Invocations for a group.
@@ -133,6 +139,7 @@ impl Grid {
     pub fn workgroups(self, n: u32) -> [u32; 3] {
         match self {
             Grid::PerSample(x, y) => [x, y, n],
+            Grid::Batch(x) => [x, 1, 1],
             Grid::Flat { items, samples, size, y } => [(n.div_ceil(samples) * items).div_ceil(size), y, 1],
         }
     }
@@ -141,6 +148,7 @@ impl Grid {
     pub fn most(self, limit: u64) -> u64 {
         match self {
             Grid::PerSample(..) => limit,
+            Grid::Batch(_) => u64::MAX,
             Grid::Flat { items, samples, size, .. } => limit * u64::from(size) / u64::from(items) * u64::from(samples),
         }
     }
@@ -223,6 +231,10 @@ impl Kernel {
             "square_start" => c("TILES") * (11 + c("C") * (11 + (c("TILE") * c("TILE")).div_ceil(c("WG").max(1)))) + 16,
             "square_step" if c("NORM") == 1 => c("C") * (7 * (c("H") * c("W")).div_ceil(c("WG").max(1)) + 30) + 80,
             "square_step" => c("LEN").div_ceil(c("WG").max(1)) + 12 * (c("C") / 128 + 1) + 10,
+            "batch_norm_forward_sample" | "batch_norm_input_grad_sample" => {
+                2 * c("PIXELS").div_ceil(c("WG").max(1)) + 32
+            }
+            "batch_norm_forward_batch" | "batch_norm_input_grad_batch" => 2 * MAX_BATCH.div_ceil(c("WG").max(1)) + 32,
             "global_avg_pool_forward" => c("IH") * c("IW"),
             "max_pool_forward" | "max_pool_input_grad" | "avg_pool_forward" | "avg_pool_input_grad" => {
                 c("SIZE") * (1 + c("SIZE"))
@@ -555,6 +567,7 @@ impl std::fmt::Display for Dispatch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let grid = match self.grid {
             Grid::PerSample(x, y) => format!("{x}×{y}×N"),
+            Grid::Batch(x) => format!("{x}"),
             Grid::Flat { items: 1, samples: 1, size, y: 1 } => format!("⌈N/{size}⌉"),
             Grid::Flat { items, samples: 1, size, y } => format!("⌈{items}·N/{size}⌉×{y}"),
             Grid::Flat { items, samples, size, y } => format!("⌈{items}·⌈N/{samples}⌉/{size}⌉×{y}"),

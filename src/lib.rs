@@ -143,6 +143,7 @@ pub mod reference;
 pub mod report;
 pub mod task;
 mod tensor;
+mod training;
 pub mod trial;
 pub mod tune;
 pub mod weights;
@@ -156,6 +157,7 @@ pub use plan::{Plan, Target, Variant};
 pub use reference::Reference;
 pub use task::Task;
 pub use tensor::{Kind, Resource};
+pub use training::Training;
 pub use wgpu;
 
 #[cfg(doctest)]

@@ -337,13 +337,13 @@ impl Network {
 
 /// What the plan's resources lie in.
 #[derive(Clone, Copy)]
-struct Memory<'a> {
-    constants: &'a [Option<Allocated>],
-    batch: &'a [Option<Allocated>],
+pub(crate) struct Memory<'a> {
+    pub constants: &'a [Option<Allocated>],
+    pub batch: &'a [Option<Allocated>],
 }
 
 impl<'a> Memory<'a> {
-    fn get(self, id: usize) -> &'a Allocated {
+    pub fn get(self, id: usize) -> &'a Allocated {
         self.batch[id].as_ref().or(self.constants[id].as_ref()).expect("all are allocated")
     }
 }
@@ -379,37 +379,9 @@ impl Chunk<'_> {
         &self,
         work: impl Iterator<Item = (&'b Bound, &'b Dispatch)>,
         counts: &Dispatch,
-        mut done: impl FnMut(u64) -> Result<()>,
+        done: impl FnMut(u64) -> Result<()>,
     ) -> Result<()> {
-        let gpu = &self.net.gpu;
-        let mut work = work.peekable();
-        let mut under_way: Option<(wgpu::SubmissionIndex, u64)> = None;
-        while work.peek().is_some() {
-            let (mut flops, mut dispatches, mut counted) = (0, 0, 0);
-            let submitted = gpu.scope("running the plan", || {
-                let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-                {
-                    let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-                    while flops < SUBMISSION_FLOPS && dispatches < SUBMISSION_DISPATCHES {
-                        let Some((bound, dispatch)) = work.next() else { break };
-                        bound.record(&mut pass);
-                        flops += dispatch.flops * self.n as u64;
-                        dispatches += 1;
-                        counted += u64::from(std::ptr::eq(dispatch, counts));
-                    }
-                }
-                Ok(gpu.submit(encoder))
-            })?;
-            if let Some((before, counted)) = under_way.replace((submitted, counted)) {
-                gpu.wait(before)?;
-                done(counted)?;
-            }
-        }
-        if let Some((last, counted)) = under_way {
-            gpu.wait(last)?;
-            done(counted)?;
-        }
-        Ok(())
+        run(&self.net.gpu, self.n, work, counts, done)
     }
 
     fn forward(&self) -> impl Iterator<Item = (&Bound, &Dispatch)> {
@@ -509,15 +481,53 @@ impl Chunk<'_> {
     }
 }
 
-fn append<T: bytemuck::AnyBitPattern>(out: &mut Vec<T>, bytes: &[u8]) {
+/// Records and submits `work` for a batch of `n`, as [`Chunk::run`] says.
+pub(crate) fn run<'b>(
+    gpu: &Gpu,
+    n: usize,
+    work: impl Iterator<Item = (&'b Bound, &'b Dispatch)>,
+    counts: &Dispatch,
+    mut done: impl FnMut(u64) -> Result<()>,
+) -> Result<()> {
+    let mut work = work.peekable();
+    let mut under_way: Option<(wgpu::SubmissionIndex, u64)> = None;
+    while work.peek().is_some() {
+        let (mut flops, mut dispatches, mut counted) = (0, 0, 0);
+        let submitted = gpu.scope("running the plan", || {
+            let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            {
+                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
+                while flops < SUBMISSION_FLOPS && dispatches < SUBMISSION_DISPATCHES {
+                    let Some((bound, dispatch)) = work.next() else { break };
+                    bound.record(&mut pass);
+                    flops += dispatch.flops * n as u64;
+                    dispatches += 1;
+                    counted += u64::from(std::ptr::eq(dispatch, counts));
+                }
+            }
+            Ok(gpu.submit(encoder))
+        })?;
+        if let Some((before, counted)) = under_way.replace((submitted, counted)) {
+            gpu.wait(before)?;
+            done(counted)?;
+        }
+    }
+    if let Some((last, counted)) = under_way {
+        gpu.wait(last)?;
+        done(counted)?;
+    }
+    Ok(())
+}
+
+pub(crate) fn append<T: bytemuck::AnyBitPattern>(out: &mut Vec<T>, bytes: &[u8]) {
     out.extend(bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned::<T>));
 }
 
-/// The device marks activations; logits are looked at here.
-fn mark_logits(health: &mut [Health], logits: &[f32], classes: usize) {
-    for (health, z) in health.iter_mut().zip(logits.chunks(classes)) {
-        if !z.iter().all(|z| z.is_finite()) {
-            health.0 |= Health::LOGITS.0;
+/// The device marks activations; what is read back, `one` value after the other of each sample, is looked at here.
+pub(crate) fn mark(health: &mut [Health], values: &[f32], one: usize, what: Health) {
+    for (health, values) in health.iter_mut().zip(values.chunks(one)) {
+        if !values.iter().all(|v| v.is_finite()) {
+            health.0 |= what.0;
         }
     }
 }
@@ -541,7 +551,7 @@ impl Engine for Network {
             append(&mut out.health, &health);
             Ok(())
         })?;
-        mark_logits(&mut out.health, &out.logits, self.model.logits());
+        mark(&mut out.health, &out.logits, self.model.logits(), Health::LOGITS);
         Ok(out)
     }
 
@@ -564,11 +574,7 @@ impl Engine for Network {
             append(&mut out.health, &health);
             Ok(())
         })?;
-        for (health, g) in out.health.iter_mut().zip(out.gradient.chunks(one)) {
-            if !g.iter().all(|g| g.is_finite()) {
-                health.0 |= Health::GRADIENT.0;
-            }
-        }
+        mark(&mut out.health, &out.gradient, one, Health::GRADIENT);
         Ok(out)
     }
 

@@ -6,7 +6,7 @@
 
 use crate::attack::{Health, Loss, Norm, Rule, Sample, State};
 use crate::error::{Error, Result};
-use crate::gpu::Storage;
+use crate::gpu::{Limits, Storage};
 use crate::kernel::{Dispatch, MAX_ROUNDS};
 use crate::model::{Conv2d, Dims, Layer, Linear, Model, Shortcut};
 use crate::ops::pool::Window;
@@ -16,8 +16,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
 
+mod training;
+
 pub use crate::ops::step::Steps;
 pub use crate::ops::{Family, Target, Tile, Tuning, Variant};
+pub use training::TrainingPlan;
 
 /// Dispatches of one network, in order, and what they run on.
 #[derive(Clone, Debug)]
@@ -210,32 +213,9 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Checks what no batch size can mend: grids, workgroups, uniform bindings and loops.
+    /// Checks what no batch size can mend.
     fn check_dispatches(&self) -> Result<()> {
-        let limits = &self.target.limits;
-        for d in self.dispatches() {
-            let fail = |detail: String| Err(Error::model(&d.layer, format!("too large for this device: {detail}")));
-            let [x, y, _] = d.grid.workgroups(1);
-            if u64::from(x.max(y)) > limits.workgroups {
-                return fail(format!("{x}×{y} workgroups, {} in a dimension", limits.workgroups));
-            }
-            let size = d.kernel.constant("WG").unwrap_or(1);
-            if size > limits.workgroup_size {
-                return fail(format!("{size} invocations in a workgroup, {} allowed", limits.workgroup_size));
-            }
-            // Weights are cut to fit; the means and deviations of the channels are not.
-            for (_, id) in d.bindings.iter().filter(|(name, _)| *name == "channels") {
-                let bytes = self.resources[*id].bytes(1, Storage::Buffer).unwrap_or(u64::MAX);
-                if bytes > limits.uniform_binding {
-                    return fail(format!("{bytes} bytes in a uniform binding, {} allowed", limits.uniform_binding));
-                }
-            }
-            let rounds = d.kernel.rounds();
-            if rounds >= MAX_ROUNDS {
-                return fail(format!("{rounds} rounds of loops in one invocation, fewer than {MAX_ROUNDS} allowed"));
-            }
-        }
-        Ok(())
+        check_dispatches(self.dispatches(), &self.resources, &self.target.limits)
     }
 
     /// The dispatches of a site.
@@ -311,64 +291,112 @@ impl Plan {
     /// As [`Plan::largest_batch`].
     pub fn largest_batch_of(&self, rule: Rule, memory: u64) -> Result<usize> {
         let remembers = rule.memory() > 0;
-        let limits = &self.target.limits;
-        // Indices in a kernel are u32, and some back ends treat them as signed.
-        let mut most = limits.workgroups.min(1 << 30);
-        let mut tightest = ("dispatch", 0, "workgroups in a dimension".to_string());
-        for r in self.resources.iter().filter(|r| remembers || r.kind != Kind::Memory) {
-            let (allowed, limit) = match (&r.kind, self.target.storage) {
-                (Kind::Activation | Kind::Texels(_), Storage::Texture) => {
-                    (16 * most_texels(limits.texture_side), "texture side")
-                }
-                (Kind::Constant(_) | Kind::Uniform | Kind::Texels(_), _) => {
-                    (limits.storage_binding.min(limits.buffer), "binding")
-                }
-                _ => (limits.storage_binding.min(limits.buffer).min(1 << 33), "storage binding"),
-            };
-            let one = r.bytes(1, Storage::Buffer).unwrap_or(u64::MAX);
-            let fits = match r.per_sample {
-                0 => {
-                    if one <= allowed {
-                        u64::MAX
-                    } else {
-                        0
-                    }
-                }
-                _ => (allowed / one).min((1 << 31) / r.per_sample),
-            };
-            if fits < most {
-                most = fits;
-                tightest = (&r.label, one, format!("{limit} of {allowed} bytes"));
+        let resources: Vec<&Resource> = self.resources.iter().filter(|r| remembers || r.kind != Kind::Memory).collect();
+        let read_back = read_back(self.input, self.classes());
+        largest_batch(self.dispatches(), &resources, &self.target, read_back, memory)
+    }
+}
+
+/// Results are read back through one buffer: the largest of them, and up to two words and their alignment beside it.
+fn read_back(input: Dims, classes: usize) -> u64 {
+    input.len().max(classes) as u64 * 4 + 8
+}
+
+/// Checks what no batch size can mend: grids, workgroups, uniform bindings and loops.
+fn check_dispatches<'d>(
+    dispatches: impl Iterator<Item = &'d Dispatch>,
+    resources: &[Resource],
+    limits: &Limits,
+) -> Result<()> {
+    for d in dispatches {
+        let fail = |detail: String| Err(Error::model(&d.layer, format!("too large for this device: {detail}")));
+        let [x, y, _] = d.grid.workgroups(1);
+        if u64::from(x.max(y)) > limits.workgroups {
+            return fail(format!("{x}×{y} workgroups, {} in a dimension", limits.workgroups));
+        }
+        let size = d.kernel.constant("WG").unwrap_or(1);
+        if size > limits.workgroup_size {
+            return fail(format!("{size} invocations in a workgroup, {} allowed", limits.workgroup_size));
+        }
+        // Weights are cut to fit; the means and deviations of the channels are not.
+        for (_, id) in d.bindings.iter().filter(|(name, _)| *name == "channels") {
+            let bytes = resources[*id].bytes(1, Storage::Buffer).unwrap_or(u64::MAX);
+            if bytes > limits.uniform_binding {
+                return fail(format!("{bytes} bytes in a uniform binding, {} allowed", limits.uniform_binding));
             }
         }
-        for d in self.dispatches() {
-            let fits = d.grid.most(limits.workgroups);
-            if fits < most {
-                most = fits;
-                tightest = (&d.layer, 0, "workgroups in a dimension".into());
-            }
+        let rounds = d.kernel.rounds();
+        if rounds >= MAX_ROUNDS {
+            return fail(format!("{rounds} rounds of loops in one invocation, fewer than {MAX_ROUNDS} allowed"));
         }
-        // Results are read back through one buffer: the largest of them, and up to two words and their alignment beside it.
-        let largest = self.input.len().max(self.classes()) as u64 * 4 + 8;
-        let fits = limits.buffer.saturating_sub(24) / largest;
+    }
+    Ok(())
+}
+
+/// The largest batch that fits the limits and `memory` bytes, `read_back` bytes of each sample being read at a time.
+fn largest_batch<'d>(
+    dispatches: impl Iterator<Item = &'d Dispatch>,
+    resources: &[&Resource],
+    target: &Target,
+    read_back: u64,
+    memory: u64,
+) -> Result<usize> {
+    let limits = &target.limits;
+    // Indices in a kernel are u32, and some back ends treat them as signed.
+    let mut most = limits.workgroups.min(1 << 30);
+    let mut tightest = ("dispatch", 0, "workgroups in a dimension".to_string());
+    for r in resources {
+        let (allowed, limit) = match (&r.kind, target.storage) {
+            (Kind::Activation | Kind::Texels(_), Storage::Texture) => {
+                (16 * most_texels(limits.texture_side), "texture side")
+            }
+            (Kind::Constant(_) | Kind::Uniform | Kind::Shared(_) | Kind::Texels(_), _) => {
+                (limits.storage_binding.min(limits.buffer), "binding")
+            }
+            _ => (limits.storage_binding.min(limits.buffer).min(1 << 33), "storage binding"),
+        };
+        let one = r.bytes(1, Storage::Buffer).unwrap_or(u64::MAX);
+        let fits = match r.per_sample {
+            0 => {
+                if one <= allowed {
+                    u64::MAX
+                } else {
+                    0
+                }
+            }
+            _ => (allowed / one).min((1 << 31) / r.per_sample),
+        };
         if fits < most {
             most = fits;
-            tightest = ("reading back", largest, format!("buffer of {} bytes", limits.buffer));
+            tightest = (&r.label, one, format!("{limit} of {allowed} bytes"));
         }
-        let constants: u64 =
-            self.resources.iter().filter(|r| r.per_sample == 0).filter_map(|r| r.bytes(0, Storage::Buffer)).sum();
-        let remembered = if remembers { self.remembered_bytes_per_sample() } else { 0 };
-        let one = self.bytes_per_sample().saturating_add(remembered);
-        let by_memory = memory.saturating_sub(constants) / one.max(1);
-        if by_memory < most {
-            most = by_memory;
-            tightest = ("one sample", one.saturating_add(constants), format!("memory budget of {memory} bytes"));
-        }
-        if most == 0 {
-            return Err(Error::OutOfMemory { what: tightest.0.into(), bytes: tightest.1, limit: tightest.2 });
-        }
-        Ok(usize::try_from(most).unwrap_or(usize::MAX))
     }
+    for d in dispatches {
+        let fits = d.grid.most(limits.workgroups);
+        if fits < most {
+            most = fits;
+            tightest = (&d.layer, 0, "workgroups in a dimension".into());
+        }
+    }
+    let fits = limits.buffer.saturating_sub(24) / read_back;
+    if fits < most {
+        most = fits;
+        tightest = ("reading back", read_back, format!("buffer of {} bytes", limits.buffer));
+    }
+    // A texture is whole rows: charged here as if a row could be split.
+    let bytes = |r: &&Resource| r.bytes(1, Storage::Buffer).unwrap_or(u64::MAX);
+    let (grows, stays): (Vec<&Resource>, Vec<&Resource>) = resources.iter().partition(|r| r.per_sample > 0);
+    let constants: u64 = stays.iter().map(bytes).sum();
+    let one = grows.iter().map(bytes).fold(0, u64::saturating_add);
+    let by_memory = memory.saturating_sub(constants) / one.max(1);
+    if by_memory < most {
+        most = by_memory;
+        tightest = ("one sample", one.saturating_add(constants), format!("memory budget of {memory} bytes"));
+    }
+    if most == 0 {
+        return Err(Error::OutOfMemory { what: tightest.0.into(), bytes: tightest.1, limit: tightest.2 });
+    }
+    Ok(usize::try_from(most).unwrap_or(usize::MAX))
 }
 
 /// Runs `layers` on `x`, leaving dispatches and a tape for the way back.

@@ -39,6 +39,8 @@ pub enum Kind {
     Texels(Vec<u8>),
     /// Sixteen bytes for the whole batch, set before a run.
     Uniform,
+    /// So many texels of four f32 for the whole batch, written by a kernel: what its samples have in common.
+    Shared(u64),
 }
 
 /// One resource of a plan.
@@ -63,6 +65,7 @@ impl Resource {
             (Kind::Texels(bytes), Storage::Texture) => Some(rows(bytes.len() as u64 / 16) * TEXTURE_WIDTH * 16),
             (Kind::Constant(bytes) | Kind::Texels(bytes), _) => Some(bytes.len() as u64),
             (Kind::Uniform, _) => Some(16),
+            (Kind::Shared(texels), _) => texels.checked_mul(16),
         }
     }
 }

@@ -409,7 +409,7 @@ fn fill(
     let count = (resource.per_sample * u64::from(samples)) as usize;
     let mut scatter = Scatter(u64::from(seed) << 32);
     let bytes: Vec<u8> = match &resource.kind {
-        Kind::Constant(_) | Kind::Texels(_) => return Ok(()),
+        Kind::Constant(_) | Kind::Texels(_) | Kind::Shared(_) => return Ok(()),
         Kind::Activation => {
             let dispatch = texel_dispatch("probe_fill", "y", resource.per_sample, storage);
             return run_on_texels(gpu, &dispatch, resource.per_sample, seed, samples, memory, None);

@@ -2,7 +2,7 @@
 //!
 //! Strict on purpose: a tensor that is missing, left over, of another shape or not finite is refused, and so is a header
 //! that the format forbids but common readers let pass. Batch norm is folded here, in f64, into the convolution before
-//! it. Imports only `error` and `model`.
+//! it, unless the network is loaded for training mode ([`load_training`]). Imports only `error` and `model`.
 //!
 //! Metadata that is read, all of it optional:
 //!
@@ -41,6 +41,28 @@ pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 /// # Errors
 /// [`Error::Model`] naming the tensor or the metadata key. The caller adds the file's name with [`Error::in_file`].
 pub fn load(bytes: &[u8]) -> Result<Model> {
+    load_as(bytes, Norms::Folded)
+}
+
+/// Reads the same bytes for training mode ([`crate::Training`]): every [`Layer::BatchNorm`] stays a layer, with its gain and
+/// bias among the parameters. Its running statistics are checked as in [`load`], and dropped.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_training(bytes: &[u8]) -> Result<Model> {
+    load_as(bytes, Norms::Apart)
+}
+
+/// What becomes of batch norm.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Norms {
+    /// Part of the convolution before it, with its running statistics.
+    Folded,
+    /// A layer, for the statistics of a batch.
+    Apart,
+}
+
+fn load_as(bytes: &[u8], norms: Norms) -> Result<Model> {
     let (file, metadata) = open(bytes).map_err(|detail| Error::model("weights", detail))?;
     let views = without_prefix(file.tensors());
     let arch = recognise(&metadata, &views)?;
@@ -60,7 +82,7 @@ pub fn load(bytes: &[u8]) -> Result<Model> {
     for (name, view) in &views {
         tensors.insert(name.clone(), (view.shape().to_vec(), floats(name, view)?));
     }
-    let mut model = build(&arch.name, layers, arch.input, tensors)?;
+    let mut model = build(&arch.name, layers, arch.input, tensors, norms)?;
     model.classes = classes(&metadata, model.logits())?;
     model.eps = metadata.get("eps").cloned();
     model.step_size = metadata.get("step_size").cloned();
@@ -75,7 +97,15 @@ pub fn load(bytes: &[u8]) -> Result<Model> {
 /// over or not finite, a batch norm that does not follow a convolution, a body of a residual block that does not end
 /// with a convolution, a [`Layer::Normalise`] that is not first.
 pub fn from_layers(layers: Vec<Layer>, input: Dims, tensors: Tensors) -> Result<Model> {
-    build("custom", layers, input, tensors)
+    build("custom", layers, input, tensors, Norms::Folded)
+}
+
+/// The same for training mode, as [`load_training`].
+///
+/// # Errors
+/// As [`from_layers`].
+pub fn from_layers_training(layers: Vec<Layer>, input: Dims, tensors: Tensors) -> Result<Model> {
+    build("custom", layers, input, tensors, Norms::Apart)
 }
 
 /// What a file says about itself, by key.
@@ -342,7 +372,7 @@ fn difference(expected: &[(String, Vec<usize>)], found: &BTreeMap<String, Vec<us
     Some(Error::model(surplus, "this tensor is left over: no layer asks for it"))
 }
 
-fn build(arch: &str, layers: Vec<Layer>, input: Dims, mut tensors: Tensors) -> Result<Model> {
+fn build(arch: &str, layers: Vec<Layer>, input: Dims, mut tensors: Tensors, norms: Norms) -> Result<Model> {
     check_size("input", input)?;
     let out = check_layers(&layers, input, true)?;
     if (out.h, out.w) != (1, 1) || out.c < 2 {
@@ -367,7 +397,7 @@ fn build(arch: &str, layers: Vec<Layer>, input: Dims, mut tensors: Tensors) -> R
         }
     }
     let mut params = BTreeMap::new();
-    let layers = fold(layers, &mut tensors, &mut params)?;
+    let layers = take_params(layers, &mut tensors, &mut params, norms)?;
     let model = Model { arch: arch.into(), input, layers, params, classes: Vec::new(), eps: None, step_size: None };
     model::output(&model.layers, input)?;
     Ok(model)
@@ -433,8 +463,13 @@ fn check_layers(layers: &[Layer], input: Dims, outermost: bool) -> Result<Dims> 
     Ok(x)
 }
 
-/// Moves tensors into `params`, and every batch norm into the convolution before it.
-fn fold(layers: Vec<Layer>, tensors: &mut Tensors, params: &mut BTreeMap<String, Params>) -> Result<Vec<Layer>> {
+/// Moves tensors into `params`, and every batch norm that is to be folded into the convolution before it.
+fn take_params(
+    layers: Vec<Layer>,
+    tensors: &mut Tensors,
+    params: &mut BTreeMap<String, Params>,
+    norms: Norms,
+) -> Result<Vec<Layer>> {
     let mut folded: Vec<Layer> = Vec::new();
     let mut rest = layers.into_iter().peekable();
     while let Some(layer) = rest.next() {
@@ -449,7 +484,8 @@ fn fold(layers: Vec<Layer>, tensors: &mut Tensors, params: &mut BTreeMap<String,
                     p.bias = take(&conv.name, "bias")?;
                 }
                 conv.bias = true;
-                if let Some(Layer::BatchNorm { name, .. }) = rest.next_if(|l| matches!(l, Layer::BatchNorm { .. })) {
+                let to_fold = |l: &Layer| norms == Norms::Folded && matches!(l, Layer::BatchNorm { .. });
+                if let Some(Layer::BatchNorm { name, .. }) = rest.next_if(to_fold) {
                     let norm = BatchNorm {
                         gamma: take(&name, "weight")?,
                         beta: take(&name, "bias")?,
@@ -465,15 +501,23 @@ fn fold(layers: Vec<Layer>, tensors: &mut Tensors, params: &mut BTreeMap<String,
                 params.insert(conv.name.clone(), p);
                 folded.push(Layer::Conv2d(conv));
             }
+            Layer::BatchNorm { name, channels } => {
+                let p = Params { weight: take(&name, "weight")?, bias: take(&name, "bias")? };
+                for part in ["running_mean", "running_var"] {
+                    take(&name, part)?;
+                }
+                params.insert(name.clone(), p);
+                folded.push(Layer::BatchNorm { name, channels });
+            }
             Layer::Linear(linear) => {
                 let p = Params { weight: take(&linear.name, "weight")?, bias: take(&linear.name, "bias")? };
                 params.insert(linear.name.clone(), p);
                 folded.push(Layer::Linear(linear));
             }
             Layer::Residual { body, shortcut } => {
-                let body = fold(body, tensors, params)?;
+                let body = take_params(body, tensors, params, norms)?;
                 let shortcut = match shortcut {
-                    Shortcut::Projection(layers) => Shortcut::Projection(fold(layers, tensors, params)?),
+                    Shortcut::Projection(layers) => Shortcut::Projection(take_params(layers, tensors, params, norms)?),
                     other => other,
                 };
                 folded.push(Layer::Residual { body, shortcut });

@@ -182,6 +182,7 @@ fn fits(plan: &Plan, n: u64, memory: u64) -> Result<(), String> {
             Kind::Words | Kind::Floats => 4 * elements,
             Kind::Constant(data) | Kind::Texels(data) => data.len() as u64,
             Kind::Uniform => 16,
+            Kind::Shared(texels) => 16 * texels,
             Kind::Memory => unreachable!("passed by above"),
         };
         total += bytes;

@@ -1,7 +1,8 @@
 //! Networks as data: layers, the shapes between them, and the parameters that go with them. No GPU here.
 //!
 //! A [`Model`] is what weights are loaded into: [`Layer`]s in order, with batch norm already folded into the convolution
-//! before it, and one [`Params`] for each layer that has any. Both the engine and the CPU reference read it.
+//! before it (but for training mode), and one [`Params`] for each layer that has any. Both the engine and the CPU reference
+//! read it.
 
 mod networks;
 
@@ -102,8 +103,9 @@ pub enum Layer {
     },
     /// Convolution.
     Conv2d(Conv2d),
-    /// Batch norm in evaluation mode, folded into the convolution before it when weights are loaded: `NAME.weight`,
-    /// `.bias`, `.running_mean`, `.running_var`, all `[channels]`; eps 1e-5.
+    /// Batch norm: `NAME.weight`, `.bias`, `.running_mean`, `.running_var`, all `[channels]`; eps 1e-5. In evaluation mode it
+    /// is folded into the convolution before it when weights are loaded; in training mode ([`crate::Training`]) it is a layer
+    /// that takes mean and variance of the batch.
     BatchNorm {
         /// Name of the tensors.
         name: String,
@@ -260,7 +262,16 @@ pub fn output(layers: &[Layer], x: Dims) -> Result<Dims> {
     layers.iter().try_fold(x, |x, layer| layer.output(x))
 }
 
-/// Weights of one convolution (`[K, C, R, S]`) or linear layer (`[K, C·H·W]`), outermost axis first, and its bias `[K]`.
+/// The first batch norm among layers, and those inside them.
+fn first_norm<'a>(layers: impl IntoIterator<Item = &'a Layer>) -> Option<&'a str> {
+    layers.into_iter().find_map(|layer| match layer {
+        Layer::BatchNorm { name, .. } => Some(name.as_str()),
+        _ => layer.inner().find_map(|l| first_norm([l])),
+    })
+}
+
+/// Weights of one convolution (`[K, C, R, S]`) or linear layer (`[K, C·H·W]`), outermost axis first, and its bias `[K]`; of a
+/// batch norm that was not folded its gain and bias, both `[C]`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Params {
     /// Outputs first.
@@ -280,14 +291,15 @@ pub struct Arch {
     pub layers: Vec<Layer>,
 }
 
-/// A network with its weights, ready to run: batch norm folded, shapes checked.
+/// A network with its weights, ready to run: batch norm folded, or a layer for [`crate::Training`]; shapes checked.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Model {
     /// Name of the architecture, or `custom`.
     pub arch: String,
     /// Shape of one image.
     pub input: Dims,
-    /// In order, no [`Layer::BatchNorm`] among them, [`Layer::Normalise`] first if the weights ask for it.
+    /// In order, [`Layer::Normalise`] first if the weights ask for it. A [`Layer::BatchNorm`] among them makes this a network for
+    /// training mode, which evaluation refuses.
     pub layers: Vec<Layer>,
     /// By the name of the layer.
     pub params: BTreeMap<String, Params>,
@@ -311,8 +323,22 @@ impl Model {
     /// Checks what a model that was put together by hand may have wrong: shapes, parameters, batch norm that is left.
     ///
     /// # Errors
-    /// [`Error::Model`] naming the layer.
+    /// [`Error::Model`] naming the layer; [`Error::Usage`] for a network in training mode, where samples are coupled.
     pub(crate) fn check(&self) -> Result<()> {
+        if let Some(name) = first_norm(&self.layers) {
+            return Err(Error::Usage(format!(
+                "{name}: batch norm must be folded first: here every sample is on its own, but with the statistics of a batch \
+                 its neighbours decide too; such a network runs in `Training` alone"
+            )));
+        }
+        self.check_training()
+    }
+
+    /// The same where batch norm may be a layer.
+    ///
+    /// # Errors
+    /// [`Error::Model`] naming the layer.
+    pub(crate) fn check_training(&self) -> Result<()> {
         if self.input.is_empty() {
             return Err(Error::model("input", format!("{}: every side must be 1 or more", self.input)));
         }
@@ -327,7 +353,7 @@ impl Model {
         for layer in layers {
             self.check_params(layer.inner())?;
             let (name, weights, outputs) = match layer {
-                Layer::BatchNorm { name, .. } => return Err(Error::model(name, "batch norm must be folded first")),
+                Layer::BatchNorm { name, channels } => (name, *channels, *channels),
                 Layer::Conv2d(c) => (&c.name, c.outputs * c.inputs * c.kernel * c.kernel, c.outputs),
                 Layer::Linear(l) => (&l.name, l.inputs * l.outputs, l.outputs),
                 _ => continue,
@@ -344,7 +370,7 @@ impl Model {
         Ok(())
     }
 
-    /// Number of weights and biases, batch norm folded.
+    /// Number of weights and biases; a folded batch norm has none of its own.
     pub fn parameters(&self) -> usize {
         self.params.values().map(|p| p.weight.len() + p.bias.len()).sum()
     }

@@ -4,7 +4,7 @@
 //! Work is put on the device's one queue in the order of the calls: what the host program submitted before a call is seen by
 //! it, and when a call returns its results are complete.
 
-use super::{Chunk, Network, append, mark_logits};
+use super::{Chunk, Network, append, mark};
 use crate::attack::{
     Attack, Engine, Gradient, Health, Logits, Norm, Outcome, Pixels, Sample, Tried, Verdict, check_labels,
 };
@@ -160,7 +160,7 @@ impl Chunk<'_> {
         let [z, marks] = self.read([ids.logits, ids.health])?;
         append(&mut logits, &z);
         append(&mut health, &marks);
-        mark_logits(&mut health, &logits, self.net.model.logits());
+        mark(&mut health, &logits, self.net.model.logits(), Health::LOGITS);
         Ok((logits, health))
     }
 }
