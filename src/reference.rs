@@ -6,10 +6,12 @@
 mod fab;
 mod loss;
 mod square;
+mod training;
 mod values;
 mod walk;
 
 pub use fab::Way;
+pub use training::Training;
 pub use values::Sign;
 pub use walk::{Walk, random_start, step};
 
@@ -31,17 +33,20 @@ struct Params64 {
     bias: Vec<f64>,
 }
 
+fn params64(model: &Model) -> BTreeMap<String, Params64> {
+    let wide = |values: &[f32]| values.iter().copied().map(f64::from).collect();
+    model.params.iter().map(|(n, p)| (n.clone(), Params64 { weight: wide(&p.weight), bias: wide(&p.bias) })).collect()
+}
+
 impl Reference {
     /// Takes a network whose batch norm is folded, as [`crate::weights`] makes them.
     ///
     /// # Errors
-    /// [`Error::Model`] naming the layer when shapes do not fit, parameters are missing or batch norm is left.
+    /// [`Error::Model`] naming the layer when shapes do not fit or parameters are missing; [`Error::Usage`] where batch norm is
+    /// left, which is training mode ([`Training`]).
     pub fn new(model: Model) -> Result<Self> {
         model.check()?;
-        let wide = |values: &[f32]| values.iter().copied().map(f64::from).collect();
-        let params = model.params.iter();
-        let params =
-            params.map(|(n, p)| (n.clone(), Params64 { weight: wide(&p.weight), bias: wide(&p.bias) })).collect();
+        let params = params64(&model);
         Ok(Reference { model, params })
     }
 
@@ -93,7 +98,7 @@ impl Reference {
 
     /// One sample forward, remembering what its gradient needs.
     fn forward(&self, image: &[f32]) -> Pass {
-        let mut pass = Pass { logits: Vec::new(), tape: Vec::new(), health: Health::default() };
+        let mut pass = Pass::default();
         let x: Vec<f64> = image.iter().copied().map(f64::from).collect();
         mark(&mut pass.health, &x, Health::ACTIVATION);
         let (last, body) = self.model.layers.split_last().expect("a network has layers");
@@ -299,6 +304,7 @@ impl Engine for Reference {
 }
 
 /// What one sample's forward pass leaves behind.
+#[derive(Default)]
 struct Pass {
     logits: Vec<f64>,
     tape: Vec<Saved>,
@@ -320,12 +326,14 @@ struct Backward {
 }
 
 /// What the backward of one layer needs from its forward.
+#[derive(Clone)]
 struct Saved {
     dims: Dims,
     out: Dims,
     memory: Memory,
 }
 
+#[derive(Clone)]
 enum Memory {
     Nothing,
     /// ReLU: whether the input was positive.

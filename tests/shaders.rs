@@ -5,7 +5,7 @@ mod common;
 use naga::back::{glsl, hlsl, msl, spv};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use signstep::kernel::{Access, Dispatch, Kernel};
-use signstep::plan::Tile;
+use signstep::plan::{Tile, TrainingPlan};
 use signstep::{Model, Plan, Storage, Target, Variant, weights};
 use std::collections::BTreeSet;
 
@@ -41,6 +41,13 @@ fn dispatches() -> Vec<Dispatch> {
             for variant in [Variant::Naive, Variant::Fast].into_iter().chain(tiles) {
                 let plan = Plan::new(&model, &Target { variant, ..device.clone() }).unwrap();
                 all.extend(plan.dispatches().cloned());
+            }
+            // Batch norm at the end of bodies with every kind of shortcut.
+            for name in ["resnet20", "resnet20-b"] {
+                let arch = common::seeded::arch(name);
+                let tensors = common::seeded::tensors(&arch.layers);
+                let model = weights::from_layers_training(arch.layers, arch.input, tensors).unwrap();
+                all.extend(TrainingPlan::new(&model, &device).unwrap().dispatches().cloned());
             }
         }
     }

@@ -3,10 +3,12 @@
 
     python tests/golden/make.py --weights weights --digits weights/digits.safetensors --out tests/golden [--resnet20 FILE]
     python tests/golden/make.py --seeded [NAME ...] --out tests/golden
+    python tests/golden/make.py --training [NAME ...] --out tests/golden
 
 --weights is the folder with the making scripts (for the model classes) and the digits checkpoints. --resnet20 is a trained
 ResNet-20; without it resnet20-cifar10.safetensors is left as it is. --seeded makes seeded/NAME.safetensors for the networks of
-seeded.py (all of them where no name is given) and nothing else. What the files hold is in README.md beside this script.
+seeded.py (all of them where no name is given) and nothing else; --training makes training/NAME.safetensors, the same networks in
+training mode (those of TRAINING where no name is given). What the files hold is in README.md beside this script.
 
 A ReLU or max-pool whose input lies within rounding of a kink may go one way in f32 and the other in f64, and then the
 gradients differ for no fault of anybody. So out of many candidate images those are taken that stay farthest from all kinks.
@@ -25,6 +27,7 @@ from make_digits import sort_header
 
 N = 16
 SEEDED_N, CANDIDATES = {1: 16, 3: 4}, 400
+TRAINING_N, TRAINING = 8, {"resnet20": 150, "resnet20-b": 150, "resnet18": 60}  # candidate batches
 torch_conv2d = F.conv2d
 DIGITS_STEP, CIFAR_STEP = 0.075, 2 / 255
 
@@ -240,6 +243,42 @@ def seeded_case(name, out):
           f"{path.stat().st_size} bytes, {time.time() - start:.0f} s", flush=True)
 
 
+def training_case(name, out):
+    """As seeded_case, in training mode: all images are one batch, so whole batches are candidates."""
+    start = time.time()
+    model, (channels, size, _), checksum = seeded.seeded(name)
+    model.train()
+    single = copy.deepcopy(model).float()
+    gen = torch.Generator().manual_seed(size + 2)
+    pictures = grid(smooth_images(TRAINING_N * TRAINING[name], gen, size, channels))
+    near = torch.stack([margin(model, single, batch).min() for batch in pictures.split(TRAINING_N)])
+    images = pictures.split(TRAINING_N)[near.argmax()]
+    classes = torch.randint(0, 10, (TRAINING_N,), generator=gen)
+
+    def evaluate(net, dtype):
+        x = images.to(dtype).requires_grad_()
+        logits = net(x)
+        loss = F.cross_entropy(logits, classes, reduction="none")
+        return logits.detach(), loss.detach(), torch.autograd.grad(loss.sum(), x)[0]
+
+    logits, loss, g = evaluate(model, torch.float64)
+    z32, _, g32 = evaluate(single, torch.float32)
+    off = (g32 - g).flatten(1)
+    relative = off.norm(dim=1) / g.flatten(1).norm(dim=1)
+    meta = {"arch": name, "weights": checksum, "margin": f"{near.max():.2f}", "f32_logits": f"{(z32 - logits).abs().max():.1e}",
+            "f32_gradient": f"{relative.max():.1e}"}
+    tensors = {
+        "images": (images * 255).round().to(torch.uint8), "classes": classes.to(torch.uint8), "logits": logits, "loss": loss,
+        "input_gradient": g.float(), "f32_largest": off.abs().amax(1).float(),
+    }
+    path = out / "training" / f"{name}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata=meta)
+    sort_header(path)
+    print(f"{path.name}: {meta}, f32 off by {relative.tolist()}, |logit| <= {logits.abs().max():.2f}, "
+          f"loss {loss.min():.3g} to {loss.max():.3g}, {path.stat().st_size} bytes, {time.time() - start:.0f} s", flush=True)
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--weights", type=Path)
@@ -247,6 +286,7 @@ def main():
     p.add_argument("--out", type=Path, required=True)
     p.add_argument("--resnet20", type=Path)
     p.add_argument("--seeded", nargs="*", choices=list(seeded.networks()))
+    p.add_argument("--training", nargs="*", choices=list(TRAINING))
     a = p.parse_args()
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
@@ -254,8 +294,12 @@ def main():
         for name in a.seeded or seeded.networks():
             seeded_case(name, a.out)
         return
+    if a.training is not None:
+        for name in a.training or TRAINING:
+            training_case(name, a.out)
+        return
     if not a.weights or not a.digits:
-        p.error("--weights and --digits, or --seeded")
+        p.error("--weights and --digits, --seeded or --training")
     sys.path.insert(0, str(a.weights))
     from make_digits_cnn import DigitsCnn
     from make_resnet20_cifar10 import CLASSES, MEAN, STD, ResNet20
