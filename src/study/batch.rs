@@ -4,6 +4,9 @@ use crate::attack::{Attack, Engine, Gradient, Health, Logits, Norm, Own, Targets
 use crate::error::{Error, Result};
 use crate::reference::Sign;
 
+/// Ten sums and differences of numbers around 1 are off by less, and no step is as short.
+const ROUNDING: f32 = 5e-6;
+
 /// Cross-entropy's gradients on targets, for the images of one batch `[N, C, H, W]`. The engine's own do not depend on who else is in
 /// the batch; those of a network in training mode do.
 pub type Net<'a> = &'a dyn Fn(&[f32], &[u32]) -> Result<Gradient>;
@@ -195,9 +198,10 @@ pub fn signs(values: &[f32]) -> Vec<i8> {
     values.iter().map(sign).collect()
 }
 
-/// Signs of what images were changed by.
+/// Signs of what images were changed by. Steps that cancel each other leave a rounding error, which is no move.
 pub fn moves(x: &[f32], x0: &[f32]) -> Vec<i8> {
-    signs(&x.iter().zip(x0).map(|(x, x0)| x - x0).collect::<Vec<_>>())
+    let moved = |(x, x0): (&f32, &f32)| if (x - x0).abs() < ROUNDING { 0.0 } else { x - x0 };
+    signs(&x.iter().zip(x0).map(moved).collect::<Vec<_>>())
 }
 
 /// Share of places in which two lists differ.

@@ -1,7 +1,7 @@
 //! Row 0: the three examples that came with the question's answer, as they are printed: a ResNet-18 that was never trained, images
 //! drawn from N(0, 1), ten steps of `x + 0.01·sign(gradient)` on the target's loss, no ball, no bounds, and no `.eval()`.
 
-use super::batch::{Batch, Budget, Judged, Net, Run, differing, healthy, moves, same_bits, signs};
+use super::batch::{Batch, Judged, Net, Run, differing, healthy, moves, same_bits, signs};
 use super::numbers::{Numbers, Row};
 use super::verdict;
 use crate::attack::{Engine, Gradient, Stream, philox};
@@ -42,7 +42,9 @@ pub fn network(seed: u64) -> Result<(Arch, Tensors)> {
         let (layer, part) = name.rsplit_once('.').unwrap_or(("", &name));
         let inputs: usize = match part {
             // A bias is as wide as its layer's weights.
-            "bias" => tensors.get(&format!("{layer}.weight")).map_or(1, |(s, _): &(Vec<usize>, _)| s[1..].iter().product()),
+            "bias" => {
+                tensors.get(&format!("{layer}.weight")).map_or(1, |(s, _): &(Vec<usize>, _)| s[1..].iter().product())
+            }
             _ => shape[1..].iter().product(),
         };
         let is_drawn = part == "weight" && shape.len() > 1 || part == "bias" && inputs > 1;
@@ -82,9 +84,10 @@ pub fn images(seed: u64, n: usize, one: usize, classes: usize) -> Batch {
     };
     Batch {
         x0: (0..n).flat_map(image).collect(),
-        labels: Vec::new(),
+        // What is drawn has no class of its own.
+        labels: vec![-1; n],
         targets: (0..n).map(target).collect(),
-        ids: Vec::new(),
+        ids: (0..n as u64).collect(),
     }
 }
 

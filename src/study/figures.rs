@@ -10,13 +10,8 @@ const FONT: &str = "sans-serif";
 const TEXT: u32 = 20;
 const INK: RGBColor = RGBColor(60, 60, 60);
 /// Told apart by those who see no red or green, too.
-const COLOURS: [RGBColor; 5] = [
-    RGBColor(0, 90, 170),
-    RGBColor(213, 94, 0),
-    RGBColor(170, 40, 120),
-    RGBColor(0, 140, 105),
-    RGBColor(120, 100, 60),
-];
+const COLOURS: [RGBColor; 5] =
+    [RGBColor(0, 90, 170), RGBColor(213, 94, 0), RGBColor(170, 40, 120), RGBColor(0, 140, 105), RGBColor(120, 100, 60)];
 
 type Drawn = std::result::Result<(), Box<dyn std::error::Error>>;
 
@@ -54,7 +49,7 @@ fn success(svg: &mut String, findings: &Findings) -> Drawn {
     // Batches double from tick to tick.
     let mut chart = ChartBuilder::on(&root)
         .caption(format!("Targeted success against the size of the batch ({})", title(findings)), (FONT, 24))
-        .margin(18)
+        .margin(22)
         .margin_right(330)
         .x_label_area_size(58)
         .y_label_area_size(76)
@@ -64,6 +59,7 @@ fn success(svg: &mut String, findings: &Findings) -> Drawn {
         .x_labels(longest)
         .x_label_formatter(&|x| format!("{}", 1_u64 << (x.round().max(0.0) as u32)))
         .y_labels(6)
+        .y_label_formatter(&|y| format!("{y:.0}"))
         .x_desc("images in a batch")
         .y_desc("images that reach their target, %")
         .light_line_style(WHITE)
@@ -82,15 +78,18 @@ fn success(svg: &mut String, findings: &Findings) -> Drawn {
         let lower = (0..n).rev().map(|i| (at(i), ends_of(i).0));
         chart.draw_series(std::iter::once(Polygon::new(upper.chain(lower).collect::<Vec<_>>(), colour.mix(0.12))))?;
         let points = (0..n).map(|i| (at(i), rate(i)));
-        chart.draw_series(LineSeries::new(points, colour.stroke_width(3)).point_size(4))?;
+        chart.draw_series(LineSeries::new(points.clone(), colour.stroke_width(3)))?;
+        chart.draw_series(points.map(|p| Circle::new(p, 5, colour.filled())))?;
         let text = format!("{}: {:.0} %", mechanism(&line.mechanism), rate(last));
         ends.push((chart.plotting_area().map_coordinate(&(at(last), rate(last))), text, colour));
     }
     let missing = lines.iter().filter_map(|line| line.missing.as_ref().map(|why| (line, why)));
-    let missing: Vec<String> = missing.map(|(line, why)| format!("{}: {why}", mechanism(&line.mechanism))).collect();
+    let missing: Vec<String> =
+        missing.flat_map(|(line, why)| [format!("{}:", mechanism(&line.mechanism)), why.clone()]).collect();
     labels(&root, ends)?;
-    if !missing.is_empty() {
-        root.draw(&Text::new(missing.join("; "), (100, 596), (FONT, 16).into_font().color(&INK)))?;
+    // Below the names of the lines, a line for what is missing and one for why.
+    for (i, text) in missing.iter().enumerate() {
+        root.draw(&Text::new(text.clone(), (842, 566 + 22 * i as i32), (FONT, 17).into_font().color(&INK)))?;
     }
     root.present()?;
     Ok(())
@@ -107,7 +106,7 @@ fn labels(root: &DrawingArea<SVGBackend<'_>, Shift>, mut ends: Vec<((i32, i32), 
     }
     // What was pushed below the picture goes up again.
     let (_, height) = root.dim_in_pixel();
-    let mut highest = height as i32 - 60;
+    let mut highest = height as i32 - 82;
     for ((_, y), ..) in ends.iter_mut().rev() {
         *y = (*y).min(highest);
         highest = *y - APART;
@@ -142,6 +141,7 @@ fn steps(svg: &mut String, findings: &Findings) -> Drawn {
             .x_labels(6)
             .x_label_formatter(&|x| format!("{x:.0}"))
             .y_labels(6)
+            .y_label_formatter(&|y| format!("{y:.0}"))
             .x_desc("iteration")
             .y_desc(what)
             .light_line_style(WHITE)
@@ -152,11 +152,13 @@ fn steps(svg: &mut String, findings: &Findings) -> Drawn {
         for (curve, colour) in curves.iter().zip(COLOURS) {
             let points: Vec<(f64, f64)> = values(curve).into_iter().enumerate().map(|(t, v)| (t as f64, v)).collect();
             chart
-                .draw_series(LineSeries::new(points, colour.stroke_width(3)).point_size(4))?
+                .draw_series(LineSeries::new(points.clone(), colour.stroke_width(3)))?
                 .label(curve.schedule.clone())
                 .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 24, y)], colour.stroke_width(3)));
+            chart.draw_series(points.into_iter().map(|p| Circle::new(p, 5, colour.filled())))?;
         }
-        let place = if what.starts_with("mean") { SeriesLabelPosition::UpperRight } else { SeriesLabelPosition::LowerRight };
+        let place =
+            if what.starts_with("mean") { SeriesLabelPosition::UpperRight } else { SeriesLabelPosition::LowerRight };
         chart
             .configure_series_labels()
             .label_font((FONT, 18).into_font().color(&INK))

@@ -99,7 +99,11 @@ pub struct Repeatable {
 ///
 /// # Errors
 /// [`Error::Output`] naming the file.
-pub fn write(mut folder: Folder, mut findings: Findings, tensors: Option<&Repeatable>) -> Result<(Findings, Vec<String>)> {
+pub fn write(
+    mut folder: Folder,
+    mut findings: Findings,
+    tensors: Option<&Repeatable>,
+) -> Result<(Findings, Vec<String>)> {
     let path = folder.path.clone();
     // An older one would speak of other files.
     for name in [JSON, MARKDOWN, TENSORS].into_iter().chain(FIGURES) {
@@ -129,7 +133,7 @@ pub fn write(mut folder: Folder, mut findings: Findings, tensors: Option<&Repeat
 }
 
 impl Repeatable {
-    /// Names: `weights.NAME`; `examples.images` and `.targets`, `rows.` and `pair.` the same with `.labels`; `ID.images` f32 and
+    /// Names: `weights.NAME`; `examples.images`, `.targets` and `.labels` (−1: none), `rows.` and `pair.` the same; `ID.images` f32 and
     /// `ID.first_signs` u8 (0, 1, 2 for −, none, +).
     fn write(&self, path: &Path) -> Result<()> {
         let mut names: Vec<(String, View<'_>)> = Vec::new();
@@ -138,15 +142,14 @@ impl Repeatable {
         }
         let sets = [("examples", &self.examples), ("rows", &self.images), ("pair", &self.pair)];
         let whole = |batch: &Batch| batch.targets.iter().map(|t| i64::from(*t)).collect::<Vec<i64>>();
-        let targets: Vec<Vec<i64>> = sets.iter().map(|(_, set)| set.as_ref().map_or(Vec::new(), |(b, _)| whole(b))).collect();
+        let targets: Vec<Vec<i64>> =
+            sets.iter().map(|(_, set)| set.as_ref().map_or(Vec::new(), |(b, _)| whole(b))).collect();
         for ((name, set), targets) in sets.iter().zip(&targets) {
             let Some((batch, d)) = set else { continue };
             let n = batch.len();
             names.push((format!("{name}.images"), View::f32(&[n, d.c, d.h, d.w], &batch.x0)));
             names.push((format!("{name}.targets"), View::i64(&[n], targets)));
-            if !batch.labels.is_empty() {
-                names.push((format!("{name}.labels"), View::i64(&[n], &batch.labels)));
-            }
+            names.push((format!("{name}.labels"), View::i64(&[n], &batch.labels)));
         }
         let signs: Vec<Vec<u8>> =
             self.runs.iter().map(|(_, run)| run.first.iter().map(|s| (s + 1) as u8).collect()).collect();

@@ -80,8 +80,7 @@ impl Bench<'_> {
         ];
         let mut lines = Vec::new();
         for (mechanism, missing, run) in run {
-            let mut line =
-                Line { mechanism: mechanism.into(), missing: missing.map(String::from), points: Vec::new() };
+            let mut line = Line { mechanism: mechanism.into(), missing: missing.map(String::from), points: Vec::new() };
             let mut alone: Option<Vec<f32>> = None;
             let sizes = (0..).map(|power| 1 << power).take_while(|size| *size <= images.len().min(LARGEST));
             for size in sizes.filter(|_| missing.is_none()) {

@@ -9,7 +9,12 @@ use crate::reference;
 use half::f16;
 
 /// The loop that they share: `gradients` makes of the batch's gradients what is stepped against.
-fn descend(net: Net<'_>, batch: &Batch, budget: &Budget, mut gradients: impl FnMut(Vec<f32>) -> Vec<f32>) -> Result<Run> {
+fn descend(
+    net: Net<'_>,
+    batch: &Batch,
+    budget: &Budget,
+    mut gradients: impl FnMut(Vec<f32>) -> Vec<f32>,
+) -> Result<Run> {
     let mut run = Run { x: batch.x0.clone(), ..Run::default() };
     for iteration in 0..budget.steps {
         let g = gradients(net(&run.x, &batch.targets)?.gradient);

@@ -17,6 +17,7 @@ mod report;
 mod rows;
 pub mod verdict;
 
+pub use batch::Net;
 pub use folder::{Folder, Opened, Repeatable, open, write};
 pub use lines::{Curve, Line, Point};
 pub use numbers::{Effect, Numbers, Row};

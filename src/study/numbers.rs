@@ -109,3 +109,8 @@ impl Row {
         self.id.trim_end_matches(|c: char| c.is_ascii_lowercase()).parse().unwrap_or(u8::MAX)
     }
 }
+
+/// A share of pixels, to a hundredth of a percent; what is not zero does not look like it.
+pub(super) fn share(value: f64) -> String {
+    if value == 0.0 { "0".into() } else { format!("{:.2} %", (100.0 * value).max(0.01)) }
+}

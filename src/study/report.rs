@@ -1,7 +1,7 @@
 //! A study in JSON and in Markdown.
 
 use super::lines::{Curve, Line};
-use super::numbers::{Effect, Numbers, Row};
+use super::numbers::{Effect, Numbers, Row, share};
 use crate::error::{Error, Result};
 use crate::report::{DataFacts, Device, Distance, ModelFacts, json_text, percent, wilson};
 use serde::{Deserialize, Serialize};
@@ -183,7 +183,9 @@ pub fn markdown(f: &Findings, figures: &[&str]) -> String {
             continue;
         }
         lines.push(format!("## {title}\n"));
-        lines.push("| | experiment | success (95 %) | target's loss | signs that differ: first, at the end | verdict |".into());
+        lines.push(
+            "| | experiment | success (95 %) | target's loss | signs that differ: first, at the end | verdict |".into(),
+        );
         lines.push("|---|---|---|---|---|---|".into());
         lines.extend(part.iter().map(|row| line(row)));
         lines.push(String::new());
@@ -211,9 +213,19 @@ pub fn markdown(f: &Findings, figures: &[&str]) -> String {
     );
     lines.push("- verdicts: lower or higher where Wilson's intervals of 95 % do not overlap.".into());
     lines.push(format!("- model: {}, SHA-256 `{}`", escaped(&i.model.arch), i.model.sha256));
-    lines.push(format!("- data: {}, {} images read, SHA-256 `{}`", escaped(&i.data.source), i.data.samples, i.data.sha256));
+    lines.push(format!(
+        "- data: {}, {} images read, SHA-256 `{}`",
+        escaped(&i.data.source),
+        i.data.samples,
+        i.data.sha256
+    ));
     let d = &i.device;
-    lines.push(format!("- program: signstep {}, {}; device: {}", i.version, i.math, escaped(&format!("{} ({}) {}", d.name, d.backend, d.driver))));
+    lines.push(format!(
+        "- program: signstep {}, {}; device: {}",
+        i.version,
+        i.math,
+        escaped(&format!("{} ({}) {}", d.name, d.backend, d.driver))
+    ));
     lines.join("\n")
 }
 
@@ -223,27 +235,26 @@ fn alt(figure: &str) -> &'static str {
 
 /// Which rows cost hits, and which do not.
 fn summary(f: &Findings) -> Vec<String> {
-    let compared = |wanted: &[Effect]| -> Vec<String> {
-        let is = |row: &&Row| {
-            let (Some(numbers), Some(base)) = (&row.numbers, f.base(row)) else { return false };
-            row.number() > 0 && wanted.contains(&Effect::of(numbers, base))
-        };
-        let told = |row: &Row| {
-            let rates = row.numbers.as_ref().zip(f.base(row)).map(|(n, b)| format!("{} → {}", b.rate(), n.rate()));
-            format!("{} ({}, {})", lower(&row.experiment), row.id, rates.unwrap_or_default())
-        };
-        f.rows.iter().filter(is).map(told).collect()
+    let with_rates = |row: &Row, n: &Numbers, b: &Numbers| {
+        format!("{} ({}: {} → {})", lower(&row.experiment), row.id, b.rate(), n.rate())
     };
+    let named = |row: &Row, _: &Numbers, _: &Numbers| format!("{} ({})", lower(&row.experiment), row.id);
+    let numbered = |row: &Row, _: &Numbers, _: &Numbers| format!("row {}", row.id);
+    let groups: [(&str, Effect, &dyn Fn(&Row, &Numbers, &Numbers) -> String); 4] = [
+        ("Changes no bit", Effect::Same, &named),
+        ("Costs hits", Effect::Worse, &with_rates),
+        ("Gains hits", Effect::Better, &with_rates),
+        ("Changes bits, but not the number of hits by more than chance", Effect::Alike, &numbered),
+    ];
     let mut lines = Vec::new();
-    for (title, effects) in [
-        ("**Changes no bit**", &[Effect::Same][..]),
-        ("**Costs hits**", &[Effect::Worse]),
-        ("**Changes bits, but not the success that so many images can show**", &[Effect::Alike]),
-        ("**Gains hits**", &[Effect::Better]),
-    ] {
-        let rows = compared(effects);
+    for (title, effect, told) in groups {
+        let of = |row: &Row| {
+            let (numbers, base) = (row.numbers.as_ref()?, f.base(row)?);
+            (row.number() > 0 && Effect::of(numbers, base) == effect).then(|| told(row, numbers, base))
+        };
+        let rows: Vec<String> = f.rows.iter().filter_map(of).collect();
         if !rows.is_empty() {
-            lines.push(format!("{title}: {}.\n", rows.join("; ")));
+            lines.push(format!("**{title}**: {}.\n", rows.join("; ")));
         }
     }
     lines
@@ -265,7 +276,7 @@ fn line(row: &Row) -> String {
             let (low, high) = n.success_95;
             let signs = match (n.first_signs_differ, n.signs_differ) {
                 (None, None) => String::new(),
-                (first, last) => format!("{}, {}", share(first), share(last)),
+                (first, last) => [first, last].map(|d| d.map_or("–".into(), share)).join(", "),
             };
             [
                 format!("{} ({:.1}–{:.1})", n.rate(), 100.0 * low, 100.0 * high),
@@ -276,15 +287,6 @@ fn line(row: &Row) -> String {
     };
     let cells: Vec<String> = cells.iter().map(|c| escaped(c)).collect();
     format!("| {} | {} | {} | {} |", row.id, escaped(&row.experiment), cells.join(" | "), escaped(&row.verdict))
-}
-
-/// A share of pixels, to a hundredth of a percent; none are 0 by rounding.
-fn share(value: Option<f64>) -> String {
-    match value {
-        None => "–".into(),
-        Some(0.0) => "0".into(),
-        Some(v) => format!("{:.2} %", (100.0 * v).max(0.01)),
-    }
 }
 
 fn by_batch(all: &[Line]) -> Vec<String> {

@@ -13,6 +13,9 @@ const HALF: [usize; 5] = [32, 128, 512, 2048, 4096];
 /// What gradients are multiplied by before they are rounded to half precision, where they are scaled.
 const SCALE: f32 = 1024.0;
 
+/// Runs of the rows up to this one are kept for programs that repeat them.
+const REPEATED: u8 = 7;
+
 /// What the experiments run on.
 pub struct Bench<'a> {
     /// The network in evaluation mode: it runs the correct attacks, and judges all.
@@ -61,7 +64,9 @@ impl Found {
             numbers: Some(done.numbers.clone()),
             verdict,
         });
-        self.runs.push((done.id.clone(), done.run.clone()));
+        if self.rows.last().is_some_and(|row| row.number() <= REPEATED) {
+            self.runs.push((done.id.clone(), done.run.clone()));
+        }
     }
 
     fn not_run(&mut self, id: &str, experiment: &str, why: &str) {
@@ -109,9 +114,11 @@ impl Bench<'_> {
     pub fn alone(&self, id: &str, batch: &Batch) -> Result<Done> {
         (self.tell)(&format!("row {id}, each image alone"));
         let mut run = self.own(batch, 1)?;
-        run.first = signs(&batch.each(1, |one| {
-            Ok(Run { x: (self.gradients())(&one.x0, &one.targets)?.gradient, ..Run::default() })
-        })?.x);
+        run.first = signs(
+            &batch
+                .each(1, |one| Ok(Run { x: (self.gradients())(&one.x0, &one.targets)?.gradient, ..Run::default() }))?
+                .x,
+        );
         self.done(id, batch, run, None)
     }
 
@@ -424,9 +431,8 @@ impl Bench<'_> {
         found.push("Early stop, each image for itself", &alone.id, &own, said);
         let net = self.gradients();
         for (id, stop, when) in [("11b", Stop::First, "one image has"), ("11c", Stop::All, "all images have")] {
-            let run = images.each(self.minibatch, |part| {
-                mistakes::stop_together(self.engine, &net, part, &self.budget, stop)
-            })?;
+            let run = images
+                .each(self.minibatch, |part| mistakes::stop_together(self.engine, &net, part, &self.budget, stop))?;
             let mut done = self.done(id, images, run, Some(alone))?;
             each(&mut done);
             let said = verdict::verdict(&done.numbers, &alone.numbers, &row(alone), &words);
@@ -457,7 +463,12 @@ impl Bench<'_> {
         ];
         for (first, second, attack, how) in ways {
             let alone = self.done(first, images, own(self.engine, images, 1, attack)?, None)?;
-            found.push(format!("Random starts {how}, one image at a time"), "", &alone, verdict::baseline(&alone.numbers));
+            found.push(
+                format!("Random starts {how}, one image at a time"),
+                "",
+                &alone,
+                verdict::baseline(&alone.numbers),
+            );
             let run = own(self.engine, images, self.minibatch, attack)?;
             let mut done = self.done(second, images, run, Some(&alone))?;
             let fates = |run: &Run| self.judged(images, &run.x).map(|judged| judged.hits);

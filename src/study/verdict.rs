@@ -1,7 +1,6 @@
 //! What numbers say. Every sentence follows from the numbers it is given: other numbers, another verdict.
 
-use super::numbers::{Effect, Numbers};
-use crate::report::percent;
+use super::numbers::{Effect, Numbers, share};
 
 /// What a row's mechanism is called in the sentence about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +17,9 @@ pub struct Words {
 pub fn verdict(row: &Numbers, base: &Numbers, name: &str, words: &Words) -> String {
     let mut said = match Effect::of(row, base) {
         Effect::Same => format!("Bit for bit the images of {name}: {}.", words.same),
+        Effect::Alike if row.successes == base.successes => {
+            format!("{}: as many hits as in {name}.", capital(words.harmless))
+        }
         Effect::Alike => format!(
             "{}: success {} beside {} in {name}, which {} images cannot tell apart.",
             capital(words.harmless),
@@ -61,7 +63,7 @@ pub fn example(row: &Numbers) -> String {
     let mut said = baseline(row);
     said += &match (row.same_bits, row.signs_differ) {
         (Some(true), _) => " Bit for bit example 1.".to_string(),
-        (_, Some(differ)) => format!(" It moves {} of the pixels as example 1 does.", percent(Some(1.0 - differ))),
+        (_, Some(differ)) => format!(" It moves {} of the pixels another way than example 1 does.", share(differ)),
         _ => String::new(),
     };
     match row.facts.get("equals_example_2") {
@@ -72,17 +74,17 @@ pub fn example(row: &Numbers) -> String {
     said
 }
 
-/// A fact in words; `None` for those that speak in the table's columns.
+/// A fact in words; `None` for those that say nothing, or have been told.
 fn told(fact: &str, value: f64) -> Option<String> {
-    let share = || percent(Some(value));
     Some(match fact {
-        "changed_by_neighbours" => format!("{} of the first signs change when the neighbours do", share()),
-        "fates_changed" => format!("{} of the images have another fate than alone", share()),
-        "underflow" => format!("{} of the gradients that are not zero become zero", share()),
+        "changed_by_neighbours" => format!("{} of the first signs change when the neighbours do", share(value)),
+        "fates_changed" if value > 0.0 => format!("{} of the images have another fate than alone", share(value)),
+        "underflow" if value == 0.0 => "No gradient that is not zero becomes zero".into(),
+        "underflow" => format!("At first {} of the gradients that are not zero become zero", share(value)),
         "steps_an_image" => format!("{value:.1} steps an image"),
-        "other_bytes" => format!("{} of the bytes differ from rounded ones", share()),
+        "other_bytes" => format!("{} of the bytes differ from rounded ones", share(value)),
         "outside" if value == 0.0 => "No pixel leaves the ball".into(),
-        "outside" => format!("{} of the pixels leave the ball", share()),
+        "outside" => format!("{} of the pixels leave the ball", share(value)),
         _ => return None,
     })
 }
