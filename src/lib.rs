@@ -74,7 +74,7 @@
 //! | [`trial`], [`probe`] | dispatches of a plan alone, on random data; what a device can do at most: for benches |
 //! | [`tune`] | which tiles are fastest on a device, each checked before it is timed |
 //! | [`task`] | [`Task`]: work on a thread of its own, as a future |
-//! | `data`, `report`, `cli` | feature `cli`: files, tables and pictures, the program |
+//! | `data`, `report`, `study`, `cli` | feature `cli`: files, tables and pictures, the minibatch question measured, the program |
 //!
 //! # Letters
 //! N batch, C input channels, K output channels or classes, H×W input, P×Q output, R×S kernel. Images are NCHW in [0, 1],
@@ -154,6 +154,8 @@ pub mod probe;
 pub mod reference;
 #[cfg(feature = "cli")]
 pub mod report;
+#[cfg(feature = "cli")]
+pub mod study;
 pub mod task;
 mod tensor;
 mod training;

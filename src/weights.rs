@@ -316,7 +316,7 @@ pub(crate) fn decode(view: &TensorView<'_>) -> Option<Vec<f32>> {
 }
 
 /// Names and shapes of the tensors that layers ask for, in their order.
-fn expected(layers: &[Layer]) -> Result<Vec<(String, Vec<usize>)>> {
+pub(crate) fn expected(layers: &[Layer]) -> Result<Vec<(String, Vec<usize>)>> {
     let mut list = Vec::new();
     collect(layers, &mut list);
     let mut names = BTreeSet::new();

@@ -15,6 +15,8 @@ mod square;
 pub use least::{Least, Rung};
 pub use loss::Loss;
 pub use quantise::{budget, budget_l2, quantise, quantise_l2, snap};
+#[cfg(feature = "cli")]
+pub(crate) use random::random_target;
 pub use random::{Stream, philox};
 pub(crate) use rule::{AHEAD, BEST, BEST_GRADIENT, FOUND, GATHERED, KEPT, NEAREST, OLD};
 pub use rule::{Rule, State, Trail};

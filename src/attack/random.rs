@@ -11,6 +11,8 @@ pub enum Stream {
     Target = 1,
     /// Places and signs of [`super::Rule::Square`].
     Square = 2,
+    /// Weights and images that [`crate::study`] draws.
+    Study = 3,
 }
 
 /// Four random words for (seed, counter). The counter is (sample id, restart, element / 4, stream).

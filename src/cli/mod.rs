@@ -13,6 +13,7 @@ mod merge;
 #[cfg(feature = "pipeline-cache")]
 mod pipelines;
 mod specs;
+mod study;
 mod thresholds;
 mod tune;
 mod verify;
@@ -68,6 +69,14 @@ enum Command {
          signstep eval --fail-under robust_accuracy=0.45 --time-budget 10m\n\n{ENVIRONMENT}"
     ))]
     Eval(Box<EvalArgs>),
+    /// Why isn't iterative targeted FGSM effective on minibatches? Every explanation, run and judged
+    #[command(after_help = format!(
+        "Examples:\n  \
+         signstep study --out studied\n  \
+         signstep study --rows 1-7 --json\n  \
+         signstep study --model net.safetensors --data cifar10/test_batch.bin --eps 2/255 --out studied\n\n{ENVIRONMENT}"
+    ))]
+    Study(StudyArgs),
     /// Check a network on labelled images: accuracy, and its logits against those of another program
     #[command(after_help = format!(
         "Examples:\n  \
@@ -263,6 +272,50 @@ struct EvalArgs {
     answer: AnswerArgs,
 }
 
+/// What `study` can be told.
+#[derive(Args, Debug)]
+struct StudyArgs {
+    /// Weights (safetensors) [default: digits-cnn, inside the program]
+    #[arg(long, value_name = "FILE")]
+    model: Option<PathBuf>,
+    /// Images and labels, as for attack [default: the 450 held-out digits inside the program]
+    #[arg(long, value_name = "PATH")]
+    data: Option<PathBuf>,
+    /// Read only the first N images; of those that are right when clean as many are used as a power of two [default: 640]
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Radius in linf [default: what the weights suggest, else 8/255]
+    #[arg(long, value_name = "DISTANCE", allow_hyphen_values = true)]
+    eps: Option<String>,
+    /// Rows from 0 to 13, ranges of them, and figures, with commas between them: 0,2-4,figures [default: all]
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
+    rows: Option<String>,
+    /// Images in row 0, which runs the question's examples on a ResNet-18 [default: 32 as printed; on software adapters 8]
+    #[arg(long, value_name = "N")]
+    examples: Option<usize>,
+    /// Seed of everything random
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    /// Device: part of its name, its index in `signstep devices`, or reference (CPU, f64, slow)
+    #[arg(long, value_name = "NAME|INDEX|reference")]
+    device: Option<String>,
+    /// Largest memory on the device for each network: 512M, 2G, 1GiB; a batch in training mode is never cut
+    #[arg(long, value_name = "BYTES", default_value = "4G")]
+    memory: String,
+    /// Folder for study.md, study.json and the figures [default: none is written]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Discard the study that the folder holds
+    #[arg(long)]
+    fresh: bool,
+    /// Also write study.safetensors: what another program needs to repeat rows 0 to 7
+    #[arg(long)]
+    tensors: bool,
+    /// Print JSON instead of Markdown
+    #[arg(long)]
+    json: bool,
+}
+
 /// How a run is told on standard output.
 #[derive(Args, Debug)]
 struct AnswerArgs {
@@ -396,6 +449,7 @@ fn run(arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
     let result = match cli.command {
         Some(Command::Attack(args)) => attack::run(&args),
         Some(Command::Eval(args)) => eval::run(&args),
+        Some(Command::Study(args)) => study::run(&args),
         Some(Command::Verify(args)) => verify::run(&args),
         Some(Command::Merge(args)) => merge::run(&args),
         Some(Command::Devices(args)) => devices::run(&args),

@@ -226,7 +226,7 @@ impl Identity {
 }
 
 /// Where two keys differ, in words: `config.seed is 0 there and 1 here`.
-pub(super) fn differences(there: &Value, here: &Value) -> Vec<String> {
+pub(crate) fn differences(there: &Value, here: &Value) -> Vec<String> {
     fn walk(path: &str, a: &Value, b: &Value, found: &mut Vec<String>) {
         match (a, b) {
             (Value::Object(x), Value::Object(y)) => {

@@ -20,6 +20,7 @@ mod statistics;
 mod table;
 mod tensors;
 
+pub(crate) use config::differences;
 pub use config::{Config, DataFacts, Device, Distance, Identity, ModelFacts};
 pub use evaluation::{EvalConfig, EvalIdentity, EvalTiming, Evaluation, Rate, Struck};
 pub use evaluation_folder::{EvalFolder, EvalOpened};

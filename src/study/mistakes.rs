@@ -1,0 +1,172 @@
+//! What is done to minibatches elsewhere, each mechanism a function, the mistake in plain sight. None of it is used by the engine.
+//!
+//! All but one take the engine's own step ([`crate::reference::step`]): only what it is given is wrong.
+
+use super::batch::{Batch, Budget, Judged, Net, Run, signs};
+use crate::attack::{Engine, Sample};
+use crate::error::Result;
+use crate::reference;
+use half::f16;
+
+/// The loop that they share: `gradients` makes of the batch's gradients what is stepped against.
+fn descend(
+    net: Net<'_>,
+    batch: &Batch,
+    budget: &Budget,
+    mut gradients: impl FnMut(Vec<f32>) -> Vec<f32>,
+) -> Result<Run> {
+    let mut run = Run { x: batch.x0.clone(), ..Run::default() };
+    for iteration in 0..budget.steps {
+        let g = gradients(net(&run.x, &batch.targets)?.gradient);
+        if iteration == 0 {
+            run.first = signs(&g);
+        }
+        against(&mut run.x, &batch.x0, &g, budget);
+        run.steps += batch.len() as u64;
+    }
+    Ok(run)
+}
+
+/// x ← x − α·sign(g), within ball and bounds.
+fn against(x: &mut [f32], x0: &[f32], g: &[f32], budget: &Budget) {
+    let sample = Sample { eps: budget.eps, step_size: budget.step_size, direction: -1.0, ..Sample::default() };
+    for ((x, x0), g) in x.iter_mut().zip(x0).zip(g) {
+        *x = reference::step(*x, *x0, *g, &sample, budget.bounds).0;
+    }
+}
+
+/// No mistake but in a network in training mode: sums, and steps against them.
+///
+/// # Errors
+/// Those of the network.
+pub fn summed(net: Net<'_>, batch: &Batch, budget: &Budget) -> Result<Run> {
+    descend(net, batch, budget, |g| g)
+}
+
+/// The mean of the losses: ∂(1/N ΣLⱼ)/∂xᵢ = (1/N) ∂Lᵢ/∂xᵢ.
+///
+/// # Errors
+/// Those of the network.
+pub fn mean_loss(net: Net<'_>, batch: &Batch, budget: &Budget) -> Result<Run> {
+    let n = batch.len() as f32;
+    descend(net, batch, budget, |g| g.iter().map(|g| g / n).collect())
+}
+
+/// +α·sign on the loss of the target: that is how to get away from a class.
+///
+/// # Errors
+/// Those of the network.
+pub fn ascent(net: Net<'_>, batch: &Batch, budget: &Budget) -> Result<Run> {
+    let run = descend(net, batch, budget, |g| g.iter().map(|g| -g).collect())?;
+    // The sign that was looked at is the gradient's.
+    Ok(Run { first: run.first.iter().map(|s| -s).collect(), ..run })
+}
+
+/// One gradient, averaged over the images, and one perturbation for all of them.
+///
+/// # Errors
+/// Those of the network.
+pub fn shared(net: Net<'_>, batch: &Batch, budget: &Budget) -> Result<Run> {
+    let (n, one) = (batch.len(), batch.one());
+    let (lo, hi) = budget.bounds;
+    let mut delta = vec![0.0_f32; one];
+    let mut run = Run { x: batch.x0.clone(), ..Run::default() };
+    for iteration in 0..budget.steps {
+        let g = net(&run.x, &batch.targets)?.gradient;
+        let mean: Vec<f32> = (0..one).map(|p| g.iter().skip(p).step_by(one).sum::<f32>() / n as f32).collect();
+        if iteration == 0 {
+            run.first = signs(&mean).repeat(n);
+        }
+        let ball = Budget { bounds: (-budget.eps, budget.eps), ..*budget };
+        against(&mut delta, &vec![0.0; one], &mean, &ball);
+        let moved = batch.x0.chunks(one).flat_map(|x0| x0.iter().zip(&delta).map(|(x0, d)| (x0 + d).max(lo).min(hi)));
+        run.x = moved.collect();
+        run.steps += n as u64;
+    }
+    Ok(run)
+}
+
+/// Half precision: the mean over `n` images in 16 bits, `scale` times as large. Below 2⁻²⁵ a 16-bit float is zero. Only the gradient
+/// at the image is rounded here; networks that compute in half precision round on the way as well.
+///
+/// # Errors
+/// Those of the network.
+pub fn half_precision(net: Net<'_>, batch: &Batch, budget: &Budget, n: usize, scale: f32) -> Result<Run> {
+    descend(net, batch, budget, |g| g.iter().map(|g| f16::from_f32(g / n as f32 * scale).to_f32()).collect())
+}
+
+/// Momentum whose gradients are divided by the norm of the whole batch's, not each by its own.
+///
+/// # Errors
+/// Those of the network.
+pub fn batch_momentum(net: Net<'_>, batch: &Batch, budget: &Budget) -> Result<Run> {
+    let mut gathered = vec![0.0_f32; batch.x0.len()];
+    descend(net, batch, budget, |g| {
+        let norm = g.iter().map(|g| g.abs()).sum::<f32>() / g.len() as f32;
+        let norm = if norm > 0.0 { norm } else { 1.0 };
+        gathered.iter_mut().zip(&g).for_each(|(m, g)| *m += g / norm);
+        gathered.clone()
+    })
+}
+
+/// Steps along gradients as long as they are, of a mean over `n` images: they shrink as the batch grows. Here the ball is of L2,
+/// of radius `budget.eps`, and a step is `budget.step_size` times the gradient.
+///
+/// # Errors
+/// Those of the network.
+pub fn unnormalised(net: Net<'_>, batch: &Batch, budget: &Budget, n: usize) -> Result<Run> {
+    let (one, (lo, hi)) = (batch.one(), budget.bounds);
+    let mut run = Run { x: batch.x0.clone(), ..Run::default() };
+    for _ in 0..budget.steps {
+        let g = net(&run.x, &batch.targets)?.gradient;
+        for ((x, x0), g) in run.x.chunks_mut(one).zip(batch.x0.chunks(one)).zip(g.chunks(one)) {
+            x.iter_mut().zip(g).for_each(|(x, g)| *x -= budget.step_size * (g / n as f32));
+            let length = length(x.iter().zip(x0).map(|(x, x0)| x - x0));
+            let back = (budget.eps / length).min(1.0);
+            x.iter_mut().zip(x0).for_each(|(x, x0)| *x = (x0 + (*x - x0) * back).max(lo).min(hi));
+        }
+        run.steps += batch.len() as u64;
+    }
+    Ok(run)
+}
+
+/// Euclidean length.
+pub(super) fn length(values: impl Iterator<Item = f32>) -> f32 {
+    values.map(|v| f64::from(v).powi(2)).sum::<f64>().sqrt() as f32
+}
+
+/// When a batch that stops as one does so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stop {
+    /// As soon as one image has succeeded.
+    First,
+    /// Only when all have.
+    All,
+}
+
+/// Early stop for the whole batch, where each image should stop for itself.
+///
+/// # Errors
+/// Those of the network and the engine.
+pub fn stop_together(engine: &dyn Engine, net: Net<'_>, batch: &Batch, budget: &Budget, stop: Stop) -> Result<Run> {
+    let mut run = Run { x: batch.x0.clone(), ..Run::default() };
+    for _ in 0..budget.steps {
+        let g = net(&run.x, &batch.targets)?.gradient;
+        against(&mut run.x, &batch.x0, &g, budget);
+        run.steps += batch.len() as u64;
+        let hits = Judged::new(engine, &run.x, &batch.targets)?.hits;
+        let stops = match stop {
+            Stop::First => hits.contains(&true),
+            Stop::All => !hits.contains(&false),
+        };
+        if stops {
+            break;
+        }
+    }
+    Ok(run)
+}
+
+/// 8 bits by cutting fractions off: `(255 * x).astype(uint8)`.
+pub fn truncated(x: &[f32]) -> Vec<f32> {
+    x.iter().map(|x| (255.0 * x).floor() / 255.0).collect()
+}
