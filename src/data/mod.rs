@@ -4,11 +4,14 @@
 //! read piece by piece: memory holds the labels, and what was asked for. Nothing is allocated from what a header claims.
 //! Errors name the file and the record, sample or line.
 
+mod archive;
+mod checkpoint;
 mod cifar;
 mod digits;
 mod folder;
 mod idx;
 mod npy;
+mod pickle;
 mod picture;
 mod records;
 mod stream;
@@ -16,6 +19,7 @@ mod targets;
 mod tensors;
 mod write;
 
+pub use checkpoint::{Checkpoint, is_checkpoint};
 pub use digits::digits;
 pub use targets::read_targets;
 pub(crate) use write::write_file;
