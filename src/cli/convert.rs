@@ -12,8 +12,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 pub(super) const HELP: &str = "\
-The checkpoint is a state dict that torch.save wrote, in its zip format or the one before that, or a dictionary with one under
-state_dict, model_state_dict, net or model. It is read as data: nothing in it is executed, and whatever is not needed for tensors
+The checkpoint is a state dict that torch.save wrote, in its zip format or the one before that, or a dictionary with one under \
+state_dict, model_state_dict, net or model. It is read as data: nothing in it is executed, and whatever is not needed for tensors \
 is refused. Names, types and values stay as they are; num_batches_tracked is left out.
 
 Examples:
