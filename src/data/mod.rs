@@ -1,4 +1,4 @@
-//! Data sets in, tensors out. The only part of the library that touches files; each file here knows one format.
+//! Data sets and checkpoints in, tensors out. The only part of the library that touches files; each file here knows one format.
 //!
 //! A data set is opened once, when it is read from its first byte to its last, checked and hashed, and its pixels are then
 //! read piece by piece: memory holds the labels, and what was asked for. Nothing is allocated from what a header claims.

@@ -609,7 +609,7 @@ mod tests {
             (b"\x80\x02N(a.", "nothing is on the stack"),
             (b"\x80\x02]N(\x85.", "nothing is on the stack"),
             (b"\x80\x02NNa.", "no list"),
-            (b"\x80\x02](N}e.", "no list"),
+            (b"\x80\x02N(N}e.", "no list"),
             (b"\x80\x02]NNs.", "no dictionary"),
             (b"\x80\x02}(Nu.", "a key without"),
             (b"\x80\x02NNb.", "BUILD"),
