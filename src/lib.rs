@@ -116,6 +116,9 @@
 //!   batch is never cut there. Sums take two steps, within a sample and over the samples, each in one order (`shaders/batch_norm.wgsl`);
 //!   what entered a batch norm is kept whole: ResNet-20 takes 933 kB a sample, ResNet-18 3.1 MB.
 //! - Rounding within an L2 ball moves the threshold from a half upwards until the bytes fit; cutting fractions off always does.
+//! - Checkpoints of PyTorch are read by a pickle machine and a zip reader of our own (`data/`): the machine knows what tensors need and
+//!   calls nothing; the reader takes what PyTorch writes, stored entries without gaps, so that no entry can unpack to more than it is,
+//!   and headers that disagree are refused, where general readers of zip choose one of them.
 //! - Sums begin at a zero that compilers cannot see, for some move one that they see.
 //! - Known limits: a residual body begins and ends with a convolution; on software adapters the gradient of strides 3 and 4 runs on
 //!   the naive kernel; a submission holds 20 GFLOP whatever the device; there is no deadline yet for a driver that hangs; no

@@ -4,6 +4,7 @@
 mod attack;
 mod bench;
 mod cache;
+mod convert;
 mod devices;
 mod engine;
 mod eval;
@@ -89,6 +90,9 @@ enum Command {
         "Examples:\n  signstep merge shard-0 shard-1 shard-2 --out whole\n\n{ENVIRONMENT}"
     ))]
     Merge(MergeArgs),
+    /// Turn a checkpoint of PyTorch into weights (safetensors), without executing anything in it
+    #[command(after_help = convert::HELP)]
+    Convert(convert::ConvertArgs),
     /// List the devices that can be used
     #[command(after_help = format!("Examples:\n  signstep devices\n  signstep devices --json -v\n\n{ENVIRONMENT}"))]
     Devices(DevicesArgs),
@@ -452,6 +456,7 @@ fn run(arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
         Some(Command::Study(args)) => study::run(&args),
         Some(Command::Verify(args)) => verify::run(&args),
         Some(Command::Merge(args)) => merge::run(&args),
+        Some(Command::Convert(args)) => convert::run(&args),
         Some(Command::Devices(args)) => devices::run(&args),
         Some(Command::Info(args)) => info::run(&args),
         Some(Command::Bench(args)) => bench::run(&args),
@@ -540,6 +545,12 @@ fn load_model(file: Option<&Path>) -> Result<(Model, String)> {
             let name = path.display().to_string();
             let bytes = std::fs::read(path)
                 .map_err(|e| Error::Model { place: name.clone(), detail: format!("cannot be read: {e}") })?;
+            if data::is_checkpoint(&bytes) {
+                let out = path.with_extension("safetensors").display().to_string();
+                let detail =
+                    format!("this is a checkpoint of PyTorch: signstep convert {name} {out} makes weights of it");
+                return Err(Error::Model { place: name, detail });
+            }
             Ok((weights::load(&bytes).map_err(|e| e.in_file(&name))?, data::sha256([&bytes[..]])))
         }
     }

@@ -1,14 +1,17 @@
-//! Data sets in, tensors out. The only part of the library that touches files; each file here knows one format.
+//! Data sets and checkpoints in, tensors out. The only part of the library that touches files; each file here knows one format.
 //!
 //! A data set is opened once, when it is read from its first byte to its last, checked and hashed, and its pixels are then
 //! read piece by piece: memory holds the labels, and what was asked for. Nothing is allocated from what a header claims.
 //! Errors name the file and the record, sample or line.
 
+mod archive;
+mod checkpoint;
 mod cifar;
 mod digits;
 mod folder;
 mod idx;
 mod npy;
+mod pickle;
 mod picture;
 mod records;
 mod stream;
@@ -16,6 +19,7 @@ mod targets;
 mod tensors;
 mod write;
 
+pub use checkpoint::{Checkpoint, is_checkpoint};
 pub use digits::digits;
 pub use targets::read_targets;
 pub(crate) use write::write_file;

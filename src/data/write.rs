@@ -110,6 +110,18 @@ pub fn stream_safetensors(
     Ok(sha256)
 }
 
+/// As [`stream_safetensors`], in memory: the bytes of the file. `path` is only named.
+pub(super) fn safetensors_bytes(
+    path: &Path,
+    slots: &[Slot],
+    metadata: &BTreeMap<String, String>,
+    fill: &mut dyn FnMut(&Slot, &mut dyn Write) -> Result<()>,
+) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    safetensors(&mut bytes, path, slots, metadata, fill)?;
+    Ok(bytes)
+}
+
 /// The file's bytes: header, then what `fill` writes for each slot, the right number of bytes each.
 fn safetensors(
     out: &mut impl Write,

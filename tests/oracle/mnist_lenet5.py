@@ -143,15 +143,18 @@ def hold(a, name, net, weights, method, images, labels, data, work):
 
 
 def run(a, name, images, labels, data, work):
-    # What README shows: from a checkpoint of PyTorch, old or new, to weights that the engine reads.
-    weights = work / f"lenet5-{name}.safetensors"
-    state = torch.load(a.checkpoints / f"mnist_lenet5_{name}trained.pt", map_location="cpu", weights_only=True)
-    save_file(state, weights, metadata={"arch": "lenet5"})
+    checkpoint, weights = a.checkpoints / f"mnist_lenet5_{name}trained.pt", work / f"lenet5-{name}.safetensors"
+    subprocess.run([str(a.program), "convert", checkpoint, weights, "--fresh"], check=True, stdout=subprocess.DEVNULL)
+    state, ours = torch.load(checkpoint, map_location="cpu", weights_only=True), load_file(weights)
+    bits = lambda t: t.contiguous().view(torch.uint8)
+    same = state.keys() == ours.keys() and all(torch.equal(bits(t), bits(ours[key])) for key, t in state.items())
+    print("ok  " if same else "FAIL", f"{name}: what signstep convert made of the checkpoint is what PyTorch reads, to the bit", flush=True)
 
     net = LeNet5().eval()
     net.load_state_dict(state)
     net.requires_grad_(False)
-    failures = hold(a, name, net, weights, "fgsm", images[: a.fgsm_images], labels[: a.fgsm_images], data, work)
+    failures = [] if same else ["convert"]
+    failures += hold(a, name, net, weights, "fgsm", images[: a.fgsm_images], labels[: a.fgsm_images], data, work)
     return failures + hold(a, name, net, weights, "ifgsm", images[: a.images], labels[: a.images], data, work)
 
 

@@ -1,0 +1,205 @@
+//! `signstep convert`: a checkpoint of PyTorch into safetensors, read as data and recognised by the engine before it is written.
+
+use super::attack::distance;
+use super::{answer, answer_json};
+use crate::data::{self, Checkpoint};
+use crate::error::{Error, Result};
+use crate::{model, weights};
+use clap::Args;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+pub(super) const HELP: &str = "\
+The checkpoint is a state dict that torch.save wrote, in its zip format or the one before that, or a dictionary with one under \
+state_dict, model_state_dict, net or model. It is read as data: nothing in it is executed, and whatever is not needed for tensors \
+is refused. Names, types and values stay as they are; num_batches_tracked is left out.
+
+Examples:
+  signstep convert mnist_lenet5.pt lenet5.safetensors
+  signstep convert ckpt.pth net.safetensors --mean 0.4914,0.4822,0.4465 --std 0.2470,0.2435,0.2616 --eps 8/255";
+
+#[derive(Args, Debug)]
+pub(super) struct ConvertArgs {
+    /// Checkpoint: .pt, .pth, .th or .bin, whatever its name
+    #[arg(value_name = "IN")]
+    input: PathBuf,
+    /// Weights to write (safetensors)
+    #[arg(value_name = "OUT")]
+    output: PathBuf,
+    /// Entry of the checkpoint that holds the tensors [default: the one of state_dict, model_state_dict, net and model that is
+    /// there, else the whole]
+    #[arg(long, value_name = "NAME")]
+    key: Option<String>,
+    /// Name of the architecture [default: none is written, for the tensors tell it]
+    #[arg(long, value_name = "NAME", help_heading = "Metadata")]
+    arch: Option<String>,
+    /// Mean of each channel, in pixels of [0, 1]: the network reads (x - mean) / std
+    #[arg(long, value_name = "A,B,C", allow_hyphen_values = true, requires = "std", help_heading = "Metadata")]
+    mean: Option<String>,
+    /// Deviation of each channel
+    #[arg(long, value_name = "A,B,C", allow_hyphen_values = true, requires = "mean", help_heading = "Metadata")]
+    std: Option<String>,
+    /// Names of the classes, with commas between them, or a file with one a line
+    #[arg(long, value_name = "NAME,…|FILE", help_heading = "Metadata")]
+    classes: Option<String>,
+    /// Radius that attacks shall take where none is asked for
+    #[arg(long, value_name = "DISTANCE", allow_hyphen_values = true, help_heading = "Metadata")]
+    eps: Option<String>,
+    /// Step length to go with it
+    #[arg(
+        long,
+        visible_aliases = ["alpha", "eps-step"],
+        value_name = "DISTANCE",
+        allow_hyphen_values = true,
+        help_heading = "Metadata"
+    )]
+    step_size: Option<String>,
+    /// Write the tensors even if they are no network that the engine knows
+    #[arg(long, conflicts_with_all = ["arch", "mean", "std", "classes", "eps", "step_size"], help_heading = "Output")]
+    any: bool,
+    /// Replace OUT if it is there
+    #[arg(long, help_heading = "Output")]
+    fresh: bool,
+    /// Print JSON
+    #[arg(long, help_heading = "Output")]
+    json: bool,
+}
+
+pub(super) fn run(args: &ConvertArgs) -> Result<()> {
+    let metadata = metadata(args)?;
+    check_output(args)?;
+    let mut checkpoint = Checkpoint::open(&args.input, args.key.as_deref())?;
+    let tensors = checkpoint.slots().len();
+    let bytes = checkpoint.safetensors(&metadata)?;
+    let model = if args.any { None } else { Some(weights::load(&bytes).map_err(|e| unknown(e, &args.input))?) };
+    data::write_file(&args.output, &bytes)?;
+
+    let (out, sha256) = (args.output.display().to_string(), data::sha256([&bytes[..]]));
+    if args.json {
+        return answer_json(&json!({
+            "schema_version": 1,
+            "output": out,
+            "sha256": sha256,
+            "bytes": bytes.len(),
+            "tensors": tensors,
+            "arch": model.as_ref().map(|model| &model.arch),
+            "logits": model.as_ref().map(model::Model::logits),
+            "parameters": model.as_ref().map(model::Model::parameters),
+        }));
+    }
+    let what = model.map_or("not looked at by the engine".into(), |model| {
+        let (parameters, input, logits) = (model.parameters(), model.input, model.logits());
+        format!("{}: {input} in, {logits} logits, {parameters} parameters, batch norm folded", model.arch)
+    });
+    answer(&format!("{what}\nwritten to {out}: {tensors} tensors, sha256 {sha256}"))
+}
+
+/// What the tensors lack to be a network, with the way out.
+fn unknown(error: Error, input: &Path) -> Error {
+    match error.in_file(&input.display().to_string()) {
+        Error::Model { place, detail } => {
+            Error::Model { place, detail: format!("{detail}; --any writes the tensors alone") }
+        }
+        other => other,
+    }
+}
+
+/// Refuses to write over what is there.
+fn check_output(args: &ConvertArgs) -> Result<()> {
+    let same =
+        fs::canonicalize(&args.input).is_ok_and(|input| fs::canonicalize(&args.output).is_ok_and(|out| out == input));
+    if same {
+        return Err(Error::Usage("IN and OUT are the same file".into()));
+    }
+    if args.output.symlink_metadata().is_ok() && !args.fresh {
+        let detail = "is there already; choose another name, or replace it with --fresh".into();
+        return Err(Error::Output { place: args.output.display().to_string(), detail });
+    }
+    Ok(())
+}
+
+/// What the flags say of the network, as the weights will have it (`weights.rs`).
+fn metadata(args: &ConvertArgs) -> Result<BTreeMap<String, String>> {
+    let mut metadata = BTreeMap::new();
+    let mut put = |key: &str, value: Option<String>| metadata.extend(value.map(|value| (key.to_string(), value)));
+    if let Some(arch) = &args.arch
+        && !model::known().iter().any(|known| known.name == *arch)
+    {
+        let known: Vec<String> = model::known().into_iter().map(|arch| arch.name).collect();
+        return Err(Error::Usage(format!("--arch {arch}: not known; known are {}", known.join(", "))));
+    }
+    put("arch", args.arch.clone());
+    let list = |flag: &str, text: &Option<String>| {
+        text.as_deref().map(|text| numbers(flag, text).map(|list| json!(list).to_string())).transpose()
+    };
+    put("mean", list("--mean", &args.mean)?);
+    put("std", list("--std", &args.std)?);
+    put("classes", args.classes.as_deref().map(classes).transpose()?.map(|names| json!(names).to_string()));
+    let text = |flag: &str, text: &Option<String>| {
+        text.as_deref().map(|text| distance(flag, text).map(|distance| distance.text)).transpose()
+    };
+    put("eps", text("--eps", &args.eps)?);
+    put("step_size", text("--step-size", &args.step_size)?);
+    Ok(metadata)
+}
+
+/// One number a channel, as decimals or fractions (125.3/255); deviations are positive. How many, the network says.
+fn numbers(flag: &str, text: &str) -> Result<Vec<f64>> {
+    let number = |one: &str| {
+        let value = match one.split_once('/') {
+            Some((a, b)) => a.trim().parse::<f64>().ok().zip(b.trim().parse::<f64>().ok()).map(|(a, b)| a / b),
+            None => one.trim().parse().ok(),
+        };
+        value.filter(|value| value.is_finite() && (flag != "--std" || *value > 0.0))
+    };
+    let sort = if flag == "--std" { "positive numbers" } else { "numbers" };
+    let fail = || Error::Usage(format!("{flag} {text}: {sort} with commas between them, one for each channel"));
+    text.split(',').map(number).collect::<Option<_>>().ok_or_else(fail)
+}
+
+/// Names of classes: a network has two or more, so a list of them has a comma, and what has none is a file.
+fn classes(text: &str) -> Result<Vec<String>> {
+    let names: Vec<String> = if text.contains(',') {
+        text.split(',').map(|name| name.trim().to_string()).collect()
+    } else {
+        let fail =
+            |e: std::io::Error| Error::Usage(format!("--classes {text}: no list of names, and no file either: {e}"));
+        fs::read_to_string(text).map_err(fail)?.lines().map(|name| name.trim().to_string()).collect()
+    };
+    match names.iter().position(|name| name.is_empty() || name.contains(char::is_control)) {
+        Some(i) => Err(Error::Usage(format!("--classes: name {i} is empty, or holds a control character"))),
+        None => Ok(names),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_channels_are_decimals_or_fractions() {
+        assert_eq!(numbers("--mean", "0.5"), Ok(vec![0.5]));
+        assert_eq!(numbers("--mean", "-0.5, 0 ,125.3/255"), Ok(vec![-0.5, 0.0, 125.3 / 255.0]));
+        assert_eq!(numbers("--std", "0.25,63/255"), Ok(vec![0.25, 63.0 / 255.0]));
+        for bad in ["", "a", "0.5,", "1/0", "0/0", "nan", "inf", "1;2"] {
+            let message = numbers("--mean", bad).unwrap_err().to_string();
+            assert!(message.starts_with("--mean"), "{message}");
+        }
+        assert!(numbers("--std", "0.5,0").unwrap_err().to_string().contains("positive"));
+        assert!(numbers("--std", "-1").is_err());
+    }
+
+    #[test]
+    fn classes_are_a_list_or_a_file() {
+        assert_eq!(classes("cat, dog"), Ok(vec!["cat".to_string(), "dog".to_string()]));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("names.txt");
+        fs::write(&path, "cat\r\ndog\n").unwrap();
+        assert_eq!(classes(path.to_str().unwrap()), classes("cat,dog"));
+        assert!(classes("cat,,dog").unwrap_err().to_string().contains("name 1 is empty"));
+        assert!(classes("cat,\u{1b}[2J").is_err());
+        assert!(classes("no-such-file").unwrap_err().to_string().contains("no-such-file"));
+    }
+}
