@@ -75,6 +75,12 @@ impl Resource {
 pub(crate) enum Allocated {
     Buffer(wgpu::Buffer),
     Texture(wgpu::TextureView),
+    /// A part of a buffer; bindings reach over `slack` bytes more than are asked for. For tests ([`crate::trial::guarded`]).
+    Part {
+        buffer: wgpu::Buffer,
+        offset: u64,
+        slack: u64,
+    },
 }
 
 impl Allocated {
@@ -139,7 +145,7 @@ impl Allocated {
     /// For a texture; no resource that the host reads or writes is one.
     pub fn buffer(&self) -> &wgpu::Buffer {
         match self {
-            Allocated::Buffer(b) => b,
+            Allocated::Buffer(buffer) | Allocated::Part { buffer, .. } => buffer,
             Allocated::Texture(_) => unreachable!("the host reads and writes buffers only"),
         }
     }
@@ -153,6 +159,11 @@ impl Allocated {
                 size: std::num::NonZeroU64::new(bytes),
             }),
             Allocated::Texture(view) => wgpu::BindingResource::TextureView(view),
+            Allocated::Part { buffer, offset, slack } => wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer,
+                offset: *offset,
+                size: std::num::NonZeroU64::new(bytes + slack),
+            }),
         }
     }
 }

@@ -3,7 +3,11 @@
 //! What is only read lies there in several copies that take turns, so that no cache serves it twice; what is written lies
 //! there once, so that a dispatch waits for the one before it, as in a network.
 
-use crate::attack::Sample;
+mod guard;
+
+pub use guard::{Guarded, guarded};
+
+use crate::attack::{Sample, State};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Pipeline, Storage};
 use crate::kernel::{Access, Bound, Dispatch, Grid, Kernel, Ready};
@@ -426,8 +430,13 @@ fn fill(
         }
         Kind::Samples => {
             let sample = Sample { eps: 8.0 / 255.0, step_size: 1.0 / 255.0, direction: -1.0, ..Sample::default() };
-            let all: Vec<Sample> = (0..samples).map(|id| Sample { id, start: 1, levels: 8, ..sample }).collect();
-            bytemuck::cast_slice(&all).to_vec()
+            let one = |id| Sample { id, start: 1, levels: 8, steps: 10, stretch: 10, ..sample };
+            let all: Vec<Sample> = (0..samples).map(one).collect();
+            if name == "states" {
+                bytemuck::cast_slice(&all.iter().map(State::begin).collect::<Vec<_>>()).to_vec()
+            } else {
+                bytemuck::cast_slice(&all).to_vec()
+            }
         }
         Kind::Uniform => bytemuck::cast_slice(&[0, 1.0_f32.to_bits(), 1, 2]).to_vec(),
         Kind::Whole(values) => vec![0; 4 * *values as usize],

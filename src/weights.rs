@@ -15,7 +15,7 @@
 //! | `eps`, `step_size` | suggestions for attacks, kept as text (`8/255`) |
 
 use crate::error::{Error, Result};
-use crate::model::{self, Conv2d, Dims, Layer, Linear, Model, Params, Shortcut};
+use crate::model::{self, Conv2d, Dims, Layer, Linear, MAX_VALUES, Model, Params, Shortcut};
 use half::{bf16, f16};
 use safetensors::tensor::{self, Dtype, SafeTensors, TensorView};
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,8 +29,10 @@ pub(crate) const MAX_HEADER: u64 = 8 << 20;
 const MAX_TENSORS: usize = 4096;
 /// Most axes of a tensor.
 const MAX_RANK: usize = 4;
-/// Most values in one sample of any layer: far beyond what a GPU buffer holds, and no product of sides overflows.
-const MAX_VALUES: usize = 1 << 30;
+/// Most numbers in a list of a header, far more than axes: the few that are too many get a message of their own.
+const MAX_NUMBERS: usize = 64;
+/// The header, a tensor in it, its shape.
+const MAX_DEPTH: usize = 3;
 
 /// Named tensors: shape, outermost axis first, and values in that order.
 pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
@@ -157,10 +159,12 @@ fn pairs(metadata: &tensor::Metadata) -> std::result::Result<Metadata, String> {
     Ok(metadata.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect())
 }
 
-/// Refuses a key that occurs twice in one object (JSON readers keep the last one silently) and too many tensors. What is
-/// not JSON at all is left for the reader proper to refuse.
+/// Refuses a key that occurs twice in one object (JSON readers keep the last one silently), and what would take far more
+/// memory read than it has bytes: too many tensors, entries or numbers, and depth. What is not JSON at all is left for the
+/// reader proper to refuse.
 fn scan(header: &[u8]) -> std::result::Result<(), String> {
     let mut open: Vec<Option<BTreeSet<String>>> = Vec::new();
+    let mut numbers = 0;
     let mut key_next = false;
     let mut i = 0;
     while i < header.len() {
@@ -171,13 +175,19 @@ fn scan(header: &[u8]) -> std::result::Result<(), String> {
             }
             b'[' => {
                 open.push(None);
-                key_next = false;
+                (key_next, numbers) = (false, 0);
             }
             b'}' | b']' => {
                 open.pop();
                 key_next = false;
             }
-            b',' => key_next = matches!(open.last(), Some(Some(_))),
+            b',' => {
+                key_next = matches!(open.last(), Some(Some(_)));
+                numbers += 1;
+                if !key_next && numbers > MAX_NUMBERS {
+                    return Err(format!("more than {MAX_NUMBERS} numbers in a list of the header"));
+                }
+            }
             b'"' => {
                 let start = i;
                 i += 1;
@@ -192,13 +202,17 @@ fn scan(header: &[u8]) -> std::result::Result<(), String> {
                         return Err(format!("`{key}` occurs twice in the header"));
                     }
                     keys.insert(key);
-                    if outermost && keys.len() > MAX_TENSORS + usize::from(keys.contains("__metadata__")) {
-                        return Err(format!("more than {MAX_TENSORS} tensors"));
+                    if keys.len() > MAX_TENSORS + usize::from(keys.contains("__metadata__")) {
+                        let what = if outermost { "tensors" } else { "entries" };
+                        return Err(format!("more than {MAX_TENSORS} {what}"));
                     }
                 }
                 key_next = false;
             }
             _ => {}
+        }
+        if open.len() > MAX_DEPTH {
+            return Err(format!("more than {MAX_DEPTH} brackets inside one another in the header"));
         }
         i += 1;
     }

@@ -949,6 +949,22 @@ impl Outcome {
         self.steps_taken.iter().sum()
     }
 
+    /// Puts the clean image, and what the network says of it, in the place of whatever was made of each sample that is marked in
+    /// [`Outcome::health`]. Success is withheld from these already. For runs whose pixels lie on the host.
+    pub fn withhold_unhealthy(&mut self) {
+        let n = self.len().max(1);
+        let (one, k) = (self.clean.len() / n, self.clean_logits.len() / n);
+        for i in (0..self.len()).filter(|&i| !self.health[i].is_healthy()) {
+            let (pixels, row) = (i * one..(i + 1) * one, i * k..(i + 1) * k);
+            self.adversarial[pixels.clone()].copy_from_slice(&self.clean[pixels]);
+            self.adversarial_logits[row.clone()].copy_from_slice(&self.clean_logits[row.clone()]);
+            self.float_logits[row.clone()].copy_from_slice(&self.clean_logits[row.clone()]);
+            let class = if self.targets[i] < 0 { self.labels[i] } else { self.targets[i] };
+            self.loss[i] = run::cross_entropy(&self.clean_logits[row], class as usize);
+            (self.linf[i], self.l2[i]) = (0.0, 0.0);
+        }
+    }
+
     /// Index and mark of the first sample in which NaN or infinity arose.
     pub fn first_unhealthy(&self) -> Option<(usize, Health)> {
         self.health.iter().copied().enumerate().find(|(_, h)| !h.is_healthy())

@@ -266,8 +266,15 @@ impl Job {
         };
         let time = start.elapsed().saturating_sub(self.runner.compile_time().saturating_sub(compiled));
         match outcome.first_unhealthy() {
-            Some((i, health)) => Err(Error::NonFinite { sample: first + i / each, stage: health.describe().into() }),
             None => Ok((outcome, rungs, time)),
+            Some(_) if config.keep_going => {
+                let (mut outcome, mut rungs) = (outcome, rungs);
+                outcome.withhold_unhealthy();
+                let marked = rungs.iter_mut().zip(&outcome.health).filter(|(_, health)| !health.is_healthy());
+                marked.for_each(|(rung, _)| *rung = None);
+                Ok((outcome, rungs, time))
+            }
+            Some((i, health)) => Err(Error::NonFinite { sample: first + i / each, stage: health.describe().into() }),
         }
     }
 
@@ -436,6 +443,7 @@ fn configure(
         bounds,
         quantise: !args.no_quantize,
         attack_all: args.attack_all,
+        keep_going: args.keep_going,
         seed: args.seed,
         limit: args.limit,
         radii,
@@ -542,6 +550,11 @@ fn advise(report: &Report) {
     }
     if config.delivers_bytes() {
         advise_of_snapping(report.statistics.snapped);
+    }
+    let (marked, all) = (report.statistics.nonfinite_samples, report.statistics.samples);
+    if marked > 0 {
+        let what = "they are delivered as they were, marked in `health`, and count neither as turned nor as robust";
+        warn(format!("NaN or infinity arose in {marked} of {all} images: {what}"));
     }
 }
 

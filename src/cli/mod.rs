@@ -13,6 +13,8 @@ mod info;
 mod merge;
 #[cfg(feature = "pipeline-cache")]
 mod pipelines;
+#[doc(hidden)]
+pub mod readers;
 mod specs;
 mod study;
 mod thresholds;
@@ -33,6 +35,9 @@ use std::process::ExitCode;
 
 /// Weights that are used when no others are named.
 const DIGITS_CNN: &[u8] = include_bytes!("../../weights/digits-cnn.safetensors");
+
+/// Largest file of weights, in bytes: a billion of them.
+const MAX_WEIGHTS: u64 = 4 << 30;
 
 const ENVIRONMENT: &str = "\
 Environment:
@@ -187,6 +192,10 @@ struct AttackArgs {
     /// Seed of everything random
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Attack")]
     seed: u64,
+    /// Deliver images in which NaN or infinity arises as they were, marked in the tensor `health`, in place of ending with exit
+    /// code 7; the others are as they would be without them
+    #[arg(long, help_heading = "Attack")]
+    keep_going: bool,
     /// Device: part of its name, its index in `signstep devices`, or reference (CPU, f64, slow)
     #[arg(long, value_name = "NAME|INDEX|reference", help_heading = "Running")]
     device: Option<String>,
@@ -512,8 +521,13 @@ fn usage(e: &clap::Error) -> String {
 
 /// One line on standard error, whatever the message holds.
 fn complain(kind: &str, message: &dyn Display) {
-    let line: Vec<String> = message.to_string().lines().map(|l| l.trim().to_string()).collect();
+    let line: Vec<String> = message.to_string().lines().map(|l| printable(l.trim())).collect();
     let _ = writeln!(io::stderr(), "{kind}: {}", line.join(" "));
+}
+
+/// Text for a terminal: names out of files must not move its cursor. Lines stay lines.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
 /// Something that a user should know before trusting a result.
@@ -524,7 +538,7 @@ fn warn(message: impl Display) {
 /// Writes an answer and a newline to standard output. A reader that has gone away (`| head`) is no error.
 fn answer(text: &str) -> Result<()> {
     let mut out = io::stdout().lock();
-    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+    match writeln!(out, "{}", printable(text)).and_then(|()| out.flush()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
             Err(Error::Output { place: "standard output".into(), detail: e.to_string() })
         }
@@ -543,8 +557,10 @@ fn load_model(file: Option<&Path>) -> Result<(Model, String)> {
         None => Ok((weights::load(DIGITS_CNN)?, data::sha256([DIGITS_CNN]))),
         Some(path) => {
             let name = path.display().to_string();
-            let bytes = std::fs::read(path)
-                .map_err(|e| Error::Model { place: name.clone(), detail: format!("cannot be read: {e}") })?;
+            let bytes = data::read(path, MAX_WEIGHTS).map_err(|e| match e {
+                Error::Data { place, detail } => Error::Model { place, detail: format!("cannot be read: {detail}") },
+                other => other,
+            })?;
             if data::is_checkpoint(&bytes) {
                 let out = path.with_extension("safetensors").display().to_string();
                 let detail =

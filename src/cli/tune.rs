@@ -1,16 +1,20 @@
 //! `signstep tune`: finds the fastest tiles for a network on this device and keeps them in a file, which every later command
-//! reads.
+//! reads. The file says what it holds for, and carries a checksum.
 
 use super::cache::{folder, replace};
 use super::engine::Place;
+use super::readers::sealed;
 use super::{TuneArgs, answer, load_model, warn};
 use crate::error::{Error, Result};
 use crate::plan::Tuning;
 use crate::trial::Clock;
 use crate::tune::{self, Choice, Verdict};
-use crate::{Gpu, kernel, report};
+use crate::{Gpu, data, kernel, report};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// Largest file that is read, in bytes.
+const MAX_BYTES: u64 = 1 << 20;
 
 /// The file of a device.
 fn file(folder: &Path, gpu: &Gpu) -> PathBuf {
@@ -24,18 +28,28 @@ pub(super) fn known(gpu: &Gpu) -> Tuning {
 }
 
 fn read(path: &Path, key: &str) -> Tuning {
-    let Ok(text) = std::fs::read_to_string(path) else { return Tuning::default() };
-    let tiles = text.split_once('\n').filter(|(first, _)| *first == key).map(|(_, tiles)| tiles.parse());
-    tiles.and_then(Result::ok).unwrap_or_else(|| {
-        warn(format!("{}: not a tuning of this device and version, and not used", path.display()));
+    if path.symlink_metadata().is_err() {
+        return Tuning::default();
+    }
+    kept(path, key).unwrap_or_else(|| {
+        let why = "not a tuning of this device and version, or damaged, and not used: `signstep tune` makes it anew";
+        warn(format!("{}: {why}", path.display()));
         Tuning::default()
     })
+}
+
+/// The file says in its first line what it holds for; then come the checksum of the rest, and one line for each shape.
+pub(super) fn kept(path: &Path, key: &str) -> Option<Tuning> {
+    let text = String::from_utf8(data::read(path, MAX_BYTES).ok()?).ok()?;
+    let (_, rest) = text.split_once('\n').filter(|(first, _)| *first == key)?;
+    let (sum, tiles) = rest.split_once('\n')?;
+    (data::sha256([tiles.as_bytes()]) == sum).then(|| tiles.parse().ok())?
 }
 
 /// Adds to what is known. The file is put in its place whole.
 fn write(path: &Path, key: &str, known: &Tuning, tuning: &Tuning) -> Result<()> {
     let all: Tuning = known.iter().chain(tuning.iter()).map(|(shape, tile)| (shape.to_string(), tile)).collect();
-    replace(path, format!("{key}\n{all}").as_bytes())
+    replace(path, sealed(key, &all.to_string()).as_bytes())
 }
 
 pub(super) fn run(args: &TuneArgs) -> Result<()> {
@@ -90,8 +104,22 @@ mod tests {
         write(&path, "device", &one, &two).unwrap();
         assert_eq!(read(&path, "device").iter().count(), 2);
         assert!(read(&path, "another device").is_empty());
-        std::fs::write(&path, "device\na: nonsense").unwrap();
-        assert!(read(&path, "device").is_empty());
+        let whole = std::fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            let mut damaged = whole.clone();
+            damaged[at] ^= 1;
+            std::fs::write(&path, &damaged).unwrap();
+            assert!(read(&path, "device").is_empty(), "byte {at}");
+            std::fs::write(&path, &whole[..at]).unwrap();
+            assert!(read(&path, "device").is_empty(), "cut at {at}");
+        }
+        for other in ["device\na: nonsense", "device\n", "", "device"] {
+            std::fs::write(&path, other).unwrap();
+            assert!(read(&path, "device").is_empty());
+        }
+        // What is wrong is made anew.
+        write(&path, "device", &read(&path, "device"), &one).unwrap();
+        assert_eq!(read(&path, "device"), one);
         assert!(write(&folder.join("a/tiles.txt/b"), "device", &one, &two).is_err());
         std::fs::remove_dir_all(folder).unwrap();
     }

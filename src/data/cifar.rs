@@ -12,6 +12,8 @@ use std::path::{Path, PathBuf};
 const DIMS: Dims = Dims::new(3, 32, 32);
 const RECORD: u64 = 1 + DIMS.len() as u64;
 const CLASSES: usize = 10;
+/// Largest file of class names, in bytes.
+const MAX_NAMES: u64 = 1 << 16;
 
 /// Files that a folder may hold: test, then training.
 pub(super) const BATCHES: [&str; 6] = [
@@ -93,7 +95,7 @@ fn class_names(batch: &Path) -> Result<Vec<String>> {
         return Ok(Vec::new());
     }
     let fail = |detail: String| Err(Error::data(path.display().to_string(), detail));
-    let Ok(text) = String::from_utf8(read(&path)?) else { return fail("not UTF-8".into()) };
+    let Ok(text) = String::from_utf8(read(&path, MAX_NAMES)?) else { return fail("not UTF-8".into()) };
     let names: Vec<String> = text.lines().map(str::trim).filter(|l| !l.is_empty()).map(String::from).collect();
     if names.len() != CLASSES || names.iter().any(|name| name.chars().any(char::is_control)) {
         return fail(format!("{} names; {CLASSES} printable ones are expected", names.len()));

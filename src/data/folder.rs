@@ -6,8 +6,7 @@ use crate::error::{Error, Result};
 use crate::model::Dims;
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -15,6 +14,9 @@ pub(super) const LABELS: &str = "labels.csv";
 
 /// Largest file that is read as one picture, in bytes.
 const MAX_FILE: u64 = 1 << 28;
+/// Largest table of labels, and longest line in one, in bytes: a reader of tables notes the place of every field.
+const MAX_TABLE: u64 = 1 << 26;
+const MAX_LINE: usize = 1 << 12;
 
 /// What lies in a folder, in bytewise order; without names that begin with a dot, which systems leave behind.
 pub(super) fn entries(path: &Path) -> Result<Vec<PathBuf>> {
@@ -65,7 +67,7 @@ pub(super) fn open(path: &Path, limit: usize) -> Result<Source> {
             ));
         }
         names = beside.iter().map(|file| name(file).map(String::from)).collect::<Result<Vec<_>>>()?;
-        let bytes = read(&table)?;
+        let bytes = read(&table, MAX_TABLE)?;
         (labels, classes) = labelled(&table.display().to_string(), &bytes, &names)?;
         rows = Some(bytes);
     }
@@ -119,6 +121,10 @@ fn in_classes<'a>(folders: impl Iterator<Item = &'a PathBuf>) -> Result<(Samples
 fn labelled(place: &str, bytes: &[u8], names: &[String]) -> Result<(Vec<i64>, Vec<String>)> {
     let known: BTreeSet<&str> = names.iter().map(String::as_str).collect();
     let mut rows: BTreeMap<String, (String, u64)> = BTreeMap::new();
+    if let Some(line) = bytes.split(|b| *b == b'\n').position(|line| line.len() > MAX_LINE) {
+        let detail = format!("longer than {MAX_LINE} bytes");
+        return Err(Error::data(format!("{place}: line {}", line + 1), detail));
+    }
     let mut reader =
         csv::ReaderBuilder::new().has_headers(false).flexible(true).trim(csv::Trim::All).from_reader(bytes);
     for (i, row) in reader.records().enumerate() {
@@ -174,7 +180,7 @@ fn survey(folder: &Path, names: &[String], hash: &mut Sha256) -> Result<Dims> {
     for name in names {
         let path = folder.join(name);
         let fail = |detail: String| Error::data(path.display().to_string(), detail);
-        let bytes = file(&path)?;
+        let bytes = read(&path, MAX_FILE)?;
         add(hash, name, &bytes);
         let dims = picture::header(&bytes).map_err(fail)?;
         let (one, all) = first.get_or_insert((name, dims));
@@ -196,21 +202,6 @@ fn add(hash: &mut Sha256, name: &str, bytes: &[u8]) {
     hash.update(bytes);
 }
 
-/// The bytes of one picture.
-fn file(path: &Path) -> Result<Vec<u8>> {
-    let fail = |detail: String| Error::data(path.display().to_string(), detail);
-    let metadata = fs::metadata(path).map_err(|e| fail(e.to_string()))?;
-    if !metadata.is_file() {
-        return Err(fail("not a regular file".into()));
-    }
-    if metadata.len() > MAX_FILE {
-        return Err(fail(format!("{} bytes; at most {MAX_FILE} are read as a picture", metadata.len())));
-    }
-    let mut bytes = Vec::new();
-    File::open(path).and_then(|file| file.take(MAX_FILE).read_to_end(&mut bytes)).map_err(|e| fail(e.to_string()))?;
-    Ok(bytes)
-}
-
 #[derive(Debug)]
 struct Pictures {
     folder: PathBuf,
@@ -224,7 +215,7 @@ impl Reader for Pictures {
         for name in self.names.get(range).unwrap_or_default() {
             let path = self.folder.join(name);
             let fail = |detail: String| Error::data(path.display().to_string(), detail);
-            let (dims, pixels) = picture::decode(&file(&path)?).map_err(fail)?;
+            let (dims, pixels) = picture::decode(&read(&path, MAX_FILE)?).map_err(fail)?;
             if dims != (Dims { c: dims.c, ..self.dims }) || dims.c > self.dims.c {
                 return Err(fail(format!("{dims}, and not what it was when it was opened")));
             }

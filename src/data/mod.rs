@@ -29,7 +29,8 @@ use crate::error::{Error, Result};
 use crate::model::Dims;
 use sha2::{Digest, Sha256};
 use std::fmt::{self, Debug};
-use std::fs;
+use std::fs::{self, File};
+use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 
@@ -225,13 +226,22 @@ fn unknown(extension: &str) -> String {
     )
 }
 
-/// The bytes of a small file.
-fn read(path: &Path) -> Result<Vec<u8>> {
-    let fail = |e: std::io::Error| Error::data(path.display().to_string(), e.to_string());
-    if !fs::metadata(path).map_err(fail)?.is_file() {
-        return Err(Error::data(path.display().to_string(), "not a regular file"));
+/// The bytes of a regular file that has no more than `most`.
+pub(crate) fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
+    let fail = |detail: String| Error::data(path.display().to_string(), detail);
+    // Asked before it is opened: opening a pipe waits for whoever writes to it.
+    let metadata = fs::metadata(path).map_err(|e| fail(e.to_string()))?;
+    if !metadata.is_file() {
+        return Err(fail("not a regular file".into()));
     }
-    fs::read(path).map_err(fail)
+    if metadata.len() > most {
+        return Err(fail(format!("{} bytes; at most {most} are read", metadata.len())));
+    }
+    let mut bytes = Vec::new();
+    let read = bytes.try_reserve_exact(metadata.len() as usize).map_err(std::io::Error::from);
+    // A file that grows meanwhile is cut off here, and refused for what it then is.
+    let read = read.and_then(|()| File::open(path)?.take(most).read_to_end(&mut bytes));
+    read.map(|_| bytes).map_err(|e| fail(e.to_string()))
 }
 
 /// SHA-256 of byte strings, one after the other, in hexadecimal.

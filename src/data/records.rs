@@ -11,8 +11,11 @@ use std::ops::Range;
 
 /// About as many bytes are read at once.
 const BLOCK: usize = 1 << 20;
-/// Most values of one image: far beyond what a network here takes, and sizes of records stay small integers.
-const MAX_VALUES: u64 = 1 << 26;
+/// Most values of one image: 65,535 workgroups of 64 invocations step no more. Sizes of records stay small integers, and a
+/// file of a few bytes that promises or unpacks to more costs no more memory than such an image does.
+const MAX_VALUES: u64 = 1 << 22;
+/// Most samples of a set: labels take 8 bytes each, however few a compressed file takes.
+const MAX_SAMPLES: u64 = 1 << 24;
 
 /// What values are stored as.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -104,6 +107,9 @@ impl Layout {
         if n == 0 {
             return Err(format!("empty: shape {shape:?}"));
         }
+        if n > MAX_SAMPLES {
+            return Err(format!("{n} images; at most {MAX_SAMPLES} are read"));
+        }
         let dims = image_dims(c, h, w)?;
         let record = lead + dims.len() * values.size();
         match (usize::try_from(n), n.checked_mul(record as u64).and_then(|size| size.checked_add(start))) {
@@ -142,22 +148,22 @@ impl Layout {
                 each(at + i, &record[..self.lead])?;
             }
             if self.values.dtype != Dtype::U8 {
-                self.decode(place, at, &mut block, &mut Vec::new())?;
+                self.decode(place, at, &mut block, |_| {})?;
             }
             at += n;
         }
         Ok(())
     }
 
-    /// Appends the pixels of whole records, of which the first is sample `at`.
-    fn decode(&self, place: &str, at: usize, block: &mut [u8], out: &mut Vec<f32>) -> Result<()> {
+    /// Gives `each` the pixels of whole records, of which the first is sample `at`.
+    fn decode(&self, place: &str, at: usize, block: &mut [u8], mut each: impl FnMut(Vec<f32>)) -> Result<()> {
         for (i, record) in block.chunks_exact_mut(self.record()).enumerate() {
             let pixels = self.values.pixels(&mut record[self.lead..]);
             if let Some(value) = pixels.iter().find(|value| !(0.0..=1.0).contains(*value)) {
                 let detail = format!("sample {}: value {value} lies outside [0, 1]", at + i);
                 return Err(Error::data(place, detail));
             }
-            out.extend(pixels);
+            each(pixels);
         }
         Ok(())
     }
@@ -181,7 +187,7 @@ impl Reader for Records {
             let n = layout.block().min(range.end - at);
             let block = &mut block[..n * layout.record()];
             self.stream.read_at(layout.start + at as u64 * layout.record() as u64, block)?;
-            layout.decode(&self.place, at, block, out)?;
+            layout.decode(&self.place, at, block, |pixels| out.extend(pixels))?;
             at += n;
         }
         Ok(())
@@ -238,11 +244,12 @@ mod tests {
     fn sizes_that_headers_claim_are_checked_before_anything_is_made_of_them() {
         let new = |shape, dtype| Layout::new(8, shape, 0, Values { dtype, big_endian: false });
         assert!(new([2, 3, 4, 5], Dtype::F32).is_ok());
-        assert!(new([1 << 40, 1, 1, 1], Dtype::U8).is_ok(), "possible, for a header");
+        assert!(new([1 << 24, 1, 1, 1], Dtype::U8).is_ok(), "possible, for a header");
+        assert!(new([(1 << 24) + 1, 1, 1, 1], Dtype::U8).unwrap_err().contains("at most 16777216"));
         for shape in [[0, 1, 1, 1], [1, 0, 1, 1], [1, 1, 1, 0]] {
             assert!(new(shape, Dtype::U8).unwrap_err().contains("empty"), "{shape:?}");
         }
-        for shape in [[1, 1 << 32, 1 << 32, 1], [1, u64::MAX, 2, 2], [1, 1, 1, (1 << 26) + 1], [u64::MAX, 1, 1, 9]] {
+        for shape in [[1, 1 << 32, 1 << 32, 1], [1, u64::MAX, 2, 2], [1, 1, 1, (1 << 22) + 1], [u64::MAX, 1, 1, 9]] {
             assert!(new(shape, Dtype::F64).is_err(), "{shape:?}");
         }
         assert!(new([1, 1, 1, 1], Dtype::I64).unwrap_err().contains("I64"));

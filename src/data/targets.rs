@@ -4,24 +4,35 @@ use super::read;
 use crate::error::{Error, Result};
 use std::path::Path;
 
+/// Longest line, in bytes.
+const MAX_LINE: u64 = 64;
+
 /// Reads one target class a line for `n` samples; −1 stands for none.
 ///
 /// # Errors
 /// [`Error::Data`] naming the line: no integer, not below `classes`, or not `n` lines.
 pub fn read_targets(path: &Path, n: usize, classes: usize) -> Result<Vec<i64>> {
     let place = path.display().to_string();
-    let text = String::from_utf8(read(path)?).map_err(|_| Error::data(&place, "not UTF-8 text"))?;
-    let mut targets = Vec::new();
+    // A line that is any target is no longer than this.
+    let most = (n as u64 + 1).saturating_mul(MAX_LINE);
+    let text = String::from_utf8(read(path, most)?).map_err(|_| Error::data(&place, "not UTF-8 text"))?;
+    let (mut targets, mut count) = (Vec::new(), 0);
     for (i, line) in text.lines().enumerate() {
         let fail = |detail: String| Err(Error::data(format!("{place}: line {}", i + 1), detail));
         match line.trim().parse::<i64>() {
-            Ok(target) if target >= -1 && target < classes as i64 => targets.push(target),
+            // More than there are samples are counted, not kept.
+            Ok(target) if target >= -1 && target < classes as i64 => {
+                count += 1;
+                if count <= n {
+                    targets.push(target);
+                }
+            }
             Ok(target) => return fail(format!("target {target}; -1 to {} are expected", classes as i64 - 1)),
             Err(_) => return fail("not an integer".into()),
         }
     }
-    if targets.len() != n {
-        return Err(Error::data(place, format!("{} targets for {n} samples", targets.len())));
+    if count != n {
+        return Err(Error::data(place, format!("{count} targets for {n} samples")));
     }
     Ok(targets)
 }

@@ -31,7 +31,8 @@ impl Dims {
 
     /// Values in one sample.
     pub const fn len(&self) -> usize {
-        self.c * self.h * self.w
+        // Of shapes that no memory holds no product may wrap round.
+        self.c.saturating_mul(self.h).saturating_mul(self.w)
     }
 
     /// True when a side is zero.
@@ -202,7 +203,7 @@ impl Layer {
                 if c.inputs != x.c || c.outputs == 0 {
                     return fail(format!("takes {} channels and gives {}, but {x} enters", c.inputs, c.outputs));
                 }
-                let side = |n: usize| (n + 2 * c.padding).checked_sub(c.kernel).map(|d| d / c.stride + 1);
+                let side = |n: usize| n.saturating_add(2 * c.padding).checked_sub(c.kernel).map(|d| d / c.stride + 1);
                 match (side(x.h), side(x.w)) {
                     (Some(h), Some(w)) if x.h > 0 && x.w > 0 => Ok(Dims::new(c.outputs, h, w)),
                     _ => fail(format!("kernel {} is larger than the padded input {x}", c.kernel)),
@@ -215,7 +216,7 @@ impl Layer {
             Layer::MaxPool { size, stride, padding } | Layer::AvgPool { size, stride, padding } => {
                 // A place in a window is one byte; a window of padding alone would have no maximum.
                 let largest = if matches!(self, Layer::MaxPool { .. }) { 15 } else { 255 };
-                let side = |n: usize| (n + 2 * padding).checked_sub(*size).map(|d| d / stride + 1);
+                let side = |n: usize| n.saturating_add(2 * padding).checked_sub(*size).map(|d| d / stride + 1);
                 let sound = (1..=largest).contains(size) && *stride > 0 && *padding <= size / 2 && !x.is_empty();
                 match (sound, sound.then(|| side(x.h)).flatten(), sound.then(|| side(x.w)).flatten()) {
                     (true, Some(h), Some(w)) => Ok(Dims::new(x.c, h, w)),
@@ -242,7 +243,7 @@ impl Layer {
                         if added % 8 != 0 {
                             return fail(format!("{added} added channels: only multiples of eight are supported"));
                         }
-                        Dims::new(x.c + added, x.h.div_ceil(2), x.w.div_ceil(2))
+                        Dims::new(x.c.saturating_add(*added), x.h.div_ceil(2), x.w.div_ceil(2))
                     }
                 };
                 if y != want {
@@ -259,7 +260,12 @@ impl Layer {
 /// # Errors
 /// As [`Layer::output`].
 pub fn output(layers: &[Layer], x: Dims) -> Result<Dims> {
-    layers.iter().try_fold(x, |x, layer| layer.output(x))
+    layers.iter().try_fold(x, |x, layer| match layer.output(x)? {
+        y if y.len() > MAX_VALUES => {
+            Err(Error::model(layer.label(), format!("gives {y}: more than {MAX_VALUES} values of one sample")))
+        }
+        y => Ok(y),
+    })
 }
 
 /// The first batch norm among layers, and those inside them.
@@ -269,6 +275,9 @@ fn first_norm<'a>(layers: impl IntoIterator<Item = &'a Layer>) -> Option<&'a str
         _ => layer.inner().find_map(|l| first_norm([l])),
     })
 }
+
+/// Most values in one sample of any layer: far beyond what a GPU buffer holds, and no product of sides overflows.
+pub(crate) const MAX_VALUES: usize = 1 << 30;
 
 /// Weights of one convolution (`[K, C, R, S]`) or linear layer (`[K, C·H·W]`), outermost axis first, and its bias `[K]`; of a
 /// batch norm that was not folded its gain and bias, both `[C]`.
@@ -342,6 +351,9 @@ impl Model {
         if self.input.is_empty() {
             return Err(Error::model("input", format!("{}: every side must be 1 or more", self.input)));
         }
+        if self.input.len() > MAX_VALUES {
+            return Err(Error::model("input", format!("{}: more than {MAX_VALUES} values", self.input)));
+        }
         if self.layers.is_empty() {
             return Err(Error::model("layers", "there are none"));
         }
@@ -354,8 +366,12 @@ impl Model {
             self.check_params(layer.inner())?;
             let (name, weights, outputs) = match layer {
                 Layer::BatchNorm { name, channels } => (name, *channels, *channels),
-                Layer::Conv2d(c) => (&c.name, c.outputs * c.inputs * c.kernel * c.kernel, c.outputs),
-                Layer::Linear(l) => (&l.name, l.inputs * l.outputs, l.outputs),
+                // As large as may be where that overflows: no parameters are as many.
+                Layer::Conv2d(c) => {
+                    let taps = c.inputs.saturating_mul(c.kernel * c.kernel);
+                    (&c.name, c.outputs.saturating_mul(taps), c.outputs)
+                }
+                Layer::Linear(l) => (&l.name, l.inputs.saturating_mul(l.outputs), l.outputs),
                 _ => continue,
             };
             match self.params.get(name) {

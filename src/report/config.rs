@@ -63,6 +63,9 @@ pub struct Config {
     pub quantise: bool,
     /// Whether samples that are wrong when clean were stepped as well.
     pub attack_all: bool,
+    /// Whether samples in which NaN or infinity arose are delivered as they were, and marked, in place of an error.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep_going: bool,
     /// Seed of everything random.
     pub seed: u64,
     /// Largest number of samples read, if it was limited.
@@ -272,6 +275,7 @@ pub(crate) mod tests {
             bounds: Some((0.0, 1.0)),
             quantise: true,
             attack_all: false,
+            keep_going: false,
             seed: 7,
             limit: None,
             radii: Vec::new(),

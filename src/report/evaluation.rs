@@ -1,13 +1,14 @@
 //! `eval.json`: robust accuracy against a list of attacks, what it took, and what speaks for it.
 
 use super::config::SCHEMA_VERSION;
+use super::json::MAX_BYTES;
 use super::{DataFacts, Device, Distance, Evidence, Ledger, ModelFacts, Tally, wilson};
 use crate::attack::{Norm, budget};
+use crate::data;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
 /// What was asked for, after defaults were filled in: all that decides the bytes, beside model and data.
@@ -203,7 +204,7 @@ impl Evaluation {
     /// [`Error::Data`] naming the file.
     pub fn read(path: &Path) -> Result<Self> {
         let fail = |detail: String| Error::data(path.display().to_string(), detail);
-        let bytes = fs::read(path).map_err(|e| fail(e.to_string()))?;
+        let bytes = data::read(path, MAX_BYTES)?;
         serde_json::from_slice(&bytes).map_err(|e| fail(format!("no evaluation of this program: {e}")))
     }
 

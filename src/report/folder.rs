@@ -4,10 +4,11 @@
 //! `parts/run.json` can be gone on with, and a kill at any moment leaves one of the two.
 
 use super::config::differences;
+use super::json::MAX_BYTES;
 use super::tensors::{Columns, TensorFile, join, slots, with_views};
 use super::{Device, Figures, Identity, Report, Timing, curve, pictures, samples, table};
 use crate::attack::{Health, Outcome, Perturbation};
-use crate::data::{View, hexadecimal, sha256, write_file, write_safetensors};
+use crate::data::{View, hexadecimal, read, sha256, write_file, write_safetensors};
 use crate::error::{Error, Result};
 use crate::model::Dims;
 use serde::{Deserialize, Serialize};
@@ -157,7 +158,8 @@ impl Folder {
                 return Ok(Opened::Complete(Box::new(report)));
             }
             discard = true;
-        } else if let Ok(text) = fs::read(parts.join(MANIFEST)) {
+        } else if parts.join(MANIFEST).symlink_metadata().is_ok() {
+            let text = read(&parts.join(MANIFEST), MAX_BYTES).map_err(|e| foreign(path, &e))?;
             let earlier: Manifest = serde_json::from_slice(&text).map_err(|e| foreign(&parts.join(MANIFEST), &e))?;
             refuse_other(&earlier.identity, &earlier.device)?;
         } else if let Some(name) = NAMES.iter().find(|name| there(name)) {
@@ -308,7 +310,7 @@ impl Folder {
     /// [`Error::Output`] naming the file.
     pub fn add(&mut self, outcome: &Outcome, rungs: &[Option<usize>], attack: Duration) -> Result<()> {
         let (first, config) = (self.next(), &self.manifest.identity.config);
-        let columns = Columns::new(config, first, outcome.len(), rungs);
+        let columns = Columns::new(config, first, outcome, rungs);
         let mut part = Part {
             run: self.run.clone(),
             first,

@@ -1,13 +1,19 @@
 //! `report.json`: the figures of a run for other programs, and for this one when it is asked again. Fields keep their
 //! order; a change that could break a reader raises the schema version.
 
-use super::{Device, EpsRow, Figures, Identity, MinEps, Statistics};
+use super::{Device, EpsRow, Figures, Identity, MinEps, Shard, Statistics};
+use crate::data;
 use crate::error::{Error, Result};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 use std::time::Duration;
+
+/// Largest file of the program's own that is read as JSON, in bytes: what is read takes several times as much memory.
+pub(crate) const MAX_BYTES: u64 = 4 << 20;
+
+/// Samples of a run are fewer than 2^32: their ids are words.
+const MAX_SAMPLES: usize = u32::MAX as usize;
 
 /// How long the parts of a run took, and how much work the attack was. Times of shards add up.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -47,7 +53,7 @@ impl Timing {
             load_ms: round(self.load_ms + other.load_ms),
             compile_ms: round(self.compile_ms + other.compile_ms),
             attack_ms: round(self.attack_ms + other.attack_ms),
-            sample_steps: self.sample_steps + other.sample_steps,
+            sample_steps: self.sample_steps.saturating_add(other.sample_steps),
             ..self
         }
         .rated(samples)
@@ -137,8 +143,31 @@ impl Report {
     /// [`Error::Data`] naming the file.
     pub fn read(path: &Path) -> Result<Self> {
         let fail = |detail: String| Error::data(path.display().to_string(), detail);
-        let bytes = fs::read(path).map_err(|e| fail(e.to_string()))?;
-        serde_json::from_slice(&bytes).map_err(|e| fail(format!("no report of this program: {e}")))
+        let bytes = data::read(path, MAX_BYTES)?;
+        let report: Report =
+            serde_json::from_slice(&bytes).map_err(|e| fail(format!("no report of this program: {e}")))?;
+        if report.is_consistent() { Ok(report) } else { Err(fail("its figures contradict each other".into())) }
+    }
+
+    /// Whether its counts can be those of one run: what follows from them is then no matter of trust.
+    fn is_consistent(&self) -> bool {
+        let Identity { config, data, shard, .. } = &self.identity;
+        let samples = self.identity.range().len();
+        let whole = shard.is_none_or(|s| Shard::new(s.index, s.count, data.samples) == Ok(s));
+        let counted = |s: &Statistics| s.samples == samples && s.parts().iter().all(|part| *part <= samples);
+        let radii = self.eps.len() == config.radii.len() && self.eps.iter().all(|row| counted(&row.statistics));
+        let rungs = match (&config.ladder, &self.min_eps) {
+            (None, None) => true,
+            (Some(ladder), Some(least)) => {
+                let turned = least.counts.iter().try_fold(0_usize, |sum, n| sum.checked_add(*n));
+                ladder.rungs > 0
+                    && ladder.of > 0
+                    && least.counts.len() == ladder.rungs as usize
+                    && turned.is_some_and(|turned| turned <= samples)
+            }
+            _ => false,
+        };
+        whole && samples <= MAX_SAMPLES && counted(&self.statistics) && radii && rungs
     }
 
     /// What [`Report::new`] was given.

@@ -87,6 +87,10 @@ fn read(folder: &Path) -> Result<Report> {
     if report.identity.shard.is_none() {
         return fail("holds a whole run, not a shard (--shard I/N)");
     }
+    let rows = TensorFile::open(&folder.join(TENSORS))?.shape("clean").and_then(|shape| shape.first().copied());
+    if rows != report.statistics.samples.checked_mul(report.identity.config.rows_each()) {
+        return fail("its report does not count what its tensors hold");
+    }
     Ok(report)
 }
 

@@ -26,7 +26,7 @@ pub use evaluation::{EvalConfig, EvalIdentity, EvalTiming, Evaluation, Rate, Str
 pub use evaluation_folder::{EvalFolder, EvalOpened};
 pub use evaluation_text::{evaluation_csv, evaluation_markdown, evaluation_table};
 pub use folder::{Folder, Opened, Part};
-pub(crate) use json::text as json_text;
+pub(crate) use json::{MAX_BYTES, text as json_text};
 pub use json::{Rates, Report, Timing};
 pub use ledger::{Evidence, Ledger, Tally};
 pub use merge::merge;

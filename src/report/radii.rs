@@ -51,7 +51,7 @@ impl Ladder {
 
     /// Runs of the attack that a search takes at most, the first at the last rung included.
     pub fn rounds(&self) -> u64 {
-        1 + u64::from(u32::BITS - (self.rungs - 1).leading_zeros())
+        1 + u64::from(u32::BITS - self.rungs.saturating_sub(1).leading_zeros())
     }
 }
 

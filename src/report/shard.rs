@@ -45,7 +45,7 @@ impl Shard {
 
     /// Its samples, by index in the whole data set.
     pub fn range(&self) -> Range<usize> {
-        self.first..self.first + self.samples
+        self.first..self.first.saturating_add(self.samples)
     }
 }
 

@@ -44,7 +44,8 @@ impl Statistics {
         let k = o.clean_logits.len() / o.len().max(1);
         let still_right = |logits: &[f32]| {
             let right = |i: &usize| argmax(&logits[i * k..(i + 1) * k]) as i64 == o.labels[*i];
-            rows.clone().filter(|i| o.clean_correct[*i] && right(i)).count()
+            // What NaN arose in is not known to be right, whatever is delivered for it.
+            rows.clone().filter(|i| o.clean_correct[*i] && o.health[*i].is_healthy() && right(i)).count()
         };
         let pixels = (o.clean.len() / o.len().max(1)) as u64;
         let without = |i: &usize| o.steps_taken[*i] > 0 && o.zero_gradients[*i] >= pixels * o.steps_taken[*i];
@@ -64,6 +65,22 @@ impl Statistics {
         }
     }
 
+    /// Counts that are of some of the samples.
+    pub(super) fn parts(&self) -> [usize; 8] {
+        let Statistics { clean_correct, attacked, successes, successes_float, .. } = *self;
+        let Statistics { robust, robust_float, samples_without_gradient, nonfinite_samples, .. } = *self;
+        [
+            clean_correct,
+            attacked,
+            successes,
+            successes_float,
+            robust,
+            robust_float,
+            samples_without_gradient,
+            nonfinite_samples,
+        ]
+    }
+
     /// Those of two parts together.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {
@@ -77,7 +94,7 @@ impl Statistics {
             robust_float: self.robust_float + other.robust_float,
             max_perturbation: self.max_perturbation.max(other.max_perturbation),
             snapped: self.snapped.max(other.snapped),
-            zero_gradient_pixels: self.zero_gradient_pixels + other.zero_gradient_pixels,
+            zero_gradient_pixels: self.zero_gradient_pixels.saturating_add(other.zero_gradient_pixels),
             samples_without_gradient: self.samples_without_gradient + other.samples_without_gradient,
             nonfinite_samples: self.nonfinite_samples + other.nonfinite_samples,
         }

@@ -9,7 +9,7 @@ use crate::model::Dims;
 use crate::weights;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -33,11 +33,12 @@ impl TensorFile {
     pub fn open(path: &Path) -> Result<Self> {
         let fail = |detail: String| Error::data(path.display().to_string(), detail);
         let os = |e: io::Error| fail(e.to_string());
-        let mut file = BufReader::new(File::open(path).map_err(os)?);
-        let facts = file.get_ref().metadata().map_err(os)?;
+        // Asked before it is opened: opening a pipe waits for whoever writes to it.
+        let facts = fs::metadata(path).map_err(os)?;
         if !facts.is_file() {
             return Err(fail("not a regular file".into()));
         }
+        let mut file = BufReader::new(File::open(path).map_err(os)?);
         // The length of the header, then the header, as far as there is one; what they hold is judged in one place.
         let mut prefix = Vec::new();
         (&mut file).take(8).read_to_end(&mut prefix).map_err(os)?;
@@ -164,12 +165,14 @@ pub(super) struct Columns {
     pub eps: Vec<f32>,
     /// The smallest radius that turns the sample, infinite where none does, where that was looked for.
     pub min_eps: Vec<f32>,
+    /// Where NaN or infinity arose ([`crate::attack::Health`]), 0 for nowhere, where that is no error.
+    pub health: Vec<u8>,
 }
 
 impl Columns {
-    /// Of samples from `first` on, which have `rows` rows in all; `rungs` says where each was turned first.
-    pub(super) fn new(config: &Config, first: usize, rows: usize, rungs: &[Option<usize>]) -> Self {
-        let each = config.rows_each();
+    /// Of the samples of `outcome`, from `first` on; `rungs` says where each was turned first.
+    pub(super) fn new(config: &Config, first: usize, outcome: &Outcome, rungs: &[Option<usize>]) -> Self {
+        let (each, rows) = (config.rows_each(), outcome.len());
         let many = if config.radii.is_empty() { 0..0 } else { 0..rows };
         let least = |ladder: Ladder| {
             let eps = |rung: &Option<usize>| rung.map_or(f32::INFINITY, |k| ladder.radius(k as u32 + 1).value as f32);
@@ -179,6 +182,7 @@ impl Columns {
             sample: many.clone().map(|row| (first + row / each) as i64).collect(),
             eps: many.map(|row| config.radii[row % each].eps.value as f32).collect(),
             min_eps: config.ladder.map_or_else(Vec::new, least),
+            health: if config.keep_going { outcome.health.iter().map(|h| h.0 as u8).collect() } else { Vec::new() },
         }
     }
 }
@@ -191,6 +195,7 @@ pub(super) fn slots(n: usize, dims: Dims, classes: usize, config: &Config) -> Ve
     let (several, least) = (!config.radii.is_empty(), config.ladder.is_some());
     let is_there = |name: &str| match name {
         "eps" | "sample" => several,
+        "health" => config.keep_going,
         "min_eps" => least,
         _ => true,
     };
@@ -201,6 +206,7 @@ pub(super) fn slots(n: usize, dims: Dims, classes: usize, config: &Config) -> Ve
         ("clean", Dtype::F32, &image),
         ("clean_logits", Dtype::F32, &logits),
         ("eps", Dtype::F32, &one),
+        ("health", Dtype::U8, &one),
         ("l2", Dtype::F32, &one),
         ("labels", Dtype::I64, &one),
         ("linf", Dtype::F32, &one),
@@ -223,7 +229,7 @@ pub(super) fn with_views<T>(o: &Outcome, columns: &Columns, dims: Dims, f: impl 
     let flags = |flags: &[bool]| flags.iter().map(|f| u8::from(*f)).collect::<Vec<u8>>();
     let (attacked, success) = (flags(&o.attacked), flags(&o.success));
     let image = [n, dims.c, dims.h, dims.w];
-    let Columns { sample, eps, min_eps } = columns;
+    let Columns { sample, eps, min_eps, health } = columns;
     let mut views = vec![
         ("adversarial", View::f32(&image, &o.adversarial)),
         ("adversarial_logits", View::f32(&[n, k], &o.adversarial_logits)),
@@ -231,6 +237,7 @@ pub(super) fn with_views<T>(o: &Outcome, columns: &Columns, dims: Dims, f: impl 
         ("clean", View::f32(&image, &o.clean)),
         ("clean_logits", View::f32(&[n, k], &o.clean_logits)),
         ("eps", View::f32(&[eps.len()], eps)),
+        ("health", View::u8(&[health.len()], health)),
         ("l2", View::f32(&[n], &o.l2)),
         ("labels", View::i64(&[n], &o.labels)),
         ("linf", View::f32(&[n], &o.linf)),
@@ -240,7 +247,8 @@ pub(super) fn with_views<T>(o: &Outcome, columns: &Columns, dims: Dims, f: impl 
         ("success", View::u8(&[n], &success)),
         ("targets", View::i64(&[n], &o.targets)),
     ];
-    views.retain(|(name, view)| !(matches!(*name, "eps" | "min_eps" | "sample") && view.bytes().is_empty()));
+    let seldom = |name: &str| matches!(name, "eps" | "health" | "min_eps" | "sample");
+    views.retain(|(name, view)| !(seldom(name) && view.bytes().is_empty()));
     f(&views)
 }
 
@@ -300,7 +308,6 @@ mod tests {
     use super::*;
     use crate::data::write_safetensors;
     use std::collections::BTreeMap;
-    use std::fs;
 
     #[test]
     fn joined_files_are_the_file_that_was_never_divided() {

@@ -10,6 +10,7 @@ mod tell;
 
 use super::engine::Place;
 use super::{answer, bytes, complain, warn};
+use crate::data;
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Storage};
 use crate::plan::Tuning;
@@ -289,10 +290,20 @@ fn batches(args: &BenchArgs) -> Result<Vec<usize>> {
     }
 }
 
+/// Reads results, and holds them against themselves.
+pub(super) fn read_baseline(file: &Path) -> Result<()> {
+    let results = Results::read(file)?;
+    // Rows that are NaN are slower than themselves.
+    match baseline::compare(&results, &results, 0.0) {
+        Err(Error::Threshold(_)) | Ok(_) => Ok(()),
+        Err(e) => Err(e),
+    }
+}
+
 fn own(args: &BenchArgs) -> Result<Option<kernels::Own>> {
     let (Some(file), Some(entry)) = (&args.wgsl, &args.entry) else { return Ok(None) };
     let fail = |detail: String| Error::Data { place: file.display().to_string(), detail };
-    let text = fs::read_to_string(file).map_err(|e| fail(format!("cannot be read: {e}")))?;
+    let text = String::from_utf8(data::read(file, 1 << 20)?).map_err(|_| fail("not UTF-8 text".into()))?;
     let grid = args.grid.as_ref().map(|text| {
         let number = |t: &str| t.trim().parse::<u32>().ok().filter(|n| (1..=65_535).contains(n));
         let numbers = text.split_once(',').and_then(|(x, y)| Some((number(x)?, number(y)?)));

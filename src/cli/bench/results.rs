@@ -1,7 +1,8 @@
 //! What was measured, as data: kept as JSON, told as tables, compared with what was kept.
 
+use crate::data;
 use crate::error::{Error, Result};
-use crate::report::Device;
+use crate::report::{Device, MAX_BYTES};
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::Path;
@@ -147,9 +148,9 @@ impl Results {
     /// Reads what [`Results::json`] wrote.
     pub(super) fn read(path: &Path) -> Result<Self> {
         let fail = |detail: String| Error::Data { place: path.display().to_string(), detail };
-        let text = fs::read_to_string(path).map_err(|e| fail(format!("cannot be read: {e}")))?;
+        let text = data::read(path, MAX_BYTES)?;
         let value: serde_json::Value =
-            serde_json::from_str(&text).map_err(|e| fail(format!("no results of bench: {e}")))?;
+            serde_json::from_slice(&text).map_err(|e| fail(format!("no results of bench: {e}")))?;
         match value.get("schema_version").and_then(serde_json::Value::as_u64) {
             Some(v) if v == u64::from(SCHEMA) => {}
             Some(v) => return Err(fail(format!("results of schema {v}; this program reads {SCHEMA}"))),

@@ -1,0 +1,98 @@
+//! Every kernel between canaries: words around every binding, and behind what a kernel was given within it, are as they were
+//! after it ran, and what it wrote is what it writes without them.
+
+mod common;
+
+use common::{Rng, conv, gpu, linear, projected, random_model, residual};
+use signstep::kernel::Kernel;
+use signstep::model::{Dims, Layer, Model};
+use signstep::plan::{Family, Tile};
+use signstep::trial::{Setup, Trial, guarded};
+use signstep::{Plan, Storage, Target, Variant};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Odd sides, channels that are no whole texels, every kind of layer.
+fn networks() -> [Model; 2] {
+    let mut rng = Rng::new(11);
+    let normalise = Layer::Normalise { mean: vec![0.4; 3], std: vec![0.3; 3] };
+    let first = vec![
+        normalise,
+        conv("a", 3, 7, 3, 1, 1),
+        Layer::Relu,
+        Layer::MaxPool { size: 3, stride: 2, padding: 1 },
+        residual(vec![conv("b", 7, 7, 3, 1, 1), Layer::Relu, conv("c", 7, 7, 3, 1, 1)], 0),
+        Layer::Relu,
+        residual(vec![conv("d", 7, 15, 3, 2, 1), Layer::Relu, conv("e", 15, 15, 1, 1, 0)], 8),
+        Layer::Relu,
+        Layer::GlobalAvgPool,
+        linear("z", 15, 5),
+    ];
+    let second = vec![
+        conv("a", 1, 6, 5, 1, 2),
+        Layer::Relu,
+        Layer::AvgPool { size: 2, stride: 2, padding: 0 },
+        projected(vec![conv("b", 6, 9, 3, 2, 1), Layer::Relu, conv("c", 9, 9, 3, 1, 1)], conv("p", 6, 9, 1, 2, 0)),
+        Layer::Relu,
+        conv("f", 9, 5, 3, 3, 1),
+        Layer::Flatten,
+        linear("y", 10, 9),
+        Layer::Relu,
+        linear("z", 9, 3),
+    ];
+    [random_model(&mut rng, Dims::new(3, 13, 11), first), random_model(&mut rng, Dims::new(1, 9, 15), second)]
+}
+
+#[test]
+fn no_kernel_touches_what_is_not_its_own() {
+    let device = Target::of(gpu()).unwrap();
+    let (mut words, mut runs, mut kernels) = (0, 0, BTreeSet::new());
+    let mut touched: BTreeMap<String, usize> = BTreeMap::new();
+    let tiles = [(Family::Register, 2, 4), (Family::Broadcast, 2, 4), (Family::Workgroup, 4, 16)];
+    for model in networks() {
+        for storage in [Storage::Buffer, Storage::Texture] {
+            let target = Target { storage, ..device.clone() };
+            // Of each family one tile, where the device has it.
+            let offered = Tile::all(&target);
+            let of = |(family, ..): &(Family, u32, u32)| offered.iter().find(|t| t.family == *family);
+            let tiles = tiles.iter().filter_map(of).map(|t| Variant::Only(*t));
+            for variant in [Variant::Naive].into_iter().chain(tiles) {
+                let plan = Plan::new(&model, &Target { variant, ..target.clone() }).unwrap();
+                let mut known: Vec<&Kernel> = Vec::new();
+                for d in plan.dispatches() {
+                    if known.contains(&&d.kernel) {
+                        continue;
+                    }
+                    known.push(&d.kernel);
+                    for samples in [1, 3] {
+                        let found = guarded(gpu(), std::slice::from_ref(d), &plan.resources, samples).unwrap();
+                        for what in &found.touched {
+                            *touched.entry(format!("{}: {what}", d.kernel.entry)).or_default() += 1;
+                        }
+                        // In buffers the data are those of a trial: so are the results.
+                        if storage == Storage::Buffer {
+                            let alone =
+                                Trial::new(gpu(), std::slice::from_ref(d), &plan.resources, &Setup::once(samples));
+                            assert_eq!(found.outputs, alone.unwrap().outputs().unwrap(), "{d}, {samples} samples");
+                        }
+                        words += found.words;
+                        runs += 1;
+                        kernels.insert(d.kernel.entry);
+                    }
+                }
+            }
+        }
+    }
+    assert!(touched.is_empty(), "{touched:#?}");
+    let missing: Vec<_> = Kernel::entries().into_iter().filter(|e| !kernels.contains(e)).collect();
+    println!("{} kernels, {runs} runs, {words} canaries, all as they were; not run: {missing:?}", kernels.len());
+    // Kernels that look at a device, and those of subgroups where it has none.
+    let broadcast = Family::Broadcast.is_offered(&device);
+    let workgroup = Family::Workgroup.is_offered(&device);
+    for entry in missing {
+        let excused = entry.starts_with("probe_")
+            || entry == "subgroup_check"
+            || (entry.ends_with("_broadcast") && !broadcast)
+            || (entry.ends_with("_workgroup") && !workgroup);
+        assert!(excused, "{entry} was never run");
+    }
+}
