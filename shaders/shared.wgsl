@@ -24,7 +24,7 @@ fn shared_apply(@builtin(global_invocation_id) id: vec3<u32>) {
 //# kernel shared_sum
 // sum <- sum ± dx, up for samples that ascend and down for those that descend. One invocation for one value of an image: it
 // takes one sample after the other, in their order, and goes on from what the chunk before left. So the sum is the same however
-// the samples are cut into chunks.
+// the samples are cut into chunks; a chunk has MOST of them at most.
 //# samples: storage read array<Sample>                [N]
 //# dx: storage read array<f32>                        [N, LEN], input gradient
 //# health: storage read array<u32>                    [N], all marks of this gradient are made
@@ -36,7 +36,10 @@ fn shared_sum(@builtin(global_invocation_id) id: vec3<u32>) {
         return;
     }
     var so_far = sum[id.x];
-    for (var n = 0u; n < arrayLength(&health); n++) {
+    for (var n = 0u; n < MOST; n++) {
+        if (n >= arrayLength(&health)) {
+            break;
+        }
         // NaN or infinity anywhere in a sample: nothing of it is added, now or later.
         if ((health[n] & 7u) == 0u) {
             let g = dx[n * LEN + id.x];

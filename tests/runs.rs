@@ -153,7 +153,7 @@ fn a_shared_perturbation_is_the_same_in_any_parts_and_outlives_a_kill() {
         assert!(shared("whole") == shared(out), "{what}: the perturbation differs");
     };
     for (i, parts) in
-        ["--chunk 1 --batch 7", "--chunk 7 --batch 1", "--chunk 64 --batch 64", "--memory 150K"].iter().enumerate()
+        ["--chunk 1 --batch 7", "--chunk 7 --batch 1", "--chunk 64 --batch 64", "--memory 300K"].iter().enumerate()
     {
         bench.ok(&format!("{attack} --out parts-{i} {parts}"));
         same(parts, &format!("parts-{i}"));
