@@ -29,8 +29,23 @@ fn unit(word: u32) -> f64 {
     f64::from(word >> 8) / f64::from(1 << 24)
 }
 
-/// A ResNet-18 that was never trained: convolutions and the linear layer uniform within ±1/√(inputs of an output), batch norm 1 and 0,
-/// which is what PyTorch begins with.
+/// From N(0, 1), by Box and Muller.
+fn normals(mut words: impl Iterator<Item = u32>) -> impl Iterator<Item = f64> {
+    std::iter::from_fn(move || Some([words.next()?, words.next()?])).flat_map(|[a, b]| {
+        // 1 − u is never zero.
+        let (radius, angle) = ((-2.0 * (1.0 - unit(a)).ln()).sqrt(), TAU * unit(b));
+        [radius * angle.cos(), radius * angle.sin()]
+    })
+}
+
+/// Uniform within ±1/√inputs.
+fn uniform(words: impl Iterator<Item = u32>, inputs: usize) -> impl Iterator<Item = f32> {
+    let bound = 1.0 / (inputs as f64).sqrt();
+    words.map(move |word| ((2.0 * unit(word) - 1.0) * bound) as f32)
+}
+
+/// A ResNet-18 that was never trained, as torchvision's begins: convolutions from N(0, 2/(outputs·kernel²)), the linear layer uniform
+/// within ±1/√inputs, batch norm 1 and 0.
 ///
 /// # Errors
 /// None: its layers fit each other.
@@ -38,24 +53,22 @@ pub fn network(seed: u64) -> Result<(Arch, Tensors)> {
     let arch = resnet18();
     let mut tensors = Tensors::new();
     for (index, (name, shape)) in expected(&arch.layers)?.into_iter().enumerate() {
-        let len = shape.iter().product();
-        let (layer, part) = name.rsplit_once('.').unwrap_or(("", &name));
-        let inputs: usize = match part {
-            // A bias is as wide as its layer's weights.
-            "bias" => {
-                tensors.get(&format!("{layer}.weight")).map_or(1, |(s, _): &(Vec<usize>, _)| s[1..].iter().product())
+        let len: usize = shape.iter().product();
+        let words = || words(seed, WEIGHTS, index as u32);
+        // A bias is as wide as its layer's weights.
+        let inputs = |name: &str| name.strip_suffix("bias").and_then(|layer| tensors.get(&format!("{layer}weight")));
+        let values: Vec<f32> = match (&shape[..], name.rsplit('.').next()) {
+            (&[outputs, _, kernel, _], _) => {
+                let deviation = (2.0 / (outputs * kernel * kernel) as f64).sqrt();
+                normals(words()).take(len).map(|v| (deviation * v) as f32).collect()
             }
-            _ => shape[1..].iter().product(),
-        };
-        let is_drawn = part == "weight" && shape.len() > 1 || part == "bias" && inputs > 1;
-        let bound = 1.0 / (inputs as f64).sqrt();
-        let values = match part {
-            _ if is_drawn => {
-                let drawn = words(seed, WEIGHTS, index as u32).take(len);
-                drawn.map(|w| ((2.0 * unit(w) - 1.0) * bound) as f32).collect()
-            }
-            "weight" | "running_var" => vec![1.0; len],
-            _ => vec![0.0; len],
+            (&[_, inputs], _) => uniform(words(), inputs).take(len).collect(),
+            (_, Some("bias")) => match inputs(&name) {
+                Some((shape, _)) if shape.len() == 2 => uniform(words(), shape[1]).take(len).collect(),
+                _ => vec![0.0; len],
+            },
+            (_, Some("running_mean")) => vec![0.0; len],
+            _ => vec![1.0; len],
         };
         tensors.insert(name, (shape, values));
     }
@@ -69,15 +82,7 @@ pub fn has_batch_norm<'a>(layers: impl IntoIterator<Item = &'a Layer>) -> bool {
 
 /// `n` images from N(0, 1) with random targets; the first's is 1.
 pub fn images(seed: u64, n: usize, one: usize, classes: usize) -> Batch {
-    let normal = |words: &[u32]| {
-        // Box and Muller; 1 − u is never zero.
-        let (radius, angle) = ((-2.0 * (1.0 - unit(words[0])).ln()).sqrt(), TAU * unit(words[1]));
-        [(radius * angle.cos()) as f32, (radius * angle.sin()) as f32]
-    };
-    let image = |i: usize| {
-        let words: Vec<u32> = words(seed, IMAGES, i as u32).take(one.next_multiple_of(2)).collect();
-        words.chunks_exact(2).flat_map(normal).take(one).collect::<Vec<f32>>()
-    };
+    let image = |i: usize| normals(words(seed, IMAGES, i as u32)).take(one).map(|v| v as f32);
     let target = |i: usize| {
         let word = words(seed, TARGETS, i as u32).next().unwrap_or(0);
         if i == 0 { 1 } else { ((u64::from(word) * classes as u64) >> 32) as u32 }
@@ -221,6 +226,8 @@ pub fn rows(
             if n > 1 {
                 numbers.same_bits = Some(same_bits(&run.x, &alone.x));
                 numbers.first_signs_differ = Some(differing(&run.first, &alone.first));
+                let bits = |x: &[f32]| x.iter().map(|v| v.to_bits()).collect::<Vec<u32>>();
+                numbers = numbers.fact("pixels_agree", 1.0 - differing(&bits(&run.x), &bits(&alone.x)));
                 numbers.signs_differ = Some(differing(&moves(&run.x, &batch.x0), &moves(&alone.x, &batch.x0)));
             }
             if n == 3 {

@@ -2,6 +2,7 @@
 
 use super::lines::{Curve, Line};
 use super::numbers::{Effect, Numbers, Row, share};
+use super::verdict::losses;
 use crate::error::{Error, Result};
 use crate::report::{DataFacts, Device, Distance, ModelFacts, json_text, percent, wilson};
 use serde::{Deserialize, Serialize};
@@ -274,15 +275,12 @@ fn line(row: &Row) -> String {
         None => [String::new(), String::new(), String::new()],
         Some(n) => {
             let (low, high) = n.success_95;
+            let (before, after) = losses(n);
             let signs = match (n.first_signs_differ, n.signs_differ) {
                 (None, None) => String::new(),
                 (first, last) => [first, last].map(|d| d.map_or("–".into(), share)).join(", "),
             };
-            [
-                format!("{} ({:.1}–{:.1})", n.rate(), 100.0 * low, 100.0 * high),
-                format!("{:.2} → {:.2}", n.loss_before, n.loss_after),
-                signs,
-            ]
+            [format!("{} ({:.1}–{:.1})", n.rate(), 100.0 * low, 100.0 * high), [before, after].join(" → "), signs]
         }
     };
     let cells: Vec<String> = cells.iter().map(|c| escaped(c)).collect();

@@ -13,6 +13,9 @@ pub struct Words {
     pub same: &'static str,
 }
 
+/// Rates no further apart than this are called equal.
+const NEAR: f64 = 0.02;
+
 /// The verdict on `row`, which ran beside `base`, called `name`.
 pub fn verdict(row: &Numbers, base: &Numbers, name: &str, words: &Words) -> String {
     let mut said = match Effect::of(row, base) {
@@ -20,9 +23,11 @@ pub fn verdict(row: &Numbers, base: &Numbers, name: &str, words: &Words) -> Stri
         Effect::Alike if row.successes == base.successes => {
             format!("{}: as many hits as in {name}.", capital(words.harmless))
         }
+        Effect::Alike if (row.success_rate - base.success_rate).abs() <= NEAR => {
+            format!("{}: success {} beside {} in {name}.", capital(words.harmless), row.rate(), base.rate())
+        }
         Effect::Alike => format!(
-            "{}: success {} beside {} in {name}, which {} images cannot tell apart.",
-            capital(words.harmless),
+            "Undecided: success {} beside {} in {name}, which {} images cannot tell apart.",
             row.rate(),
             base.rate(),
             row.samples
@@ -33,7 +38,8 @@ pub fn verdict(row: &Numbers, base: &Numbers, name: &str, words: &Words) -> Stri
         Effect::Better => format!("Success is {}, higher than the {} of {name}.", row.rate(), base.rate()),
     };
     if row.loss_after > row.loss_before {
-        said += &format!(" The target's loss rises from {:.2} to {:.2}.", row.loss_before, row.loss_after);
+        let (before, after) = losses(row);
+        said += &format!(" The target's loss rises from {before} to {after}.");
     }
     for (fact, value) in &row.facts {
         said += &told(fact, *value).map(|text| format!(" {text}.")).unwrap_or_default();
@@ -43,17 +49,13 @@ pub fn verdict(row: &Numbers, base: &Numbers, name: &str, words: &Words) -> Stri
 
 /// The verdict on a row that others are compared with.
 pub fn baseline(row: &Numbers) -> String {
-    let moved = if row.loss_after < row.loss_before {
-        "falls"
+    let (before, after) = losses(row);
+    let loss = if row.loss_after < row.loss_before {
+        format!("The target's loss falls from {before} to {after}")
     } else if row.loss_after > row.loss_before {
-        "rises"
+        format!("The target's loss rises from {before} to {after}")
     } else {
-        "stays"
-    };
-    let loss = if moved == "stays" {
-        format!("The target's loss stays at {:.2}", row.loss_after)
-    } else {
-        format!("The target's loss {moved} from {:.2} to {:.2}", row.loss_before, row.loss_after)
+        format!("The target's loss stays at {after}")
     };
     format!("{loss}, and {} of {} reach their targets.", row.successes, row.samples)
 }
@@ -63,9 +65,13 @@ pub fn example(row: &Numbers) -> String {
     let mut said = baseline(row);
     said += &match (row.same_bits, row.signs_differ) {
         (Some(true), _) => " Bit for bit example 1.".to_string(),
-        (_, Some(differ)) => format!(" It moves {} of the pixels another way than example 1 does.", share(differ)),
+        (_, Some(differ)) => format!(" It moves {} of the pixels another way than example 1 does", share(differ)),
         _ => String::new(),
     };
+    if row.same_bits == Some(false) {
+        let agree = row.facts.get("pixels_agree");
+        said += &agree.map_or(".".into(), |agree| format!(", and takes {} of them to the same value.", share(*agree)));
+    }
     match row.facts.get("equals_example_2") {
         Some(1.0) => said += " Bit for bit example 2.",
         Some(_) => said += " Not the bits of example 2.",
@@ -87,6 +93,12 @@ fn told(fact: &str, value: f64) -> Option<String> {
         "outside" => format!("{} of the pixels leave the ball", share(value)),
         _ => return None,
     })
+}
+
+/// The loss before and after, with as many digits as show which way it went.
+pub(super) fn losses(n: &Numbers) -> (String, String) {
+    let digits = if (n.loss_after - n.loss_before).abs() < 0.05 { 4 } else { 2 };
+    (format!("{:.digits$}", n.loss_before), format!("{:.digits$}", n.loss_after))
 }
 
 fn capital(text: &str) -> String {
