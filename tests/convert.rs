@@ -438,7 +438,7 @@ fn state_dicts(cases: &mut Cases) {
     let named = |name: Py| Dict(vec![(name, sound.clone())]);
     cases.both("a number for a name", &named(Int(1)), &one(), "whose name is no text");
     for name in ["", "a\nb", "\u{1b}[2J", "__metadata__", &"x".repeat(2000)] {
-        cases.both(&format!("the name {:.20?}", name), &named(text(name)), &one(), "not a name for a tensor");
+        cases.both(&format!("the name {name:.20?}"), &named(text(name)), &one(), "not a name for a tensor");
     }
     let crowd = (0..4097).map(|i| (text(&i.to_string()), sound.clone())).collect();
     cases.both("a crowd", &Dict(crowd), &one(), "more than 4096 tensors");
@@ -710,7 +710,7 @@ fn changed_bytes_are_refused_or_harmless() {
                 all += 1;
                 match converted(&changed) {
                     Ok(bytes) if file.starts_with(b"PK") => {
-                        assert!(bytes == sound, "file {i}, byte {at}, mask {mask:#04x}")
+                        assert!(bytes == sound, "file {i}, byte {at}, mask {mask:#04x}");
                     }
                     Ok(bytes) => assert!(bytes.len() <= 2 * file.len() + (1 << 16), "file {i}, byte {at}"),
                     Err(e) => {
