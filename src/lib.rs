@@ -71,7 +71,7 @@
 //! | [`plan`] | the order of dispatches and the memory they share, as data |
 //! | `network` | [`Network`]: a plan on a device; images from slices or from the host program's buffers |
 //! | `training` | [`Training`]: a network in training mode, whose samples are coupled; no engine for attacks |
-//! | [`trial`], [`probe`] | dispatches of a plan alone, on random data; what a device can do at most: for benches |
+//! | [`trial`], [`probe`] | dispatches of a plan alone, on random data, between canaries; what a device can do at most |
 //! | [`tune`] | which tiles are fastest on a device, each checked before it is timed |
 //! | [`task`] | [`Task`]: work on a thread of its own, as a future |
 //! | `data`, `report`, `study`, `cli` | feature `cli`: files, tables and pictures, the minibatch question measured, the program |

@@ -8,6 +8,7 @@ mod program;
 use program::{Bench, json, names, refused};
 use signstep::data::digits;
 use signstep::{Adapter, Attack, Error, Gpu, Network, Reference, attack::Engine, weights};
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::process::{Command, Stdio};
 
@@ -133,7 +134,7 @@ fn overflowing() -> Vec<u8> {
     let scale = f32::MAX / tops[20];
     let start = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let header = json(std::str::from_utf8(&bytes[8..start]).unwrap());
-    for name in ["linear.weight", "linear.bias"] {
+    for name in ["linear2.weight", "linear2.bias"] {
         let at = |i: usize| start + header[name]["data_offsets"][i].as_u64().unwrap() as usize;
         for word in bytes[at(0)..at(1)].chunks_exact_mut(4) {
             let v = f32::from_le_bytes(word.try_into().unwrap()) * scale;
@@ -222,7 +223,10 @@ fn memory_is_what_was_predicted() {
         let given = || {
             // What is no longer needed goes when the device is looked at.
             let _ = gpu.device().poll(signstep::wgpu::PollType::wait_indefinitely());
-            gpu.device().generate_allocator_report().map(|report| report.total_allocated_bytes)
+            let report = gpu.device().generate_allocator_report()?;
+            let mut sizes: BTreeMap<String, u64> = BTreeMap::new();
+            report.allocations.iter().for_each(|a| *sizes.entry(a.name.clone()).or_default() += a.size);
+            Some((report.total_allocated_bytes, sizes))
         };
         let before = given();
         let net = Network::load(&gpu, bytes).unwrap();
@@ -232,11 +236,14 @@ fn memory_is_what_was_predicted() {
             println!("{name}: this back end has no allocator to ask");
             continue;
         };
-        let (predicted, measured) = (net.gpu_bytes() as f64, (after - before) as f64);
+        let (predicted, measured) = (net.gpu_bytes() as f64, (after.0 - before.0) as f64);
         println!(
             "{name}, batch {n}: {predicted} bytes predicted, {measured} measured, ratio {:.4}",
             measured / predicted
         );
+        let is_ours = |name: &str| net.plan().resources.iter().any(|r| r.label == name);
+        let others: Vec<_> = after.1.iter().filter(|(name, _)| !is_ours(name)).collect();
+        println!("{name}: beside the plan's own, before included: {others:?}");
         assert!((measured / predicted - 1.0).abs() <= 0.1, "{name}: {predicted} predicted, {measured} measured");
     }
 }

@@ -1,7 +1,8 @@
 //! Data sets and checkpoints in, tensors out. The only part of the library that touches files; each file here knows one format.
 //!
 //! A data set is opened once, when it is read from its first byte to its last, checked and hashed, and its pixels are then
-//! read piece by piece: memory holds the labels, and what was asked for. Nothing is allocated from what a header claims.
+//! read piece by piece: memory holds the labels, and what was asked for. Nothing is allocated from what a header claims, and no
+//! file costs more memory than twice its size and a block: an image has at most 2^22 values, a set 2^24 samples, a header 8 MiB.
 //! Errors name the file and the record, sample or line.
 
 mod archive;

@@ -468,8 +468,8 @@ fn lock(path: &Path) -> Result<File> {
 
 /// Removes the folder of parts, `run.json` last of its files: as long as anything is there, it says what.
 fn sweep(parts: &Path) {
-    if !parts.join(MANIFEST).exists() {
-        let _ = fs::remove_dir(parts);
+    // Without it only what a process leaves that could not even write it.
+    if !parts.join(MANIFEST).exists() && !is_barely_begun(parts) {
         return;
     }
     let entries = fs::read_dir(parts).into_iter().flatten().flatten().map(|e| e.path());
