@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """How often Square turns a digit: AutoAttack's, the same with its squares as in the paper, and the engine's.
 
-    python tests/oracle/squares.py --work WORK --out tests/oracle/squares.json [--seeds 0 1 2 3 4 5 6 7 8 9] [IMAGE ...]
+    python tests/oracle/squares.py 83 244 311 --work WORK --out tests/oracle/squares.json [--seeds 0 1 2 3 4 5 6 7 8 9]
 
 AutoAttack draws the corner of a square from 0 to h - s - 1: its squares never reach the last row and column. The paper draws from 0 to
 h - s, and so does the engine. A handful of images decides what that comes to on digits-cnn-robust: those that Square turned in any
-run of autoattack.json, by either range (and IMAGEs named beside them). Here they are attacked alone, with 5,000 queries, for each
-seed, by all three. One seed's share means little; with ten it is seen which images only squares at the edge turn.
+run of autoattack.json, by either range, and those named beside them: 83, 244 and 311 fell to the engine's Square in the suite. Here
+they are attacked by it alone, with 5,000 queries, for each seed, by all three. One seed means little; with ten it is seen which images
+only squares at the edge turn.
 
 Ends with 1 where the mean number of images turned differs by more than four standard errors between the engine and the squares of the
 paper. Needs torch, safetensors, pyautoattack (pip install --no-deps).
