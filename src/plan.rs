@@ -263,7 +263,7 @@ impl Plan {
     /// Bytes on the device for a batch of `n`, weights included, but not what rules remember.
     pub fn bytes(&self, n: u64) -> u64 {
         let all = self.resources.iter().filter(|r| r.kind != Kind::Memory);
-        all.fold(0, |sum, r| sum.saturating_add(r.bytes(n, self.target.storage).unwrap_or(u64::MAX)))
+        all.fold(0, |sum, r| sum.saturating_add(r.charged(n, self.target.storage).unwrap_or(u64::MAX)))
     }
 
     /// Bytes on the device that a rule with a memory takes for one sample beside [`Plan::bytes_per_sample`].

@@ -70,6 +70,20 @@ impl Resource {
     }
 }
 
+impl Resource {
+    /// Bytes that a driver takes for it: those that keep textures in tiles of four by four texels round rows up, by a third
+    /// where there are three.
+    pub fn charged(&self, n: u64, storage: Storage) -> Option<u64> {
+        let bytes = self.bytes(n, storage)?;
+        match (&self.kind, storage) {
+            (Kind::Activation | Kind::Texels(_), Storage::Texture) => {
+                bytes.checked_next_multiple_of(4 * TEXTURE_WIDTH * 16)
+            }
+            _ => Some(bytes),
+        }
+    }
+}
+
 /// Memory on the device.
 #[derive(Debug)]
 pub(crate) enum Allocated {

@@ -23,6 +23,7 @@ fn networks() -> [Model; 2] {
         conv("a", 3, 7, 3, 1, 1),
         Layer::Relu,
         Layer::MaxPool { size: 3, stride: 2, padding: 1 },
+        Layer::Relu,
         residual(vec![conv("b", 7, 7, 3, 1, 1), Layer::Relu, conv("c", 7, 7, 3, 1, 1)], 0),
         Layer::Relu,
         residual(vec![conv("d", 7, 15, 3, 2, 1), Layer::Relu, conv("e", 15, 15, 1, 1, 0)], 8),

@@ -7,7 +7,7 @@ mod program;
 
 use program::{Bench, json, names, refused};
 use signstep::data::digits;
-use signstep::{Adapter, Attack, Error, Gpu, Network, Reference, attack::Engine, weights};
+use signstep::{Adapter, Attack, Error, Gpu, Network, attack::Engine};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::process::{Command, Stdio};
@@ -123,23 +123,37 @@ fn control_characters_are_not_printed() {
     assert!(!output.stderr.contains(&0x1b) && !output.stdout.contains(&0x1b));
 }
 
-/// Weights with which the logits of about half of the digits overflow, finite as they are.
+/// Weights that say what they said before, a million times as loud, by way of activations so large that those of some digits
+/// overflow.
 fn overflowing() -> Vec<u8> {
-    let mut bytes = include_bytes!("../weights/digits-cnn.safetensors").to_vec();
+    let sound = include_bytes!("../weights/digits-cnn.safetensors");
     let images = digits().unwrap().images(0..40).unwrap();
-    let reference = Reference::new(weights::load(&bytes).unwrap()).unwrap();
-    let z = reference.logits(&images).unwrap().logits;
-    let mut tops: Vec<f32> = z.chunks(10).map(|z| z.iter().fold(0.0, |m, z| z.abs().max(m))).collect();
-    tops.sort_by(f32::total_cmp);
-    let scale = f32::MAX / tops[20];
+    for eighths in 0..32 {
+        let most = 1e36 * 2_f64.powf(f64::from(eighths) / 4.0);
+        let bytes = scaled(sound, [1e18, most / 1e18, 1e-16, 1e-16, 1e6 * 1e32 / most]);
+        let health = Network::load(common::gpu(), &bytes).unwrap().logits(&images).unwrap().health;
+        let marked = health.iter().filter(|h| !h.is_healthy()).count();
+        if (5..=35).contains(&marked) {
+            return bytes;
+        }
+    }
+    panic!("no scale at which some overflow");
+}
+
+/// Weights of each layer times a factor, and biases times what has come together until then.
+fn scaled(sound: &[u8], factors: [f64; 5]) -> Vec<u8> {
+    let mut bytes = sound.to_vec();
     let start = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
     let header = json(std::str::from_utf8(&bytes[8..start]).unwrap());
-    for name in ["linear2.weight", "linear2.bias"] {
-        let at = |i: usize| start + header[name]["data_offsets"][i].as_u64().unwrap() as usize;
-        for word in bytes[at(0)..at(1)].chunks_exact_mut(4) {
-            let v = f32::from_le_bytes(word.try_into().unwrap()) * scale;
-            assert!(v.is_finite());
-            word.copy_from_slice(&v.to_le_bytes());
+    let mut sum = 1.0;
+    for (layer, factor) in ["conv1", "conv2", "conv3", "linear1", "linear2"].iter().zip(factors) {
+        sum *= factor;
+        for (part, factor) in [("weight", factor), ("bias", sum)] {
+            let at = |i: usize| start + header[format!("{layer}.{part}")]["data_offsets"][i].as_u64().unwrap() as usize;
+            for word in bytes[at(0)..at(1)].chunks_exact_mut(4) {
+                let v = f64::from(f32::from_le_bytes(word.try_into().unwrap())) * factor;
+                word.copy_from_slice(&(v as f32).to_le_bytes());
+            }
         }
     }
     bytes
@@ -149,7 +163,7 @@ fn overflowing() -> Vec<u8> {
 fn poisoned_samples_are_delivered_as_they_were_when_asked_for() {
     let bench = Bench::new();
     fs::write(bench.path("net.safetensors"), overflowing()).unwrap();
-    let line = "attack --model net.safetensors --limit 40 --steps 3 --untargeted --eps 0.3";
+    let line = "attack --model net.safetensors --limit 40 --steps 3 --untargeted --eps 0.3 --loss margin";
     refused(&bench.run(line), line, 7, &["sample", "NaN or infinite"]);
     assert!(!bench.path("signstep-out").exists(), "nothing is delivered");
     let output = bench.run(&format!("{line} --keep-going --out all"));

@@ -211,9 +211,10 @@ mod tests {
             fs::write(&pixels, bytes).unwrap();
             refused(folder.path())
         };
-        assert!(try_images(images(u32::MAX, 1, 1, &[0])).contains("sample 1 is cut off"));
+        assert!(try_images(images(1 << 24, 1, 1, &[0])).contains("sample 1 is cut off"));
+        assert!(try_images(images(u32::MAX, 1, 1, &[0])).contains("at most 16777216"));
         assert!(try_images(images(1, u32::MAX, u32::MAX, &[0])).contains("at most"));
-        assert!(try_images(images(1, 8192, 8192, &[0])).contains("sample 0 is cut off"));
+        assert!(try_images(images(1, 2048, 2048, &[0])).contains("sample 0 is cut off"));
         assert!(try_images(images(0, 2, 2, &[])).contains("empty"));
         assert!(try_images(images(1, 0, 2, &[])).contains("empty"));
         assert!(try_images(images(2, 2, 2, &[0; 8])).contains("3 labels, but"));

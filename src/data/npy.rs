@@ -333,7 +333,8 @@ mod tests {
         for shape in ["(2)", "2", "[2, 1, 1]", "(-2, 1, 1)", "(2L, 1, 1)", "(2 1 1)", "(99999999999999999999, 1, 1)"] {
             assert!(shaped(shape).contains("header: "), "{shape}: {}", shaped(shape));
         }
-        assert!(shaped("(1099511627776, 1, 1)").contains("sample 2 is cut off"));
+        assert!(shaped("(16777216, 1, 1)").contains("sample 2 is cut off"));
+        assert!(shaped("(1099511627776, 1, 1)").contains("at most 16777216"));
         assert!(shaped("(0, 1, 1)").contains("empty"));
         assert!(shaped("(1, 1, 1)").contains("longer"));
         for descr in ["|O", "<c8", "|b1", "<U3", "", "u1", "=f4", "|f4", "<f16"] {
