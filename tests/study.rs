@@ -199,6 +199,10 @@ fn verdicts_follow_the_numbers() {
     assert!(baseline(&away).contains("rises from 5.00 to 9.00, and 0 of 100"));
     // A small rise shows, too.
     assert!(baseline(&numbers(10, 0, (2.0, 2.001))).contains("rises from 2.0000 to 2.0010"));
+    assert!(
+        example(&base.clone().fact("hits_before", 2.0))
+            .ends_with("90 of 100 reach their targets. 2 did so from the start.")
+    );
     let agrees =
         Numbers { same_bits: Some(true), signs_differ: Some(0.0), ..base.clone() }.fact("equals_example_2", 1.0);
     assert!(example(&agrees).ends_with("Bit for bit example 1. Bit for bit example 2."));

@@ -66,6 +66,8 @@ impl Batch {
             let part = run(&part)?;
             whole.x.extend(part.x);
             whole.first.extend(part.first);
+            whole.path.resize(part.path.len().max(whole.path.len()), Vec::new());
+            whole.path.iter_mut().zip(part.path).for_each(|(whole, part)| whole.extend(part));
             whole.steps += part.steps;
         }
         Ok(whole)
@@ -118,6 +120,8 @@ pub struct Run {
     pub x: Vec<f32>,
     /// Sign of what the first step went along or against, `[N, C, H, W]`; empty where nobody looked.
     pub first: Vec<i8>,
+    /// Where the images were before each step, `[T, N, C, H, W]`, of runs that are compared step by step; else empty.
+    pub path: Vec<Vec<f32>>,
     /// Steps of all images together.
     pub steps: u64,
 }
@@ -126,7 +130,8 @@ impl Run {
     /// The images at `places`.
     pub fn select(&self, one: usize, places: &[usize]) -> Self {
         let first = if self.first.is_empty() { Vec::new() } else { gather(&self.first, one, places) };
-        Run { x: gather(&self.x, one, places), first, steps: self.steps }
+        let path = self.path.iter().map(|x| gather(x, one, places)).collect();
+        Run { x: gather(&self.x, one, places), first, path, steps: self.steps }
     }
 }
 
@@ -138,7 +143,7 @@ pub fn own(engine: &dyn Engine, batch: &Batch, size: usize, attack: &dyn Fn(&Bat
     batch.each(size, |part| {
         let out = attack(part).run(engine, &part.x0, &part.labels)?;
         healthy(&out.health)?;
-        Ok(Run { steps: out.sample_steps(), x: out.adversarial, first: Vec::new() })
+        Ok(Run { steps: out.sample_steps(), x: out.adversarial, ..Run::default() })
     })
 }
 

@@ -223,6 +223,9 @@ pub fn rows(
         };
         let mut push = |n: u32, id: String, run: Run| -> Result<()> {
             let mut numbers = Numbers::new(&before, &Judged::new(engine, &run.x, &batch.targets)?);
+            if n == 1 {
+                numbers = numbers.fact("hits_before", before.successes() as f64);
+            }
             if n > 1 {
                 numbers.same_bits = Some(same_bits(&run.x, &alone.x));
                 numbers.first_signs_differ = Some(differing(&run.first, &alone.first));

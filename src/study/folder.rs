@@ -133,8 +133,8 @@ pub fn write(
 }
 
 impl Repeatable {
-    /// Names: `weights.NAME`; `examples.images`, `.targets` and `.labels` (−1: none), `rows.` and `pair.` the same; `ID.images` f32 and
-    /// `ID.first_signs` u8 (0, 1, 2 for −, none, +).
+    /// Names: `weights.NAME`; `examples.images`, `.targets` and `.labels` (−1: none), `rows.` and `pair.` the same; `ID.images` f32,
+    /// `ID.first_signs` u8 (0, 1, 2 for −, none, +), and `ID.path` f32 (images before each step) of runs in training mode.
     fn write(&self, path: &Path) -> Result<()> {
         let mut names: Vec<(String, View<'_>)> = Vec::new();
         for (name, (shape, values)) in &self.weights {
@@ -153,8 +153,12 @@ impl Repeatable {
         }
         let signs: Vec<Vec<u8>> =
             self.runs.iter().map(|(_, run)| run.first.iter().map(|s| (s + 1) as u8).collect()).collect();
-        for ((id, run), signs) in self.runs.iter().zip(&signs) {
+        let paths: Vec<Vec<f32>> = self.runs.iter().map(|(_, run)| run.path.concat()).collect();
+        for (((id, run), signs), path) in self.runs.iter().zip(&signs).zip(&paths) {
             names.push((format!("{id}.images"), View::f32(&[run.x.len()], &run.x)));
+            if !path.is_empty() {
+                names.push((format!("{id}.path"), View::f32(&[run.path.len(), run.x.len()], path)));
+            }
             if !signs.is_empty() {
                 names.push((format!("{id}.first_signs"), View::u8(&[signs.len()], signs)));
             }

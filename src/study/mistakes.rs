@@ -35,12 +35,19 @@ fn against(x: &mut [f32], x0: &[f32], g: &[f32], budget: &Budget) {
     }
 }
 
-/// No mistake but in a network in training mode: sums, and steps against them.
+/// No mistake but in a network in training mode: sums, and steps against them. There one sign that is rounded the other way moves
+/// everybody in the batch, so other programs compare step by step, and need the way.
 ///
 /// # Errors
 /// Those of the network.
 pub fn summed(net: Net<'_>, batch: &Batch, budget: &Budget) -> Result<Run> {
-    descend(net, batch, budget, |g| g)
+    let path = std::cell::RefCell::new(Vec::new());
+    let remembering = |x: &[f32], targets: &[u32]| {
+        path.borrow_mut().push(x.to_vec());
+        net(x, targets)
+    };
+    let run = descend(&remembering, batch, budget, |g| g)?;
+    Ok(Run { path: path.into_inner(), ..run })
 }
 
 /// The mean of the losses: ∂(1/N ΣLⱼ)/∂xᵢ = (1/N) ∂Lᵢ/∂xᵢ.

@@ -63,6 +63,9 @@ pub fn baseline(row: &Numbers) -> String {
 /// The verdict on one of the question's examples: first what becomes of the loss, then how it agrees with example 1, each image alone.
 pub fn example(row: &Numbers) -> String {
     let mut said = baseline(row);
+    if let Some(hits) = row.facts.get("hits_before").filter(|hits| **hits > 0.0) {
+        said += &format!(" {hits} did so from the start.");
+    }
     said += &match (row.same_bits, row.signs_differ) {
         (Some(true), _) => " Bit for bit example 1.".to_string(),
         (_, Some(differ)) => format!(" It moves {} of the pixels another way than example 1 does", share(differ)),
