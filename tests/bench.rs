@@ -278,7 +278,8 @@ fn steps_are_timed_with_a_tuning_that_was_kept_only_where_one_was() {
     fs::create_dir(&cache).unwrap();
     let shape = "conv2d_forward 32×4×4 to 32×4×4 kernel 3 stride 1/1 padding 1 relu";
     let file = format!("tiles-{:016x}.txt", signstep::kernel::hash(key.as_bytes()));
-    fs::write(cache.join(file), format!("{key}\n{shape}: register-4x4\n")).unwrap();
+    let tiles = format!("{shape}: register-4x4\n");
+    fs::write(cache.join(file), signstep::cli::readers::sealed(&key, &tiles)).unwrap();
     let output = run(line);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert!(!String::from_utf8_lossy(&output.stderr).contains("not a tuning"), "the tuning is used");

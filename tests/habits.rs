@@ -39,9 +39,4 @@ fn plans_obey_what_a_device_takes() {
         panic!("a plan for a device that leaves loops after 20 rounds")
     };
     assert!(detail.contains("rounds of loops in one invocation, fewer than 20 allowed"), "{detail}");
-    // Rules that do not fit are not offered; the rest of the plan stands.
-    let forward = Plan::new(&model, &target).unwrap().forward.iter().map(|d| d.kernel.rounds()).max().unwrap();
-    let fewer = plan(forward.max(100) + 1).unwrap();
-    assert!(fewer.rules.len() < Plan::new(&model, &target).unwrap().rules.len());
-    assert!(fewer.dispatches().all(|d| d.kernel.rounds() <= forward.max(100)));
 }

@@ -551,25 +551,26 @@ fn answer_json(value: &serde_json::Value) -> Result<()> {
     answer(&serde_json::to_string_pretty(value).map_err(|e| Error::Internal(e.to_string()))?)
 }
 
+/// The bytes of a file of weights, and what it is called; those inside the program without one.
+fn read_weights(file: Option<&Path>) -> Result<(Vec<u8>, String)> {
+    let Some(path) = file else { return Ok((DIGITS_CNN.to_vec(), "digits-cnn".into())) };
+    let name = path.display().to_string();
+    let bytes = data::read(path, MAX_WEIGHTS).map_err(|e| match e {
+        Error::Data { place, detail } => Error::Model { place, detail },
+        other => other,
+    })?;
+    if data::is_checkpoint(&bytes) {
+        let out = path.with_extension("safetensors").display().to_string();
+        let detail = format!("this is a checkpoint of PyTorch: signstep convert {name} {out} makes weights of it");
+        return Err(Error::Model { place: name, detail });
+    }
+    Ok((bytes, name))
+}
+
 /// A network, and the SHA-256 of the file it came from.
 fn load_model(file: Option<&Path>) -> Result<(Model, String)> {
-    match file {
-        None => Ok((weights::load(DIGITS_CNN)?, data::sha256([DIGITS_CNN]))),
-        Some(path) => {
-            let name = path.display().to_string();
-            let bytes = data::read(path, MAX_WEIGHTS).map_err(|e| match e {
-                Error::Data { place, detail } => Error::Model { place, detail: format!("cannot be read: {detail}") },
-                other => other,
-            })?;
-            if data::is_checkpoint(&bytes) {
-                let out = path.with_extension("safetensors").display().to_string();
-                let detail =
-                    format!("this is a checkpoint of PyTorch: signstep convert {name} {out} makes weights of it");
-                return Err(Error::Model { place: name, detail });
-            }
-            Ok((weights::load(&bytes).map_err(|e| e.in_file(&name))?, data::sha256([&bytes[..]])))
-        }
-    }
+    let (bytes, name) = read_weights(file)?;
+    Ok((weights::load(&bytes).map_err(|e| e.in_file(&name))?, data::sha256([&bytes[..]])))
 }
 
 /// Tells of a run as it was asked for; `written` is told below the table.

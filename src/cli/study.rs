@@ -2,7 +2,7 @@
 
 use super::attack::{advise_of_snapping, default_eps, distance};
 use super::engine::{Place, Runner};
-use super::{DIGITS_CNN, Images, StudyArgs, answer, bytes, complain, load_images, positive};
+use super::{Images, StudyArgs, answer, bytes, complain, load_images, positive, read_weights};
 use crate::attack::{Engine, Gradient, Loss, Method, Norm, Sample, argmax, random_target, snap};
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -135,14 +135,7 @@ fn selection(list: &str) -> Result<(Vec<u8>, bool)> {
 
 /// A network, the bytes of its file, and their SHA-256.
 fn load(path: Option<&std::path::Path>) -> Result<(Model, Vec<u8>, String)> {
-    let (bytes, name) = match path {
-        None => (DIGITS_CNN.to_vec(), "digits-cnn".to_string()),
-        Some(path) => {
-            let name = path.display().to_string();
-            let fail = |e: std::io::Error| Error::Model { place: name.clone(), detail: format!("cannot be read: {e}") };
-            (std::fs::read(path).map_err(fail)?, name)
-        }
-    };
+    let (bytes, name) = read_weights(path)?;
     let model = weights::load(&bytes).map_err(|e| e.in_file(&name))?;
     if model.logits() < 2 {
         return Err(Error::Model { place: name, detail: "has one class: nothing to aim at".into() });

@@ -231,18 +231,18 @@ fn unknown(extension: &str) -> String {
 pub(crate) fn read(path: &Path, most: u64) -> Result<Vec<u8>> {
     let fail = |detail: String| Error::data(path.display().to_string(), detail);
     // Asked before it is opened: opening a pipe waits for whoever writes to it.
-    let metadata = fs::metadata(path).map_err(|e| fail(e.to_string()))?;
+    let metadata = fs::metadata(path).map_err(|e| fail(format!("cannot be read: {e}")))?;
     if !metadata.is_file() {
-        return Err(fail("not a regular file".into()));
+        return Err(fail("cannot be read: not a regular file".into()));
     }
     if metadata.len() > most {
-        return Err(fail(format!("{} bytes; at most {most} are read", metadata.len())));
+        return Err(fail(format!("cannot be read: {} bytes, at most {most} allowed", metadata.len())));
     }
     let mut bytes = Vec::new();
     let read = bytes.try_reserve_exact(metadata.len() as usize).map_err(std::io::Error::from);
     // A file that grows meanwhile is cut off here, and refused for what it then is.
     let read = read.and_then(|()| File::open(path)?.take(most).read_to_end(&mut bytes));
-    read.map(|_| bytes).map_err(|e| fail(e.to_string()))
+    read.map(|_| bytes).map_err(|e| fail(format!("cannot be read: {e}")))
 }
 
 /// SHA-256 of byte strings, one after the other, in hexadecimal.
