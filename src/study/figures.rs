@@ -128,7 +128,8 @@ fn steps(svg: &mut String, findings: &Findings) -> Drawn {
     let panels = root.split_evenly((1, 2));
     let loss = |c: &Curve| c.loss.clone();
     let success = |c: &Curve| c.success_rate.iter().map(|r| 100.0 * r).collect::<Vec<f64>>();
-    let parts: [(&str, f64, &dyn Fn(&Curve) -> Vec<f64>); 2] =
+    type Values<'a> = &'a dyn Fn(&Curve) -> Vec<f64>;
+    let parts: [(&str, f64, Values<'_>); 2] =
         [("mean loss on the targets", top, &loss), ("images that reach their target, %", 100.0, &success)];
     for ((what, top, values), panel) in parts.into_iter().zip(panels) {
         let mut chart = ChartBuilder::on(&panel)

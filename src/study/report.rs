@@ -241,7 +241,8 @@ fn summary(f: &Findings) -> Vec<String> {
     };
     let named = |row: &Row, _: &Numbers, _: &Numbers| format!("{} ({})", lower(&row.experiment), row.id);
     let numbered = |row: &Row, _: &Numbers, _: &Numbers| format!("row {}", row.id);
-    let groups: [(&str, Effect, &dyn Fn(&Row, &Numbers, &Numbers) -> String); 4] = [
+    type Told<'a> = &'a dyn Fn(&Row, &Numbers, &Numbers) -> String;
+    let groups: [(&str, Effect, Told<'_>); 4] = [
         ("Changes no bit", Effect::Same, &named),
         ("Costs hits", Effect::Worse, &with_rates),
         ("Gains hits", Effect::Better, &with_rates),
