@@ -141,9 +141,10 @@ fn $entry(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index)
     var sum = vec4<f32>();
     var product = vec4<f32>();
     for (var i = lane; i < PIXELS; i += WG) {
-        let d = dy_at(plane * PIXELS + i);
+        let at = plane * PIXELS + i;
+        let d = dy_at(at);
         sum += d;
-        product = fma((x_at(plane * PIXELS + i) - mean) * inverse, d, product);
+        product = fma((x_at(at) - mean) * inverse, d, product);
     }
     let all = total(lane, sum);
     let products = total(lane, product);

@@ -90,7 +90,7 @@ pub(crate) fn forward<'m>(
 pub(crate) fn input_grad(build: &mut Build, norm: &Norm<'_>, dy: Value, dx: Value) {
     let Norm { name, x, sums, affine } = *norm;
     let part = part(build, name, x.dims);
-    let reads = vec![("x", x.id), ("dy", dy.id), ("shared_sums", sums)];
+    let reads = [("x", x.id), ("dy", dy.id), ("shared_sums", sums)];
     let bindings = [&reads[..], &[("part", part.id)]].concat();
     each_sample(build, "batch_norm_input_grad_sample", name, x.dims, bindings);
     whole_batch(build, "batch_norm_input_grad_batch", name, x.dims, vec![("part", part.id), ("shared_sums", sums)]);
