@@ -193,6 +193,7 @@ fn batch_norm_input_grad(@builtin(global_invocation_id) id: vec3<u32>) {
     let i = id.z * C4 * PIXELS + id.x;
     let inverse = shared_sums[4u * c4 + 1u];
     let normal = (x_at(i) - shared_sums[4u * c4]) * inverse;
-    let centred = dy_at(i) - shared_sums[4u * c4 + 2u];
+    let mean_dy = shared_sums[4u * c4 + 2u];
+    let centred = dy_at(i) - mean_dy;
     y_put(i, fma(-normal, shared_sums[4u * c4 + 3u], centred) * (affine[2u * c4] * inverse));
 }

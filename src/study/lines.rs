@@ -15,7 +15,7 @@ const LARGEST: usize = 512;
 const ITERATIONS: u32 = 20;
 
 /// The second figure looks at no more images than this.
-const WATCHED: usize = 128;
+pub(super) const WATCHED: usize = 128;
 
 /// Success of one mechanism by size of the batch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -70,7 +70,8 @@ impl Bench<'_> {
         };
         let shared = |part: &Batch| mistakes::shared(&net, part, budget);
         let first = |part: &Batch| mistakes::stop_together(self.engine, &net, part, budget, Stop::First);
-        let run: [(&str, Option<&str>, &dyn Fn(usize) -> Result<Run>); 5] = [
+        type BySize<'a> = &'a dyn Fn(usize) -> Result<Run>;
+        let run: [(&str, Option<&str>, BySize<'_>); 5] = [
             ("own", None, &|size| self.own(images, size)),
             ("training", self.training.err(), &|size| images.each(size, training)),
             ("shared", None, &|size| images.each(size, shared)),

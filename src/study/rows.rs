@@ -129,7 +129,8 @@ impl Bench<'_> {
     pub fn rows(&self, wanted: &[u8]) -> Result<Found> {
         let mut found = Found::default();
         let alone = self.alone("1", &self.images)?;
-        let runs: [(u8, fn(&Self, &Done, &mut Found) -> Result<()>); 13] = [
+        type Experiment<'a> = fn(&Bench<'a>, &Done, &mut Found) -> Result<()>;
+        let runs: [(u8, Experiment<'_>); 13] = [
             (1, Self::one_at_a_time),
             (2, Self::mean_loss),
             (3, Self::own_updates),
@@ -457,7 +458,8 @@ impl Bench<'_> {
             harmless: "an image's result depends on its place, though success as a whole does not",
             same: "an image's result does not depend on its place",
         };
-        let ways: [(&str, &str, &dyn Fn(&Batch) -> Attack, &str); 2] = [
+        type Attacks<'a> = &'a dyn Fn(&Batch) -> Attack;
+        let ways: [(&str, &str, Attacks<'_>, &str); 2] = [
             ("12a", "12b", &by_id, "numbered by the image"),
             ("12c", "12d", &by_place, "numbered by the place in the batch"),
         ];
