@@ -31,7 +31,7 @@ fn known_adapters_answer_as_they_did() {
 fn plans_obey_what_a_device_takes() {
     let model = weights::load(include_bytes!("../weights/digits-cnn.safetensors")).unwrap();
     let target = Target::of(gpu()).unwrap();
-    assert!(target.rounds <= 32_000 && target.rounds >= 32_000.min(65_535 / 2), "{}", target.rounds);
+    assert_eq!(target.rounds, 32_000, "a device that leaves loops before 64,000 rounds gets fewer");
     let most = Plan::new(&model, &target).unwrap().dispatches().map(|d| d.kernel.rounds()).max().unwrap();
     let plan = |rounds| Plan::new(&model, &Target { rounds, ..target.clone() });
     assert!(plan(most + 1).is_ok());

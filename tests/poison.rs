@@ -85,8 +85,8 @@ fn images() {
         let whole = attack.run(&net, &images, &labels).unwrap();
         let out = attack.run(&net, &poisoned, &labels).unwrap();
         assert_eq!(unhealthy(&out.health), marks, "trial {trial}");
-        for i in 0..n {
-            if marks[i] {
+        for (i, &marked) in marks.iter().enumerate() {
+            if marked {
                 assert!(!out.success[i] && !out.success_float[i], "trial {trial}: sample {i} has succeeded");
             } else {
                 assert_eq!(fate(&out, i), fate(&whole, i), "trial {trial}: neighbour {i}");
@@ -135,8 +135,8 @@ fn activations_and_gradients() {
             (net.input_gradient(&images, &classes).unwrap(), net.input_gradient(&poisoned, &classes).unwrap());
         assert_eq!(unhealthy(&after.health), marks, "trial {trial}, forward {forward}");
         let seen = net.logits(&poisoned).unwrap();
-        for i in 0..n {
-            if marks[i] {
+        for (i, &marked) in marks.iter().enumerate() {
+            if marked {
                 // What arises on the way back alone is not seen forward.
                 let kind = if forward { Health::ACTIVATION.0 } else { Health::GRADIENT.0 };
                 assert!(after.health[i].0 & kind != 0, "trial {trial}: {:?}", after.health[i]);
