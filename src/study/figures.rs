@@ -1,6 +1,6 @@
 //! The two figures: `success.svg`, success against the size of the batch, and `steps.svg`, loss and success by iteration.
 
-use super::lines::{Curve, Line};
+use super::lines::{Curve, Line, WATCHED};
 use super::report::{Findings, interval, mechanism};
 use crate::error::{Error, Result};
 use plotters::coord::Shift;
@@ -35,9 +35,9 @@ pub(super) fn all(findings: &Findings) -> Result<Vec<(&'static str, String)>> {
     Ok(figures)
 }
 
-fn title(findings: &Findings) -> String {
+fn title(findings: &Findings, images: usize) -> String {
     let i = &findings.identity;
-    format!("{}, eps {}, {} images", i.model.arch, i.config.eps.text, findings.samples)
+    format!("{}, eps {}, {images} images", i.model.arch, i.config.eps.text)
 }
 
 fn success(svg: &mut String, findings: &Findings) -> Drawn {
@@ -46,9 +46,10 @@ fn success(svg: &mut String, findings: &Findings) -> Drawn {
     let right = (longest.max(2) - 1) as f64;
     let root = SVGBackend::with_string(svg, (1160, 620)).into_drawing_area();
     root.fill(&WHITE)?;
+    let title = format!("Targeted success against the size of the batch ({})", title(findings, findings.samples));
+    let below = root.titled(&title, (FONT, 24))?;
     // Batches double from tick to tick.
-    let mut chart = ChartBuilder::on(&root)
-        .caption(format!("Targeted success against the size of the batch ({})", title(findings)), (FONT, 24))
+    let mut chart = ChartBuilder::on(&below)
         .margin(22)
         .margin_right(330)
         .x_label_area_size(58)
@@ -89,7 +90,7 @@ fn success(svg: &mut String, findings: &Findings) -> Drawn {
     labels(&root, ends)?;
     // Below the names of the lines, a line for what is missing and one for why.
     for (i, text) in missing.iter().enumerate() {
-        root.draw(&Text::new(text.clone(), (842, 566 + 22 * i as i32), (FONT, 17).into_font().color(&INK)))?;
+        root.draw(&Text::new(text.clone(), (842, 568 + 22 * i as i32), (FONT, 17).into_font().color(&INK)))?;
     }
     root.present()?;
     Ok(())
@@ -120,7 +121,7 @@ fn labels(root: &DrawingArea<SVGBackend<'_>, Shift>, mut ends: Vec<((i32, i32), 
 fn steps(svg: &mut String, findings: &Findings) -> Drawn {
     let root = SVGBackend::with_string(svg, (1160, 560)).into_drawing_area();
     root.fill(&WHITE)?;
-    let title = format!("How the iterative attack converges ({})", title(findings));
+    let title = format!("How the iterative attack converges ({})", title(findings, findings.samples.min(WATCHED)));
     let root = root.titled(&title, (FONT, 24))?;
     let curves = &findings.steps;
     let right = curves.iter().map(|c| c.loss.len()).max().unwrap_or(2).max(2) as f64 - 1.0;

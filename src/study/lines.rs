@@ -15,7 +15,7 @@ const LARGEST: usize = 512;
 const ITERATIONS: u32 = 20;
 
 /// The second figure looks at no more images than this.
-const WATCHED: usize = 128;
+pub(super) const WATCHED: usize = 128;
 
 /// Success of one mechanism by size of the batch.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

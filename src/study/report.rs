@@ -1,6 +1,6 @@
 //! A study in JSON and in Markdown.
 
-use super::lines::{Curve, Line};
+use super::lines::{Curve, Line, WATCHED};
 use super::numbers::{Effect, Numbers, Row, share};
 use super::verdict::losses;
 use crate::error::{Error, Result};
@@ -192,7 +192,7 @@ pub fn markdown(f: &Findings, figures: &[&str]) -> String {
         lines.push(String::new());
     }
     lines.extend(by_batch(&f.success_by_batch));
-    lines.extend(by_step(&f.steps));
+    lines.extend(by_step(&f.steps, f.samples.min(WATCHED)));
     lines.push("## How it was measured\n".into());
     lines.push(format!(
         "- {} images that are right when clean, each with a random target; eps {}, {} steps of {}; minibatches of {}; seed {}. \
@@ -318,7 +318,7 @@ fn by_batch(all: &[Line]) -> Vec<String> {
     lines
 }
 
-fn by_step(curves: &[Curve]) -> Vec<String> {
+fn by_step(curves: &[Curve], images: usize) -> Vec<String> {
     if curves.is_empty() {
         return Vec::new();
     }
@@ -326,6 +326,7 @@ fn by_step(curves: &[Curve]) -> Vec<String> {
     let shown = [0, 1, 2, 5, 10, 15, 20];
     let there = |curve: &Curve| shown.into_iter().filter(|t| *t < curve.loss.len()).collect::<Vec<usize>>();
     let first = there(&curves[0]);
+    lines.push(format!("Mean loss on the targets of {images} images, and the share that reaches them.\n"));
     lines.push(format!("| step size | {} |", first.iter().map(usize::to_string).collect::<Vec<_>>().join(" | ")));
     lines.push(format!("|---|{}", "---:|".repeat(first.len())));
     for curve in curves {
