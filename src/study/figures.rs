@@ -47,9 +47,9 @@ fn success(svg: &mut String, findings: &Findings) -> Drawn {
     let root = SVGBackend::with_string(svg, (1160, 620)).into_drawing_area();
     root.fill(&WHITE)?;
     let title = format!("Targeted success against the size of the batch ({})", title(findings, findings.samples));
-    let root = root.titled(&title, (FONT, 24))?;
+    let below = root.titled(&title, (FONT, 24))?;
     // Batches double from tick to tick.
-    let mut chart = ChartBuilder::on(&root)
+    let mut chart = ChartBuilder::on(&below)
         .margin(22)
         .margin_right(330)
         .x_label_area_size(58)
@@ -90,7 +90,7 @@ fn success(svg: &mut String, findings: &Findings) -> Drawn {
     labels(&root, ends)?;
     // Below the names of the lines, a line for what is missing and one for why.
     for (i, text) in missing.iter().enumerate() {
-        root.draw(&Text::new(text.clone(), (842, 530 + 22 * i as i32), (FONT, 17).into_font().color(&INK)))?;
+        root.draw(&Text::new(text.clone(), (842, 568 + 22 * i as i32), (FONT, 17).into_font().color(&INK)))?;
     }
     root.present()?;
     Ok(())
