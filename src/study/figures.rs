@@ -107,7 +107,7 @@ fn labels(root: &DrawingArea<SVGBackend<'_>, Shift>, mut ends: Vec<((i32, i32), 
     }
     // What was pushed below the picture goes up again.
     let (_, height) = root.dim_in_pixel();
-    let mut highest = height as i32 - 88;
+    let mut highest = height as i32 - 82;
     for ((_, y), ..) in ends.iter_mut().rev() {
         *y = (*y).min(highest);
         highest = *y - APART;
