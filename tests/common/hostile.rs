@@ -390,9 +390,10 @@ fn begun(path: &Path) -> Box<Folder> {
         radii: Vec::new(),
         ladder: None,
     };
-    let facts = ModelFacts { arch: "custom".into(), sha256: "aa".into(), parameters: 10 };
+    let facts = ModelFacts { arch: "custom".into(), sha256: "aa".into(), parameters: 10, description_sha256: None };
     let classes = vec!["cat".into(), "dog".into()];
-    let data = DataFacts { source: "made up".into(), sha256: "bb".into(), samples: 4, classes };
+    let data =
+        DataFacts { source: "made up".into(), sha256: "bb".into(), samples: 4, classes, framing: Default::default() };
     let identity = Identity::new("f64", config, facts, data, Shard::new(0, 1, 4).ok());
     let [name, backend, kind, driver] = ["reference", "cpu", "software", ""].map(String::from);
     let device = Device { name, backend, kind, driver };
@@ -497,7 +498,13 @@ fn sound_device() -> Device {
 }
 
 fn evaluation(at: &Path) {
-    let data = DataFacts { source: "made up".into(), sha256: "bb".into(), samples: 2, classes: Vec::new() };
+    let data = DataFacts {
+        source: "made up".into(),
+        sha256: "bb".into(),
+        samples: 2,
+        classes: Vec::new(),
+        framing: Default::default(),
+    };
     let config = report::EvalConfig {
         attacks: vec!["fgsm".into()],
         norm: "linf".into(),
@@ -507,7 +514,7 @@ fn evaluation(at: &Path) {
         seed: 1,
         limit: None,
     };
-    let model = ModelFacts { arch: "custom".into(), sha256: "aa".into(), parameters: 10 };
+    let model = ModelFacts { arch: "custom".into(), sha256: "aa".into(), parameters: 10, description_sha256: None };
     let identity = report::EvalIdentity::new("f64", config, model, data, sound_device());
     let mut ledger = report::Ledger::default();
     ledger.open(&[0, 1], &[0.0; 8], &[1.0, 0.0, 0.5, 0.25], 0.0);
