@@ -35,7 +35,7 @@ const BLOCKS: usize = 12 << 20;
 /// An image of as many values as are read, decoded, and as floats.
 const PICTURE: usize = 96 << 20;
 
-pub const TARGETS: [Target; 21] = [
+pub const TARGETS: [Target; 22] = [
     target("weights", "net.safetensors", network, read_weights, same, BLOCKS),
     target("header", "net.safetensors", small_network, read_weights, same, BLOCKS),
     target("safetensors", "x.safetensors", tensors, |at| read_data(&at.join("x.safetensors")), same, BLOCKS),
@@ -49,6 +49,7 @@ pub const TARGETS: [Target; 21] = [
     target("png", "a/x.png", png, read_data, mend_png, PICTURE),
     target("jpeg", "a/x.jpg", jpeg, read_data, same, PICTURE),
     target("labels-csv", "labels.csv", table, read_data, same, BLOCKS),
+    target("description", "net.toml", description, read_description, same, BLOCKS),
     target("targets", "targets.txt", targets, read_targets, same, BLOCKS),
     target("report", "s0/report.json", complete, read_run, same, BLOCKS),
     target("tensors", "s0/adversarial.safetensors", complete, read_tensors, same, BLOCKS),
@@ -329,6 +330,34 @@ fn table(at: &Path) {
         image::GrayImage::from_pixel(2, 2, image::Luma([grey])).save(at.join(name)).unwrap();
     }
     fs::write(at.join("labels.csv"), "file,label\na.png,4\n\"b c.png\",0\r\nd.png,12\n").unwrap();
+}
+
+/// With every kind of layer and shortcut, close together: headers are where mutations fall.
+fn description(at: &Path) {
+    let text = r##"name = "own"
+input = [2, 9, 9]
+classes = 3
+mean = [0.5, 0.25]
+std = [1.0, 2]
+layers = [
+{ conv = "a", outputs = 8, kernel = 3, padding = 1, bias = false },
+{ batch_norm = "b" }, "relu",
+{ repeat = 3, from = 1, layers = [
+{ residual = [{ conv = "c#", outputs = 8, kernel = 1 }], shortcut = "identity" } ] },
+{ residual = [{ conv = "d", outputs = 16, kernel = 3, stride = 2, padding = 1 }], shortcut = { subsample = 8 } },
+{ residual = [{ conv = "e", outputs = 4, kernel = 1 }], shortcut = [{ conv = "f", outputs = 4, kernel = 1 }] },
+{ max_pool = 2, stride = 1 }, { avg_pool = 3, padding = 1 }, "global_avg_pool", "flatten",
+{ linear = "g", outputs = 3 } ]
+"##;
+    fs::write(at.join("net.toml"), text).unwrap();
+}
+
+fn read_description(at: &Path) -> Result<(), Error> {
+    let description = data::Description::open(&at.join("net.toml"))?;
+    // Whatever it says, its layers fit one another.
+    let logits = signstep::model::output(&description.arch.layers, description.arch.input)?.len();
+    assert!(logits >= 2 && (description.classes.is_empty() || description.classes.len() == logits));
+    Ok(())
 }
 
 fn targets(at: &Path) {
