@@ -185,7 +185,11 @@ fn files_and_flags_are_guarded() {
     // A network of one's own: the one in the file, and one that is not.
     let described = fs::read_to_string(repository("examples/networks/digits-cnn.toml")).unwrap();
     fs::write(bench.path("net.toml"), described.replace("outputs = 48", "outputs = 49")).unwrap();
-    fails("convert net.pt out.safetensors --arch net.toml", 3, &["net.pt: linear1.weight: has shape [48, 128]", "[49, 128]"]);
+    fails(
+        "convert net.pt out.safetensors --arch net.toml",
+        3,
+        &["net.pt: linear1.weight: has shape [48, 128]", "[49, 128]"],
+    );
     assert!(!bench.path("out.safetensors").exists());
     fs::write(bench.path("net.toml"), described).unwrap();
     let told = json(&bench.ok("convert net.pt own.safetensors --arch net.toml --json"));

@@ -159,23 +159,28 @@ layers = [
     // Mean and deviation of the file and of the weights: either, or the same.
     let mine = DIGITS_CNN.replace("classes = 10", "classes = 10\nmean = [0.25]\nstd = [2.0]");
     let arch = read(&bench, &mine).unwrap().arch;
-    let model = weights::load_as(WEIGHTS, &arch).unwrap();
-    assert_eq!(model.layers[0], Layer::Normalise { mean: vec![0.25], std: vec![2.0] });
-    assert_ne!(model.layers, weights::load(WEIGHTS).unwrap().layers);
-    let with = |mean: &str| {
+    let with = |normalise: Option<(&str, &str)>| {
         let n = u64::from_le_bytes(WEIGHTS[..8].try_into().unwrap()) as usize;
         let mut header = json(std::str::from_utf8(&WEIGHTS[8..8 + n]).unwrap());
-        header["__metadata__"]["mean"] = mean.into();
-        header["__metadata__"]["std"] = "[2.0]".into();
+        let metadata = header["__metadata__"].as_object_mut().unwrap();
+        metadata.retain(|key, _| key != "mean" && key != "std");
+        if let Some((mean, std)) = normalise {
+            metadata.extend([("mean".to_string(), mean.into()), ("std".to_string(), std.into())]);
+        }
         let header = header.to_string();
         [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &WEIGHTS[8 + n..]].concat()
     };
-    assert_eq!(weights::load_as(&with("[0.25]"), &arch).unwrap(), model);
-    let other = weights::load_as(&with("[0.5]"), &arch).unwrap_err();
-    assert!(other.to_string().contains("metadata `mean`"), "{other}");
+    let model = weights::load_as(&with(None), &arch).unwrap();
+    assert_eq!(model.layers[0], Layer::Normalise { mean: vec![0.25], std: vec![2.0] });
+    assert_ne!(model.layers, weights::load(&with(None)).unwrap().layers);
+    assert_eq!(weights::load_as(&with(Some(("[0.25]", "[2.0]"))), &arch).unwrap(), model);
+    for (mean, std) in [("[0.5]", "[2.0]"), ("[0.25]", "[1.0]")] {
+        let other = weights::load_as(&with(Some((mean, std))), &arch).unwrap_err();
+        assert!(other.to_string().contains("metadata `mean`, `std`"), "{other}");
+    }
     // And in training mode.
     let gpu = signstep::Gpu::new(&signstep::Adapter::Auto).unwrap();
-    let training = Training::load_as(&gpu, WEIGHTS, &arch, &Default::default()).unwrap();
+    let training = Training::load_as(&gpu, &with(None), &arch, &Default::default()).unwrap();
     assert_eq!(training.model().layers[0], model.layers[0]);
     // The same arithmetic as without a file.
     let images = vec![0.5; 64];
@@ -252,7 +257,7 @@ fn mistakes_are_told_with_their_line_and_layer() {
     // Bounds: what somebody made to do harm ends at once.
     let many = format!("{HEAD}{}]", "'relu',\n".repeat(4097));
     let repeated = format!("{HEAD}{{ repeat = 4096, layers = ['relu', 'relu'] }}]");
-    let deep = format!("{HEAD}{}{}]", "{ residual = [".repeat(6), "'relu'], shortcut = 'identity' }".repeat(6));
+    let deep = format!("{HEAD}{}'relu'{}]", "{ residual = [".repeat(6), "], shortcut = 'identity' }".repeat(6));
     let deeper = format!("{HEAD}{}", "[".repeat(100_000));
     let large = " ".repeat((1 << 18) + 1);
     let limits = [

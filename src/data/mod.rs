@@ -2,7 +2,8 @@
 //!
 //! A data set is opened once, when it is read from its first byte to its last, checked and hashed, and its pixels are then
 //! read piece by piece: memory holds the labels, and what was asked for. Nothing is allocated from what a header claims, and no
-//! file costs more memory than twice its size and a block: an image has at most 2^22 values, a set 2^24 samples, a header 8 MiB.
+//! file costs more memory than twice its size and a block: an image has at most 2^22 values, a set 2^24 samples, a header 8 MiB;
+//! a picture that is to be resized 2^26 values, of a byte each until it is.
 //! Errors name the file and the record, sample or line.
 
 mod archive;
