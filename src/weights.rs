@@ -450,59 +450,56 @@ pub(crate) fn check_size(place: &str, d: Dims) -> Result<()> {
     }
 }
 
-/// Checks layers one after the other; gives the shape that leaves the last.
-fn check_layers(layers: &[Layer], input: Dims, outermost: bool) -> Result<Dims> {
+/// Checks what [`Layer::output`] does not: sizes, order, and where a layer may stand.
+pub(crate) fn check_layers(layers: &[Layer], input: Dims, outermost: bool) -> Result<Dims> {
     let mut x = input;
     for (i, layer) in layers.iter().enumerate() {
-        x = check_layer(i.checked_sub(1).map(|i| &layers[i]), layer, x, outermost)?;
+        let after_conv = i > 0 && matches!(layers[i - 1], Layer::Conv2d(_));
+        match layer {
+            Layer::Normalise { .. } if i > 0 || !outermost => {
+                return Err(Error::model(layer.label(), "only supported as the first layer"));
+            }
+            Layer::BatchNorm { .. } if !after_conv => {
+                return Err(Error::model(layer.label(), "batch norm is only supported right after a convolution"));
+            }
+            Layer::Residual { body, shortcut } => {
+                if matches!(shortcut, Shortcut::Subsample { added } if *added > MAX_VALUES) {
+                    return Err(Error::model(layer.label(), "too many added channels"));
+                }
+                let end = body.iter().rev().find(|l| !matches!(l, Layer::BatchNorm { .. }));
+                if !matches!(end, Some(Layer::Conv2d(_))) {
+                    return Err(Error::model(layer.label(), "the body must end with a convolution"));
+                }
+                check_layers(body, x, false)?;
+                if let Shortcut::Projection(layers) = shortcut {
+                    let norms = layers.iter().skip(1).filter(|l| matches!(l, Layer::BatchNorm { .. })).count();
+                    if !matches!(layers.first(), Some(Layer::Conv2d(_)))
+                        || layers.len() > 2
+                        || norms + 1 != layers.len()
+                    {
+                        let detail = "a projection must be one convolution, with a batch norm behind it or none";
+                        return Err(Error::model(layer.label(), detail));
+                    }
+                    check_layers(layers, x, false)?;
+                }
+            }
+            // Guards the products in `Layer::output` and in the shapes of weights.
+            Layer::Conv2d(Conv2d { inputs, outputs, .. })
+                if inputs.checked_mul(*outputs).is_none_or(|n| n > MAX_VALUES / 49) =>
+            {
+                return Err(Error::model(layer.label(), "the weights are too large"));
+            }
+            Layer::Linear(Linear { inputs, outputs, .. })
+                if inputs.checked_mul(*outputs).is_none_or(|n| n > MAX_VALUES) =>
+            {
+                return Err(Error::model(layer.label(), "the weights are too large"));
+            }
+            _ => {}
+        }
+        x = layer.output(x)?;
+        check_size(&layer.label(), x)?;
     }
     Ok(x)
-}
-
-/// Checks what [`Layer::output`] does not: sizes, order, and where a layer may stand, behind the `previous` one if it has any.
-pub(crate) fn check_layer(previous: Option<&Layer>, layer: &Layer, x: Dims, outermost: bool) -> Result<Dims> {
-    let after_conv = matches!(previous, Some(Layer::Conv2d(_)));
-    match layer {
-        Layer::Normalise { .. } if previous.is_some() || !outermost => {
-            return Err(Error::model(layer.label(), "only supported as the first layer"));
-        }
-        Layer::BatchNorm { .. } if !after_conv => {
-            return Err(Error::model(layer.label(), "batch norm is only supported right after a convolution"));
-        }
-        Layer::Residual { body, shortcut } => {
-            if matches!(shortcut, Shortcut::Subsample { added } if *added > MAX_VALUES) {
-                return Err(Error::model(layer.label(), "too many added channels"));
-            }
-            let end = body.iter().rev().find(|l| !matches!(l, Layer::BatchNorm { .. }));
-            if !matches!(end, Some(Layer::Conv2d(_))) {
-                return Err(Error::model(layer.label(), "the body must end with a convolution"));
-            }
-            check_layers(body, x, false)?;
-            if let Shortcut::Projection(layers) = shortcut {
-                let norms = layers.iter().skip(1).filter(|l| matches!(l, Layer::BatchNorm { .. })).count();
-                if !matches!(layers.first(), Some(Layer::Conv2d(_))) || layers.len() > 2 || norms + 1 != layers.len() {
-                    let detail = "a projection must be one convolution, with a batch norm behind it or none";
-                    return Err(Error::model(layer.label(), detail));
-                }
-                check_layers(layers, x, false)?;
-            }
-        }
-        // Guards the products in `Layer::output` and in the shapes of weights.
-        Layer::Conv2d(Conv2d { inputs, outputs, .. })
-            if inputs.checked_mul(*outputs).is_none_or(|n| n > MAX_VALUES / 49) =>
-        {
-            return Err(Error::model(layer.label(), "the weights are too large"));
-        }
-        Layer::Linear(Linear { inputs, outputs, .. })
-            if inputs.checked_mul(*outputs).is_none_or(|n| n > MAX_VALUES) =>
-        {
-            return Err(Error::model(layer.label(), "the weights are too large"));
-        }
-        _ => {}
-    }
-    let y = layer.output(x)?;
-    check_size(&layer.label(), y)?;
-    Ok(y)
 }
 
 /// Moves tensors into `params`, and every batch norm that is to be folded into the convolution before it.

@@ -97,6 +97,33 @@ struct Reader<'a> {
     names: BTreeMap<String, usize>,
 }
 
+/// Layers one after the other, as far as they are read.
+struct Chain {
+    layers: Vec<Layer>,
+    /// What entered the last of them.
+    entered: Dims,
+    /// What left it.
+    left: Dims,
+    /// Residual blocks around them.
+    depth: usize,
+}
+
+impl Chain {
+    fn new(x: Dims, depth: usize) -> Self {
+        Chain { layers: Vec::new(), entered: x, left: x, depth }
+    }
+
+    /// Adds a layer, if it can stand there.
+    fn push(&mut self, layer: Layer) -> Result<()> {
+        self.layers.push(layer);
+        // Beside the one before it, which decides too.
+        let from = self.layers.len().saturating_sub(2);
+        let left = weights::check_layers(&self.layers[from..], self.entered, self.depth == 0)?;
+        self.entered = std::mem::replace(&mut self.left, left);
+        Ok(())
+    }
+}
+
 /// A table of the file, with the place that messages name.
 struct Table<'a> {
     path: &'a str,
@@ -124,14 +151,13 @@ impl Reader<'_> {
         let input = Dims::new(c, h, w);
         weights::check_size("input", input).map_err(|e| self.at(&place, "", e))?;
 
-        let (mut layers, mut x) = (Vec::new(), input);
+        let mut chain = Chain::new(input, 0);
         if let Some((span, normalise)) = self.normalise(&table)? {
-            let layer = normalise;
-            x = weights::check_layer(None, &layer, x, true).map_err(|e| self.at(&span, "mean, std", e))?;
-            layers.push(layer);
+            chain.push(normalise).map_err(|e| self.at(&span, "mean, std", e))?;
         }
         let (place, list) = self.wanted(&table, "layers")?;
-        self.sequence("layers", list, &mut x, 0, &mut layers)?;
+        self.sequence("layers", list, &mut chain)?;
+        let Chain { layers, left: x, .. } = chain;
         if (x.h, x.w) != (1, 1) || x.c < 2 {
             return self.fail(&place, "layers", &format!("give {x}; a classifier ends with K×1×1, K at least 2"));
         }
@@ -169,15 +195,8 @@ impl Reader<'_> {
         Ok(names)
     }
 
-    /// Layers one after the other, from what enters the first to what leaves the last.
-    fn sequence(
-        &mut self,
-        path: &str,
-        list: &Spanned<DeValue<'_>>,
-        x: &mut Dims,
-        depth: usize,
-        layers: &mut Vec<Layer>,
-    ) -> Result<()> {
+    /// Layers one after the other, behind those of `chain`.
+    fn sequence(&mut self, path: &str, list: &Spanned<DeValue<'_>>, chain: &mut Chain) -> Result<()> {
         let items = self.list(path, list)?;
         if items.is_empty() {
             return self.fail(&list.span(), path, "there are none");
@@ -188,24 +207,21 @@ impl Reader<'_> {
                 && entries.contains_key("repeat")
             {
                 let table = Table { path: &path, span: item.span(), entries };
-                self.repeat(&table, x, depth, layers)?;
+                self.repeat(&table, chain)?;
                 continue;
             }
             self.layers += 1;
             if self.layers > MAX_LAYERS {
                 return self.fail(&item.span(), &path, &format!("more than {MAX_LAYERS} layers"));
             }
-            let layer = self.layer(&path, item, *x, depth)?;
-            let outermost = depth == 0;
-            *x = weights::check_layer(layers.last(), &layer, *x, outermost)
-                .map_err(|e| self.at(&item.span(), &path, e))?;
-            layers.push(layer);
+            let layer = self.layer(&path, item, chain.left, chain.depth)?;
+            chain.push(layer).map_err(|e| self.at(&item.span(), &path, e))?;
         }
         Ok(())
     }
 
     /// The same layers several times over, each time with another number in their names.
-    fn repeat(&mut self, table: &Table<'_>, x: &mut Dims, depth: usize, layers: &mut Vec<Layer>) -> Result<()> {
+    fn repeat(&mut self, table: &Table<'_>, chain: &mut Chain) -> Result<()> {
         self.only(table, &["repeat", "from", "layers"])?;
         if self.number.is_some() {
             return self.fail(&table.span, table.path, "a repeat inside another");
@@ -218,7 +234,7 @@ impl Reader<'_> {
         let (_, list) = self.wanted(table, "layers")?;
         for number in from..from + times {
             self.number = Some(number);
-            self.sequence(&format!("{}.layers", table.path), list, x, depth, layers)?;
+            self.sequence(&format!("{}.layers", table.path), list, chain)?;
         }
         self.number = None;
         Ok(())
@@ -290,9 +306,9 @@ impl Reader<'_> {
             let detail = format!("more than {MAX_DEPTH} residual blocks inside one another");
             return self.fail(&table.span, table.path, &detail);
         }
-        let (mut body, mut projection) = (Vec::new(), Vec::new());
+        let mut body = Chain::new(x, depth + 1);
         let (_, list) = self.wanted(table, "residual")?;
-        self.sequence(&format!("{}.residual", table.path), list, &mut x.clone(), depth + 1, &mut body)?;
+        self.sequence(&format!("{}.residual", table.path), list, &mut body)?;
         let path = format!("{}.shortcut", table.path);
         let (span, value) = self.wanted(table, "shortcut")?;
         let shortcut = match value.get_ref() {
@@ -303,15 +319,16 @@ impl Reader<'_> {
                 Shortcut::Subsample { added: self.size(&table, "subsample", None)? }
             }
             DeValue::Array(_) => {
-                self.sequence(&path, value, &mut x.clone(), depth + 1, &mut projection)?;
-                Shortcut::Projection(projection)
+                let mut projection = Chain::new(x, depth + 1);
+                self.sequence(&path, value, &mut projection)?;
+                Shortcut::Projection(projection.layers)
             }
             _ => {
                 let detail = "\"identity\", { subsample = CHANNELS } or a list of a convolution and its batch norm";
                 return self.fail(&span, &path, &format!("{detail} is expected"));
             }
         };
-        Ok(Layer::Residual { body, shortcut })
+        Ok(Layer::Residual { body: body.layers, shortcut })
     }
 
     /// The name of a layer, which no other has, with the number of the repeat in it.
