@@ -19,7 +19,8 @@
 //!
 //! # The front door
 //! [`Gpu::new`] opens an adapter, [`Gpu::from_device`] takes the device that a host program has already. A [`Network`] is
-//! loaded from safetensors or built from layers ([`Network::from_layers`]); it answers [`logits`](attack::Engine::logits) and
+//! loaded from safetensors, those of a known network or of one's own ([`weights::load_as`]), or built from layers
+//! ([`Network::from_layers`]); it answers [`logits`](attack::Engine::logits) and
 //! [`input_gradient`](attack::Engine::input_gradient), and [`Attack`] runs on it. All three block; every one has a second form:
 //!
 //! | | from slices | from and to buffers of the device |
@@ -115,6 +116,9 @@
 //!   couples samples, so it is no [`attack::Engine`], and a model that was loaded for it is refused by [`Network`] and [`Reference`]. A
 //!   batch is never cut there. Sums take two steps, within a sample and over the samples, each in one order (`shaders/batch_norm.wgsl`);
 //!   what entered a batch norm is kept whole: ResNet-20 takes 933 kB a sample, ResNet-18 3.1 MB.
+//! - A network of the user's own is data: a file of layers (`data/description.rs`) becomes the same [`model::Arch`] that known networks
+//!   are, checked layer by layer with the line it stands in. Its hash is part of what a run is.
+//! - Pictures are brought to one size in whole numbers (`data/framing.rs`), for pixels that depend on the processor would be other data.
 //! - Rounding within an L2 ball moves the threshold from a half upwards until the bytes fit; cutting fractions off always does.
 //! - Checkpoints of PyTorch are read by a pickle machine and a zip reader of our own (`data/`): the machine knows what tensors need and
 //!   calls nothing; the reader takes what PyTorch writes, stored entries without gaps, so that no entry can unpack to more than it is,

@@ -8,7 +8,7 @@ use crate::attack::{Gradient, Health, Job, Logits, Loss, Sample};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Storage};
 use crate::kernel::{Bound, Dispatch};
-use crate::model::{Dims, Layer, Model};
+use crate::model::{Arch, Dims, Layer, Model};
 use crate::network::{Memory, Options, append, mark, run};
 use crate::plan::{Target, TrainingPlan};
 use crate::tensor::{Allocated, Kind};
@@ -95,6 +95,14 @@ impl Training {
     /// As [`Training::load`].
     pub fn load_with(gpu: &Gpu, safetensors: &[u8], options: &Options) -> Result<Self> {
         Self::new(gpu, weights::load_training(safetensors)?, options)
+    }
+
+    /// The weights of a network of one's own ([`weights::load_training_as`]).
+    ///
+    /// # Errors
+    /// As [`Training::load`].
+    pub fn load_as(gpu: &Gpu, safetensors: &[u8], arch: &Arch, options: &Options) -> Result<Self> {
+        Self::new(gpu, weights::load_training_as(safetensors, arch)?, options)
     }
 
     /// A network of one's own, as [`Network::from_layers`](crate::Network::from_layers).

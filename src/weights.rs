@@ -15,7 +15,7 @@
 //! | `eps`, `step_size` | suggestions for attacks, kept as text (`8/255`) |
 
 use crate::error::{Error, Result};
-use crate::model::{self, Conv2d, Dims, Layer, Linear, MAX_VALUES, Model, Params, Shortcut};
+use crate::model::{self, Arch, Conv2d, Dims, Layer, Linear, MAX_VALUES, Model, Params, Shortcut};
 use half::{bf16, f16};
 use safetensors::tensor::{self, Dtype, SafeTensors, TensorView};
 use std::collections::{BTreeMap, BTreeSet};
@@ -43,7 +43,17 @@ pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 /// # Errors
 /// [`Error::Model`] naming the tensor or the metadata key. The caller adds the file's name with [`Error::in_file`].
 pub fn load(bytes: &[u8]) -> Result<Model> {
-    load_as(bytes, Norms::Folded)
+    load_bytes(bytes, None, Norms::Folded)
+}
+
+/// Reads the same bytes as the weights of `arch`, a network of one's own, whose layers name the tensors. What the metadata say
+/// of an architecture is not looked at. Mean and deviation may stand in the metadata or in front of the layers
+/// ([`Layer::Normalise`]); where they stand in both they must be the same.
+///
+/// # Errors
+/// As [`load`] and [`from_layers`].
+pub fn load_as(bytes: &[u8], arch: &Arch) -> Result<Model> {
+    load_bytes(bytes, Some(arch), Norms::Folded)
 }
 
 /// Reads the same bytes for training mode ([`crate::Training`]): every [`Layer::BatchNorm`] stays a layer, with its gain and
@@ -52,7 +62,15 @@ pub fn load(bytes: &[u8]) -> Result<Model> {
 /// # Errors
 /// As [`load`].
 pub fn load_training(bytes: &[u8]) -> Result<Model> {
-    load_as(bytes, Norms::Apart)
+    load_bytes(bytes, None, Norms::Apart)
+}
+
+/// The same for a network of one's own, as [`load_as`].
+///
+/// # Errors
+/// As [`load_as`].
+pub fn load_training_as(bytes: &[u8], arch: &Arch) -> Result<Model> {
+    load_bytes(bytes, Some(arch), Norms::Apart)
 }
 
 /// What becomes of batch norm.
@@ -64,13 +82,19 @@ enum Norms {
     Apart,
 }
 
-fn load_as(bytes: &[u8], norms: Norms) -> Result<Model> {
+fn load_bytes(bytes: &[u8], arch: Option<&Arch>, norms: Norms) -> Result<Model> {
     let (file, metadata) = open(bytes).map_err(|detail| Error::model("weights", detail))?;
     let views = without_prefix(file.tensors());
-    let arch = recognise(&metadata, &views)?;
+    let arch = arch.map_or_else(|| recognise(&metadata, &views), |arch| Ok(arch.clone()))?;
     let mut layers = arch.layers;
     if let Some(normalise) = normalise(&metadata)? {
-        layers.insert(0, normalise);
+        match layers.first() {
+            Some(first) if *first == normalise => {}
+            Some(Layer::Normalise { .. }) => {
+                return Err(Error::model("metadata `mean`, `std`", "not those that the architecture begins with"));
+            }
+            _ => layers.insert(0, normalise),
+        }
     }
     if let Some(input) = metadata.get("input") {
         check_input(input, arch.input)?;
@@ -417,7 +441,8 @@ fn build(arch: &str, layers: Vec<Layer>, input: Dims, mut tensors: Tensors, norm
     Ok(model)
 }
 
-fn check_size(place: &str, d: Dims) -> Result<()> {
+/// Refuses a shape that no sample has.
+pub(crate) fn check_size(place: &str, d: Dims) -> Result<()> {
     let len = d.c.checked_mul(d.h).and_then(|n| n.checked_mul(d.w));
     match len {
         Some(n) if n > 0 && n <= MAX_VALUES => Ok(()),
@@ -426,7 +451,7 @@ fn check_size(place: &str, d: Dims) -> Result<()> {
 }
 
 /// Checks what [`Layer::output`] does not: sizes, order, and where a layer may stand.
-fn check_layers(layers: &[Layer], input: Dims, outermost: bool) -> Result<Dims> {
+pub(crate) fn check_layers(layers: &[Layer], input: Dims, outermost: bool) -> Result<Dims> {
     let mut x = input;
     for (i, layer) in layers.iter().enumerate() {
         let after_conv = i > 0 && matches!(layers[i - 1], Layer::Conv2d(_));

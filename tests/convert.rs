@@ -182,6 +182,20 @@ fn files_and_flags_are_guarded() {
     fails("convert there.safetensors out.safetensors", 3, &["there.safetensors", "looks like safetensors"]);
     fails("convert net.pt out.safetensors --arch vgg", 2, &["--arch vgg", "digits-cnn"]);
     fails("convert net.pt out.safetensors --arch lenet5", 3, &["net.pt: conv1.weight: has shape", "--any"]);
+    // A network of one's own: the one in the file, and one that is not.
+    let described = fs::read_to_string(repository("examples/networks/digits-cnn.toml")).unwrap();
+    fs::write(bench.path("net.toml"), described.replace("outputs = 48", "outputs = 49")).unwrap();
+    fails(
+        "convert net.pt out.safetensors --arch net.toml",
+        3,
+        &["net.pt: linear1.weight: has shape [48, 128]", "[49, 128]"],
+    );
+    assert!(!bench.path("out.safetensors").exists());
+    fs::write(bench.path("net.toml"), described).unwrap();
+    let told = json(&bench.ok("convert net.pt own.safetensors --arch net.toml --json"));
+    assert_eq!((&told["arch"], told["description_sha256"].as_str().map(str::len)), (&"digits-cnn".into(), Some(64)));
+    assert_eq!(fs::read(bench.path("own.safetensors")).unwrap(), fs::read(bench.path("there.safetensors")).unwrap());
+    ["net.toml", "own.safetensors"].map(|name| fs::remove_file(bench.path(name)).unwrap());
     fails("convert net.pt out.safetensors --mean 0.5", 2, &["--std"]);
     fails("convert net.pt out.safetensors --mean 0.5 --std 0", 2, &["--std 0"]);
     fails("convert net.pt out.safetensors --mean 0,0,0 --std 1,1,1", 3, &["3 means"]);

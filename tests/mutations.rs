@@ -68,8 +68,8 @@ fn arrays() {
 }
 
 #[test]
-fn pictures_and_tables() {
-    mutate(&["png", "jpeg", "labels-csv", "targets"], MUTATIONS);
+fn pictures_tables_and_descriptions() {
+    mutate(&["png", "jpeg", "labels-csv", "targets", "description"], MUTATIONS);
 }
 
 #[test]

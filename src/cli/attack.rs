@@ -7,7 +7,7 @@ use crate::attack::{Attack, Loss, Method, Norm, Outcome, Own, Rung, Targets};
 use crate::data;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::report::{Config, DataFacts, Distance, Folder, Identity, Ladder, ModelFacts, Opened, Radius, Report, Shard};
+use crate::report::{Config, Distance, Folder, Identity, Ladder, Opened, Radius, Report, Shard};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::ops::Range;
@@ -40,11 +40,11 @@ pub(super) fn run(args: &AttackArgs) -> Result<()> {
     let shard = args.shard.as_deref().map(Shard::parse).transpose()?;
 
     let start = Instant::now();
-    let (model, model_sha256) = load_model(args.model.as_deref())?;
+    let (model, model_facts) = load_model(&args.network)?;
     let mut config = configure(args, (method, norm, loss), bounds, &model)?;
     let attack = configured(&config);
     attack.validate()?;
-    let images = load_images(args.data.as_deref(), args.limit, &model)?;
+    let images = load_images(&args.data, args.limit, &model)?;
     if model.logits() < 2 {
         return Err(Error::Model { place: model.arch.clone(), detail: "has one class: nothing to turn to".into() });
     }
@@ -54,22 +54,7 @@ pub(super) fn run(args: &AttackArgs) -> Result<()> {
 
     let start = Instant::now();
     let place = Place::open(args.device.as_deref())?;
-    let identity = Identity::new(
-        place.math(),
-        config.clone(),
-        ModelFacts { arch: model.arch.clone(), sha256: model_sha256, parameters: model.parameters() },
-        DataFacts {
-            source: images.source.name.clone(),
-            sha256: images.source.sha256.clone(),
-            samples: images.samples,
-            classes: if images.source.classes.is_empty() {
-                model.classes.clone()
-            } else {
-                images.source.classes.clone()
-            },
-        },
-        shard,
-    );
+    let identity = Identity::new(place.math(), config.clone(), model_facts, images.facts(&model), shard);
     let (dims, classes, out) = (model.input, model.logits(), args.out.display());
     let folder = match Folder::open(&args.out, identity.clone(), place.device(), dims, classes, args.fresh)? {
         Opened::Complete(report) => {
@@ -375,7 +360,7 @@ fn configure(
             .as_deref()
             .map(|v| {
                 distance("--eps", v).map_err(|_| Error::Model {
-                    place: args.model.as_deref().map_or_else(|| "weights".into(), |p| p.display().to_string()),
+                    place: args.network.model.as_deref().map_or_else(|| "weights".into(), |p| p.display().to_string()),
                     detail: format!("metadata {what} is {v}, which is no distance"),
                 })
             })

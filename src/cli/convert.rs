@@ -2,7 +2,7 @@
 
 use super::attack::distance;
 use super::{answer, answer_json};
-use crate::data::{self, Checkpoint};
+use crate::data::{self, Checkpoint, Description};
 use crate::error::{Error, Result};
 use crate::{model, weights};
 use clap::Args;
@@ -32,8 +32,9 @@ pub(super) struct ConvertArgs {
     /// there, else the whole]
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
-    /// Name of the architecture [default: none is written, for the tensors tell it]
-    #[arg(long, value_name = "NAME", help_heading = "Metadata")]
+    /// Name of the architecture, or the layers of one of your own, as they are described in a file, which later commands are to be
+    /// given too [default: none is written, for the tensors tell it]
+    #[arg(long, value_name = "NAME|FILE.toml", help_heading = "Metadata")]
     arch: Option<String>,
     /// Mean of each channel, in pixels of [0, 1]: the network reads (x - mean) / std
     #[arg(long, value_name = "A,B,C", allow_hyphen_values = true, requires = "std", help_heading = "Metadata")]
@@ -68,12 +69,17 @@ pub(super) struct ConvertArgs {
 }
 
 pub(super) fn run(args: &ConvertArgs) -> Result<()> {
+    let description = described(args).map(Description::open).transpose()?;
     let metadata = metadata(args)?;
     check_output(args)?;
     let mut checkpoint = Checkpoint::open(&args.input, args.key.as_deref())?;
     let tensors = checkpoint.slots().len();
     let bytes = checkpoint.safetensors(&metadata)?;
-    let model = if args.any { None } else { Some(weights::load(&bytes).map_err(|e| unknown(e, &args.input))?) };
+    let model = match &description {
+        _ if args.any => None,
+        None => Some(weights::load(&bytes).map_err(|e| unknown(e, &args.input))?),
+        Some(d) => Some(weights::load_as(&bytes, &d.arch).map_err(|e| e.in_file(&args.input.display().to_string()))?),
+    };
     data::write_file(&args.output, &bytes)?;
 
     let (out, sha256) = (args.output.display().to_string(), data::sha256([&bytes[..]]));
@@ -87,6 +93,7 @@ pub(super) fn run(args: &ConvertArgs) -> Result<()> {
             "arch": model.as_ref().map(|model| &model.arch),
             "logits": model.as_ref().map(model::Model::logits),
             "parameters": model.as_ref().map(model::Model::parameters),
+            "description_sha256": description.as_ref().map(|d| &d.sha256),
         }));
     }
     let what = model.map_or("not looked at by the engine".into(), |model| {
@@ -99,11 +106,17 @@ pub(super) fn run(args: &ConvertArgs) -> Result<()> {
 /// What the tensors lack to be a network, with the way out.
 fn unknown(error: Error, input: &Path) -> Error {
     match error.in_file(&input.display().to_string()) {
-        Error::Model { place, detail } => {
-            Error::Model { place, detail: format!("{detail}; --any writes the tensors alone") }
-        }
+        Error::Model { place, detail } => Error::Model {
+            place,
+            detail: format!("{detail}; --arch FILE.toml describes another network, --any writes the tensors alone"),
+        },
         other => other,
     }
+}
+
+/// The description, if that is what the architecture is told by.
+fn described(args: &ConvertArgs) -> Option<&Path> {
+    args.arch.as_deref().filter(|arch| arch.ends_with(".toml")).map(Path::new)
 }
 
 /// Refuses to write over what is there.
@@ -124,13 +137,14 @@ fn check_output(args: &ConvertArgs) -> Result<()> {
 fn metadata(args: &ConvertArgs) -> Result<BTreeMap<String, String>> {
     let mut metadata = BTreeMap::new();
     let mut put = |key: &str, value: Option<String>| metadata.extend(value.map(|value| (key.to_string(), value)));
-    if let Some(arch) = &args.arch
+    let name = args.arch.as_ref().filter(|_| described(args).is_none());
+    if let Some(arch) = name
         && !model::known().iter().any(|known| known.name == *arch)
     {
         let known: Vec<String> = model::known().into_iter().map(|arch| arch.name).collect();
         return Err(Error::Usage(format!("--arch {arch}: not known; known are {}", known.join(", "))));
     }
-    put("arch", args.arch.clone());
+    put("arch", name.cloned());
     let list = |flag: &str, text: &Option<String>| {
         text.as_deref().map(|text| numbers(flag, text).map(|list| json!(list).to_string())).transpose()
     };

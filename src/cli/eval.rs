@@ -39,7 +39,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
         (None, None) => ("--attacks", None),
     };
 
-    let (model, model_sha256) = load_model(args.model.as_deref())?;
+    let (model, model_facts) = load_model(&args.network)?;
     if model.logits() < 2 {
         return Err(Error::Model { place: model.arch.clone(), detail: "has one class: nothing to turn to".into() });
     }
@@ -50,12 +50,12 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     let specs = specs.map_or_else(|| default_list(model.logits()), Ok)?;
     let shared = Shared { norm, eps, bounds, quantise: !args.no_quantize, seed: args.seed, classes: model.logits() };
     let attacks = specs.iter().map(|spec| spec.attack(flag, &shared)).collect::<Result<Vec<_>>>()?;
-    let images = load_images(args.data.as_deref(), args.limit, &model)?;
+    let images = load_images(&args.data, args.limit, &model)?;
     let load = begun.elapsed();
 
     let start = Instant::now();
     let place = Place::open(args.device.as_deref())?;
-    let identity = identity(&place, &model, model_sha256, &images, &specs, &shared, args.limit);
+    let identity = identity(&place, (model_facts, images.facts(&model)), &specs, &shared, args.limit);
     let folder = match &args.out {
         None => None,
         Some(out) => match EvalFolder::open(out, &identity, model.input, args.fresh)? {
@@ -277,9 +277,7 @@ fn time_budget(text: &str) -> Result<Duration> {
 
 fn identity(
     place: &Place,
-    model: &Model,
-    sha256: String,
-    images: &Images,
+    (model, data): (ModelFacts, DataFacts),
     specs: &[Spec],
     shared: &Shared,
     limit: Option<usize>,
@@ -293,10 +291,5 @@ fn identity(
         seed: shared.seed,
         limit,
     };
-    let source = &images.source;
-    let classes = if source.classes.is_empty() { model.classes.clone() } else { source.classes.clone() };
-    let data =
-        DataFacts { source: source.name.clone(), sha256: source.sha256.clone(), samples: images.samples, classes };
-    let model = ModelFacts { arch: model.arch.clone(), sha256, parameters: model.parameters() };
     EvalIdentity::new(place.math(), config, model, data, place.device())
 }

@@ -20,7 +20,7 @@ pub(super) fn run(args: &InfoArgs) -> Result<()> {
     if args.batch == 0 {
         return Err(Error::Usage("--batch must be one or more".into()));
     }
-    let (model, sha256) = load_model(args.model.as_deref())?;
+    let (model, facts) = load_model(&args.network)?;
     let plan = Plan::new(&model, &Target::default())?;
     let mut rows = Vec::new();
     layers(&model, &model.layers, model.input, 0, &mut rows)?;
@@ -28,7 +28,8 @@ pub(super) fn run(args: &InfoArgs) -> Result<()> {
         let mut info = json!({
             "schema_version": 1,
             "arch": model.arch,
-            "sha256": sha256,
+            "sha256": facts.sha256,
+            "description_sha256": facts.description_sha256,
             "input": [model.input.c, model.input.h, model.input.w],
             "logits": model.logits(),
             "classes": model.classes,

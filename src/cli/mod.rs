@@ -21,9 +21,10 @@ mod thresholds;
 mod tune;
 mod verify;
 
+use crate::data::{Description, Framing};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::report::{self, Report};
+use crate::report::{self, DataFacts, ModelFacts, Report};
 use crate::{data, weights};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -115,17 +116,41 @@ enum Command {
     Bench(Box<bench::BenchArgs>),
 }
 
-/// What `attack` can be told. Distances are in pixel units of [0, 1], as decimals or fractions (8/255).
+/// The network.
 #[derive(Args, Debug)]
-struct AttackArgs {
+struct NetworkArgs {
     /// Weights (safetensors) [default: digits-cnn, inside the program]
     #[arg(long, value_name = "FILE", help_heading = "Input")]
     model: Option<PathBuf>,
+    /// Layers of the network whose weights they are, one of your own (TOML) [default: the network, among those known, that the
+    /// tensors tell]
+    #[arg(long, value_name = "FILE.toml", help_heading = "Input")]
+    arch: Option<PathBuf>,
+}
+
+/// The images.
+#[derive(Args, Debug)]
+struct DataArgs {
     /// Images and labels: a folder of PNG or JPEG pictures (class/file, or with labels.csv), of IDX files (MNIST, gzipped or
     /// not), of CIFAR-10 batches or of NumPy arrays; a .safetensors with `images` and `labels`
     /// [default: the 450 held-out digits inside the program]
     #[arg(long, value_name = "PATH", help_heading = "Input")]
     data: Option<PathBuf>,
+    /// Resize pictures so that the shorter side has N pixels, to the byte as torchvision does it (bilinear, antialiased)
+    #[arg(long, value_name = "N", help_heading = "Input")]
+    resize: Option<u32>,
+    /// Cut a square of N×N pixels out of the middle of pictures, resized ones where they are
+    #[arg(long, value_name = "N", help_heading = "Input")]
+    crop: Option<u32>,
+}
+
+/// What `attack` can be told. Distances are in pixel units of [0, 1], as decimals or fractions (8/255).
+#[derive(Args, Debug)]
+struct AttackArgs {
+    #[command(flatten)]
+    network: NetworkArgs,
+    #[command(flatten)]
+    data: DataArgs,
     /// Read only the first N images
     #[arg(long, value_name = "N", help_heading = "Input")]
     limit: Option<usize>,
@@ -225,12 +250,10 @@ struct AttackArgs {
 /// What `eval` can be told. What `attack` has as well means the same.
 #[derive(Args, Debug)]
 struct EvalArgs {
-    /// Weights (safetensors) [default: digits-cnn, inside the program]
-    #[arg(long, value_name = "FILE", help_heading = "Input")]
-    model: Option<PathBuf>,
-    /// Images and labels, as for attack [default: the 450 held-out digits inside the program]
-    #[arg(long, value_name = "PATH", help_heading = "Input")]
-    data: Option<PathBuf>,
+    #[command(flatten)]
+    network: NetworkArgs,
+    #[command(flatten)]
+    data: DataArgs,
     /// Read only the first N images
     #[arg(long, value_name = "N", help_heading = "Input")]
     limit: Option<usize>,
@@ -288,12 +311,10 @@ struct EvalArgs {
 /// What `study` can be told.
 #[derive(Args, Debug)]
 struct StudyArgs {
-    /// Weights (safetensors) [default: digits-cnn, inside the program]
-    #[arg(long, value_name = "FILE")]
-    model: Option<PathBuf>,
-    /// Images and labels, as for attack [default: the 450 held-out digits inside the program]
-    #[arg(long, value_name = "PATH")]
-    data: Option<PathBuf>,
+    #[command(flatten)]
+    network: NetworkArgs,
+    #[command(flatten)]
+    data: DataArgs,
     /// Read only the first N images; of those that are right when clean as many are used as a power of two [default: 640]
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
@@ -366,12 +387,10 @@ struct MergeArgs {
 
 #[derive(Args, Debug)]
 struct VerifyArgs {
-    /// Weights (safetensors) [default: digits-cnn, inside the program]
-    #[arg(long, value_name = "FILE")]
-    model: Option<PathBuf>,
-    /// Images and labels, as for attack [default: the 450 held-out digits inside the program]
-    #[arg(long, value_name = "PATH")]
-    data: Option<PathBuf>,
+    #[command(flatten)]
+    network: NetworkArgs,
+    #[command(flatten)]
+    data: DataArgs,
     /// Logits to compare with: a .safetensors with `logits` (f32 or f64, [N, K]), or with that one tensor
     #[arg(long, value_name = "FILE")]
     logits: Option<PathBuf>,
@@ -407,9 +426,8 @@ struct DevicesArgs {
 
 #[derive(Args, Debug)]
 struct TuneArgs {
-    /// Weights (safetensors) [default: digits-cnn, inside the program]
-    #[arg(long, value_name = "FILE")]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    network: NetworkArgs,
     /// Device: part of its name, or its index in `signstep devices`
     #[arg(long, value_name = "NAME|INDEX")]
     device: Option<String>,
@@ -420,9 +438,8 @@ struct TuneArgs {
 
 #[derive(Args, Debug)]
 struct InfoArgs {
-    /// Weights (safetensors) [default: digits-cnn, inside the program]
-    #[arg(long, value_name = "FILE")]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    network: NetworkArgs,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -551,26 +568,66 @@ fn answer_json(value: &serde_json::Value) -> Result<()> {
     answer(&serde_json::to_string_pretty(value).map_err(|e| Error::Internal(e.to_string()))?)
 }
 
-/// The bytes of a file of weights, and what it is called; those inside the program without one.
-fn read_weights(file: Option<&Path>) -> Result<(Vec<u8>, String)> {
-    let Some(path) = file else { return Ok((DIGITS_CNN.to_vec(), "digits-cnn".into())) };
-    let name = path.display().to_string();
-    let bytes = data::read(path, MAX_WEIGHTS).map_err(|e| match e {
-        Error::Data { place, detail } => Error::Model { place, detail },
-        other => other,
-    })?;
-    if data::is_checkpoint(&bytes) {
-        let out = path.with_extension("safetensors").display().to_string();
-        let detail = format!("this is a checkpoint of PyTorch: signstep convert {name} {out} makes weights of it");
-        return Err(Error::Model { place: name, detail });
-    }
-    Ok((bytes, name))
+/// Weights as they were asked for, and the description of their network if there is one.
+struct Weights {
+    bytes: Vec<u8>,
+    /// What the file is called.
+    name: String,
+    description: Option<Description>,
 }
 
-/// A network, and the SHA-256 of the file it came from.
-fn load_model(file: Option<&Path>) -> Result<(Model, String)> {
-    let (bytes, name) = read_weights(file)?;
-    Ok((weights::load(&bytes).map_err(|e| e.in_file(&name))?, data::sha256([&bytes[..]])))
+impl Weights {
+    /// Reads a file; without one, the weights inside the program.
+    fn open(file: Option<&Path>, arch: Option<&Path>) -> Result<Self> {
+        let description = arch.map(Description::open).transpose()?;
+        let Some(path) = file else {
+            return Ok(Weights { bytes: DIGITS_CNN.to_vec(), name: "digits-cnn".into(), description });
+        };
+        let name = path.display().to_string();
+        let bytes = data::read(path, MAX_WEIGHTS).map_err(|e| match e {
+            Error::Data { place, detail } => Error::Model { place, detail },
+            other => other,
+        })?;
+        if data::is_checkpoint(&bytes) {
+            let out = path.with_extension("safetensors").display().to_string();
+            let detail = format!("this is a checkpoint of PyTorch: signstep convert {name} {out} makes weights of it");
+            return Err(Error::Model { place: name, detail });
+        }
+        Ok(Weights { bytes, name, description })
+    }
+
+    /// The network.
+    fn model(&self) -> Result<Model> {
+        let mut model = match &self.description {
+            None => weights::load(&self.bytes),
+            Some(description) => weights::load_as(&self.bytes, &description.arch),
+        }
+        .map_err(|e| e.in_file(&self.name))?;
+        if let Some(description) = &self.description
+            && model.classes.is_empty()
+        {
+            model.classes = description.classes.clone();
+        }
+        Ok(model)
+    }
+
+    /// What a report says of it.
+    fn facts(&self, model: &Model) -> ModelFacts {
+        ModelFacts {
+            arch: model.arch.clone(),
+            sha256: data::sha256([&self.bytes[..]]),
+            parameters: model.parameters(),
+            description_sha256: self.description.as_ref().map(|d| d.sha256.clone()),
+        }
+    }
+}
+
+/// A network, and what a report says of it.
+fn load_model(args: &NetworkArgs) -> Result<(Model, ModelFacts)> {
+    let weights = Weights::open(args.model.as_deref(), args.arch.as_deref())?;
+    let model = weights.model()?;
+    let facts = weights.facts(&model);
+    Ok((model, facts))
 }
 
 /// Tells of a run as it was asked for; `written` is told below the table.
@@ -591,6 +648,18 @@ struct Images {
 }
 
 impl Images {
+    /// What a report says of them, on `model`.
+    fn facts(&self, model: &Model) -> DataFacts {
+        let source = &self.source;
+        DataFacts {
+            source: source.name.clone(),
+            sha256: source.sha256.clone(),
+            samples: self.samples,
+            classes: if source.classes.is_empty() { model.classes.clone() } else { source.classes.clone() },
+            framing: source.framing.unwrap_or_default(),
+        }
+    }
+
     /// Pixels of the samples in `range`, all within the bounds.
     fn pixels(&mut self, range: Range<usize>, bounds: Option<(f32, f32)>) -> Result<Vec<f32>> {
         let first = range.start;
@@ -608,9 +677,11 @@ impl Images {
 }
 
 /// Opens the data asked for, and checks that the network can take the images, and knows their labels.
-fn load_images(file: Option<&Path>, limit: Option<usize>, model: &Model) -> Result<Images> {
-    let source: data::Source = match file {
-        Some(path) => data::open(path, limit)?,
+fn load_images(args: &DataArgs, limit: Option<usize>, model: &Model) -> Result<Images> {
+    let framing = Framing { resize: args.resize, crop: args.crop };
+    let source: data::Source = match &args.data {
+        Some(path) => data::open_framed(path, limit, framing)?,
+        None if !framing.is_none() => return Err(Error::Usage(format!("{framing}: pictures are missing (--data)"))),
         None => data::digits()?,
     };
     let samples = limit.unwrap_or(usize::MAX).min(source.len());
@@ -619,7 +690,9 @@ fn load_images(file: Option<&Path>, limit: Option<usize>, model: &Model) -> Resu
         return fail("holds no images".into());
     }
     if source.dims != model.input {
-        return fail(format!("images are {}, but {} takes {}", source.dims, model.arch, model.input));
+        let way_out =
+            if source.framing.is_some() { "; --resize and --crop bring pictures to another size" } else { "" };
+        return fail(format!("images are {}, but {} takes {}{way_out}", source.dims, model.arch, model.input));
     }
     let classes = model.logits();
     let labels = &source.labels[..samples];

@@ -2,14 +2,14 @@
 
 use super::attack::{advise_of_snapping, default_eps, distance};
 use super::engine::{Place, Runner};
-use super::{Images, StudyArgs, answer, bytes, complain, load_images, positive, read_weights};
+use super::{Images, NetworkArgs, StudyArgs, Weights, answer, bytes, complain, load_images, positive};
 use crate::attack::{Engine, Gradient, Loss, Method, Norm, Sample, argmax, random_target, snap};
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::report::{DataFacts, Distance, ModelFacts};
+use crate::report::Distance;
 use crate::study::batch::{Batch, Budget, healthy};
 use crate::study::{self, Bench, Config, Findings, Found, Identity, Net, Opened, Repeatable, Timing, examples};
-use crate::{Network, Options, Reference, Training, data, weights};
+use crate::{Network, Options, Reference, Training, weights};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -42,12 +42,12 @@ pub(super) fn run(args: &StudyArgs) -> Result<()> {
         return Err(Error::Usage("--tensors needs a folder: --out DIR".into()));
     }
 
-    let (model, file, sha256) = load(args.model.as_deref())?;
+    let (model, weights) = load(&args.network)?;
     let eps = eps.map_or_else(|| suggested(&model), Ok)?;
     if !(eps.value > 0.0 && eps.value.is_finite()) {
         return Err(Error::Usage(format!("--eps {}: must be more than zero and finite", eps.text)));
     }
-    let mut images = load_images(args.data.as_deref(), Some(args.limit.unwrap_or(LIMIT)), &model)?;
+    let mut images = load_images(&args.data, Some(args.limit.unwrap_or(LIMIT)), &model)?;
     let place = Place::open(args.device.as_deref())?;
     if matches!(place, Place::Reference) && rows.contains(&0) {
         complain("note", &"row 0 is left out: its network is too large for the reference");
@@ -75,7 +75,13 @@ pub(super) fn run(args: &StudyArgs) -> Result<()> {
         figures,
         tensors: args.tensors,
     };
-    let identity = identity(&place, engine.model(), sha256, &images, config);
+    let identity = Identity::new(
+        place.math(),
+        config,
+        weights.facts(engine.model()),
+        images.facts(engine.model()),
+        place.device(),
+    );
     let folder = match &args.out {
         None => None,
         Some(out) => match study::open(out, &identity, args.fresh)? {
@@ -88,7 +94,7 @@ pub(super) fn run(args: &StudyArgs) -> Result<()> {
     };
 
     let bar = spinner();
-    let work = Work { place: &place, runner: &runner, file: &file, memory, identity: &identity, bar: &bar };
+    let work = Work { place: &place, runner: &runner, weights: &weights, memory, identity: &identity, bar: &bar };
     let (findings, repeatable) = work.run(&right, n, &eps, &step_size)?;
     bar.finish_and_clear();
     let Some(folder) = folder else { return tell(&findings, args.json, &[]) };
@@ -133,15 +139,14 @@ fn selection(list: &str) -> Result<(Vec<u8>, bool)> {
     Ok((rows, figures))
 }
 
-/// A network, the bytes of its file, and their SHA-256.
-fn load(path: Option<&std::path::Path>) -> Result<(Model, Vec<u8>, String)> {
-    let (bytes, name) = read_weights(path)?;
-    let model = weights::load(&bytes).map_err(|e| e.in_file(&name))?;
+/// A network, and the weights that it was made of.
+fn load(args: &NetworkArgs) -> Result<(Model, Weights)> {
+    let weights = Weights::open(args.model.as_deref(), args.arch.as_deref())?;
+    let model = weights.model()?;
     if model.logits() < 2 {
-        return Err(Error::Model { place: name, detail: "has one class: nothing to aim at".into() });
+        return Err(Error::Model { place: weights.name, detail: "has one class: nothing to aim at".into() });
     }
-    let sha256 = data::sha256([&bytes[..]]);
-    Ok((model, bytes, sha256))
+    Ok((model, weights))
 }
 
 /// The radius that the weights suggest.
@@ -189,15 +194,6 @@ fn pair(right: &Batch) -> Option<Batch> {
     Some(pair)
 }
 
-fn identity(place: &Place, model: &Model, sha256: String, images: &Images, config: Config) -> Identity {
-    let source = &images.source;
-    let classes = if source.classes.is_empty() { model.classes.clone() } else { source.classes.clone() };
-    let data =
-        DataFacts { source: source.name.clone(), sha256: source.sha256.clone(), samples: images.samples, classes };
-    let model = ModelFacts { arch: model.arch.clone(), sha256, parameters: model.parameters() };
-    Identity::new(place.math(), config, model, data, place.device())
-}
-
 /// What runs now, where somebody is looking.
 fn spinner() -> ProgressBar {
     let bar = ProgressBar::new_spinner();
@@ -211,8 +207,7 @@ fn spinner() -> ProgressBar {
 struct Work<'a> {
     place: &'a Place,
     runner: &'a Runner,
-    /// The weights' bytes.
-    file: &'a [u8],
+    weights: &'a Weights,
     memory: u64,
     identity: &'a Identity,
     bar: &'a ProgressBar,
@@ -237,7 +232,10 @@ impl Work<'_> {
         let examples_ms = milliseconds(begun.elapsed());
 
         let training = match self.place {
-            Place::Gpu(gpu) => Some(Training::load_with(gpu, self.file, &self.options())?),
+            Place::Gpu(gpu) => Some(match &self.weights.description {
+                None => Training::load_with(gpu, &self.weights.bytes, &self.options())?,
+                Some(d) => Training::load_as(gpu, &self.weights.bytes, &d.arch, &self.options())?,
+            }),
             Place::Reference => None,
         };
         let gradient = |x: &[f32], targets: &[u32]| match &training {

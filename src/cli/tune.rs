@@ -56,7 +56,7 @@ pub(super) fn run(args: &TuneArgs) -> Result<()> {
     if args.batch == 0 {
         return Err(Error::Usage("--batch must be one or more".into()));
     }
-    let (model, _) = load_model(args.model.as_deref())?;
+    let (model, _) = load_model(&args.network)?;
     let Place::Gpu(gpu) = Place::open(args.device.as_deref())? else {
         return Err(Error::Usage("the reference has no tiles to choose from".into()));
     };

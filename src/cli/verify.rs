@@ -94,15 +94,16 @@ pub(super) fn run(args: &VerifyArgs) -> Result<()> {
     positive("--limit", args.limit)?;
     positive("--batch", args.batch)?;
     let memory = bytes("--memory", &args.memory)?;
-    let (model, model_sha256) = load_model(args.model.as_deref())?;
-    let images = load_images(args.data.as_deref(), args.limit, &model)?;
+    let (model, facts) = load_model(&args.network)?;
+    let images = load_images(&args.data, args.limit, &model)?;
     let theirs = args
         .logits
         .as_deref()
         .map(|file| Theirs::open(file, images.samples, args.limit.is_some(), model.logits()))
         .transpose()?;
     let place = Place::open(args.device.as_deref())?;
-    let (arch, source, data_sha256) = (model.arch.clone(), images.source.name.clone(), images.source.sha256.clone());
+    let (arch, data) = (model.arch.clone(), images.facts(&model));
+    let source = &data.source;
     let runner = place.load(model, args.batch, memory)?;
     let n = images.samples;
     let (correct, compared) = check(&runner, images, theirs, tolerance, memory)?;
@@ -115,8 +116,8 @@ pub(super) fn run(args: &VerifyArgs) -> Result<()> {
             "schema_version": 1,
             "version": env!("CARGO_PKG_VERSION"),
             "math": place.math(),
-            "model": { "arch": arch, "sha256": model_sha256 },
-            "data": { "source": source, "sha256": data_sha256 },
+            "model": { "arch": arch, "sha256": facts.sha256, "description_sha256": facts.description_sha256 },
+            "data": { "source": source, "sha256": data.sha256, "resize": data.framing.resize, "crop": data.framing.crop },
             "samples": n,
             "clean_correct": correct,
             "clean_accuracy": correct as f64 / n as f64,

@@ -67,6 +67,7 @@ fn batches(files: &[PathBuf], limit: usize) -> Result<Source> {
         classes: files.first().map_or(Ok(Vec::new()), |first| class_names(first))?,
         name: String::new(),
         sha256: hexadecimal(hash),
+        framing: None,
         reader: Box::new(Batches(batches)),
     })
 }

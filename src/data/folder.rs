@@ -1,7 +1,7 @@
 //! Folders of pictures: a folder a class, or `labels.csv` beside them. Pictures are decoded when they are asked for.
 
 use super::records::{check_label, pixel};
-use super::{Reader, Source, extension, hexadecimal, picture, read};
+use super::{Framing, Reader, Source, extension, hexadecimal, picture, read};
 use crate::error::{Error, Result};
 use crate::model::Dims;
 use sha2::{Digest, Sha256};
@@ -41,7 +41,7 @@ pub(super) fn holds_pictures(path: &Path) -> bool {
     path.is_dir() && entries(path).is_ok_and(|entries| entries.iter().any(|entry| is_picture(entry)))
 }
 
-pub(super) fn open(path: &Path, limit: usize) -> Result<Source> {
+pub(super) fn open(path: &Path, limit: usize, framing: Framing) -> Result<Source> {
     let place = path.display().to_string();
     let fail = |detail: String| Err(Error::data(&place, detail));
     let entries = entries(path)?;
@@ -72,15 +72,15 @@ pub(super) fn open(path: &Path, limit: usize) -> Result<Source> {
         rows = Some(bytes);
     }
 
-    let dims = survey(path, &names, &mut hash)?;
+    let dims = survey(path, &names, framing, &mut hash)?;
     if let Some(rows) = rows {
         add(&mut hash, LABELS, &rows);
     }
     let mut labels: Vec<i64> = labels;
     labels.truncate(limit);
     names.truncate(limit);
-    let reader = Box::new(Pictures { folder: path.to_path_buf(), names, dims });
-    Ok(Source { dims, labels, classes, name: place, sha256: hexadecimal(hash), reader })
+    let reader = Box::new(Pictures { folder: path.to_path_buf(), names, dims, framing });
+    Ok(Source { dims, labels, classes, name: place, sha256: hexadecimal(hash), framing: Some(framing), reader })
 }
 
 /// Name of a file or folder, which ends up in messages and hashes.
@@ -174,18 +174,24 @@ fn labelled(place: &str, bytes: &[u8], names: &[String]) -> Result<(Vec<i64>, Ve
     Ok((labels.collect(), classes.into_iter().map(String::from).collect()))
 }
 
-/// Reads every file, hashes it and looks at its header; gives the shape that all agree on.
-fn survey(folder: &Path, names: &[String], hash: &mut Sha256) -> Result<Dims> {
+/// Reads every file, hashes it and looks at its header; gives the shape that all agree on once they are framed.
+fn survey(folder: &Path, names: &[String], framing: Framing, hash: &mut Sha256) -> Result<Dims> {
     let mut first: Option<(&str, Dims)> = None;
     for name in names {
         let path = folder.join(name);
         let fail = |detail: String| Error::data(path.display().to_string(), detail);
         let bytes = read(&path, MAX_FILE)?;
         add(hash, name, &bytes);
-        let dims = picture::header(&bytes).map_err(fail)?;
+        let dims = picture::header(&bytes, framing.most()).and_then(|dims| framing.output(dims)).map_err(fail)?;
         let (one, all) = first.get_or_insert((name, dims));
         if (dims.h, dims.w) != (all.h, all.w) {
-            let detail = format!("{}×{} pixels, but `{one}` has {}×{}", dims.w, dims.h, all.w, all.h);
+            let way_out = match (framing.resize, framing.crop) {
+                (None, None) => {
+                    "--resize and --crop bring pictures to one size, such as --resize 256 --crop 224".into()
+                }
+                _ => format!("{framing} leaves them so; --crop cuts out squares"),
+            };
+            let detail = format!("{}×{} pixels, but `{one}` has {}×{}; {way_out}", dims.w, dims.h, all.w, all.h);
             return Err(fail(detail));
         }
         // Grey among colours is grey in three channels.
@@ -207,7 +213,9 @@ struct Pictures {
     folder: PathBuf,
     /// Paths inside the folder.
     names: Vec<String>,
+    /// Of every one, framed.
     dims: Dims,
+    framing: Framing,
 }
 
 impl Reader for Pictures {
@@ -215,7 +223,8 @@ impl Reader for Pictures {
         for name in self.names.get(range).unwrap_or_default() {
             let path = self.folder.join(name);
             let fail = |detail: String| Error::data(path.display().to_string(), detail);
-            let (dims, pixels) = picture::decode(&read(&path, MAX_FILE)?).map_err(fail)?;
+            let decoded = picture::decode(&read(&path, MAX_FILE)?, self.framing.most());
+            let (dims, pixels) = decoded.and_then(|(dims, pixels)| self.framing.apply(dims, pixels)).map_err(fail)?;
             if dims != (Dims { c: dims.c, ..self.dims }) || dims.c > self.dims.c {
                 return Err(fail(format!("{dims}, and not what it was when it was opened")));
             }

@@ -2,14 +2,17 @@
 //!
 //! A data set is opened once, when it is read from its first byte to its last, checked and hashed, and its pixels are then
 //! read piece by piece: memory holds the labels, and what was asked for. Nothing is allocated from what a header claims, and no
-//! file costs more memory than twice its size and a block: an image has at most 2^22 values, a set 2^24 samples, a header 8 MiB.
+//! file costs more memory than twice its size and a block: an image has at most 2^22 values, a set 2^24 samples, a header 8 MiB;
+//! a picture that is to be resized 2^26 values, of a byte each until it is.
 //! Errors name the file and the record, sample or line.
 
 mod archive;
 mod checkpoint;
 mod cifar;
+mod description;
 mod digits;
 mod folder;
+mod framing;
 mod idx;
 mod npy;
 mod pickle;
@@ -21,7 +24,9 @@ mod tensors;
 mod write;
 
 pub use checkpoint::{Checkpoint, is_checkpoint};
+pub use description::Description;
 pub use digits::digits;
+pub use framing::Framing;
 pub use targets::read_targets;
 pub(crate) use write::write_file;
 pub use write::{Slot, View, stream_safetensors, write_safetensors};
@@ -48,6 +53,8 @@ pub struct Source {
     pub name: String,
     /// SHA-256 of the files read, in hexadecimal. A limit does not change it. [`open`] says what is hashed.
     pub sha256: String,
+    /// How pictures were brought to one size; nothing for data that are no pictures.
+    pub framing: Option<Framing>,
     reader: Box<dyn Reader>,
 }
 
@@ -113,7 +120,7 @@ impl Source {
 ///
 /// A folder that holds several of these is refused as ambiguous; names that begin with a dot are not looked at.
 ///
-/// Pictures are samples in bytewise order of their path (`class/file`), and all of one size. They have one channel where
+/// Pictures are samples in bytewise order of their path (`class/file`), and all of one size ([`open_framed`] takes others). They have one channel where
 /// all are grey, else three. Alpha, 16 bits, CMYK and animation are refused, and so is anything else inside the folder of
 /// a class. Pixels are taken as they are stored, as PyTorch's usual loaders do: no colour profile, no gamma, and no
 /// EXIF orientation is applied. JPEG leaves decoders some freedom, so that others may come to other pixels, a few grey
@@ -128,6 +135,16 @@ impl Source {
 /// # Errors
 /// [`Error::Data`] naming the file and the record, sample or line; [`Error::Usage`] for a limit of 0.
 pub fn open(path: &Path, limit: Option<usize>) -> Result<Source> {
+    open_framed(path, limit, Framing::default())
+}
+
+/// The same for a folder of pictures that need not be of one size, for `framing` brings them to one. Only then a picture may be
+/// larger than an image: up to 2^26 values where it is resized. The hash is that of the files, whatever the framing.
+///
+/// # Errors
+/// As [`open`]; [`Error::Usage`] for a framing that makes no sense, or for data that are no pictures.
+pub fn open_framed(path: &Path, limit: Option<usize>, framing: Framing) -> Result<Source> {
+    framing.check()?;
     if limit == Some(0) {
         return Err(Error::Usage("the limit must be one or more images".into()));
     }
@@ -139,7 +156,7 @@ pub fn open(path: &Path, limit: Option<usize>) -> Result<Source> {
             Kind::Cifar => cifar::folder(path, limit),
             Kind::Idx => idx::folder(path, limit),
             Kind::Npy => npy::file(&path.join(npy::IMAGES), limit),
-            Kind::Pictures => folder::open(path, limit),
+            Kind::Pictures => folder::open(path, limit, framing),
         }
     } else if idx::is_images(path) {
         idx::file(path, limit)
@@ -151,7 +168,12 @@ pub fn open(path: &Path, limit: Option<usize>) -> Result<Source> {
             extension => Err(Error::data(&place, unknown(extension))),
         }
     };
-    source.map(|source| Source { name: place, ..source })
+    match source? {
+        Source { framing: None, .. } if !framing.is_none() => {
+            Err(Error::Usage(format!("{framing}: for folders of pictures alone, and {place} is none")))
+        }
+        source => Ok(Source { name: place, ..source }),
+    }
 }
 
 /// What a folder holds.

@@ -51,6 +51,7 @@ pub(super) fn file(path: &Path, limit: usize) -> Result<Source> {
         classes: Vec::new(),
         name: place.clone(),
         sha256: hexadecimal(hash),
+        framing: None,
         reader: Box::new(Records { place, stream, layout }),
     })
 }

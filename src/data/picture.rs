@@ -15,19 +15,19 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 
 type Parsed<T> = std::result::Result<T, String>;
 
-/// Shape of a picture, from its header: one channel or three. That it has an end is checked too, not what is between.
-pub(super) fn header(bytes: &[u8]) -> Parsed<Dims> {
+/// Shape of a picture, from its header: one channel or three, `most` values. That it has an end is checked too, not what is between.
+pub(super) fn header(bytes: &[u8], most: u64) -> Parsed<Dims> {
     match kind(bytes)? {
-        Kind::Png => open_png(bytes).map(|(_, dims)| dims),
-        Kind::Jpeg => open_jpeg(bytes).map(|(_, dims)| dims),
+        Kind::Png => open_png(bytes, most).map(|(_, dims)| dims),
+        Kind::Jpeg => open_jpeg(bytes, most).map(|(_, dims)| dims),
     }
 }
 
 /// Shape and bytes of a picture, row by row, the channels of a pixel side by side.
-pub(super) fn decode(bytes: &[u8]) -> Parsed<(Dims, Vec<u8>)> {
+pub(super) fn decode(bytes: &[u8], most: u64) -> Parsed<(Dims, Vec<u8>)> {
     match kind(bytes)? {
         Kind::Png => {
-            let (mut reader, dims) = open_png(bytes)?;
+            let (mut reader, dims) = open_png(bytes, most)?;
             if reader.output_buffer_size() != Some(dims.len()) {
                 return Err("does not decode to what its header says".into());
             }
@@ -36,7 +36,7 @@ pub(super) fn decode(bytes: &[u8]) -> Parsed<(Dims, Vec<u8>)> {
             Ok((dims, pixels))
         }
         Kind::Jpeg => {
-            let (mut decoder, dims) = open_jpeg(bytes)?;
+            let (mut decoder, dims) = open_jpeg(bytes, most)?;
             let pixels = decoder.decode().map_err(|e| format!("broken JPEG: {e:?}"))?;
             if pixels.len() != dims.len() {
                 return Err("does not decode to what its header says".into());
@@ -61,7 +61,7 @@ fn kind(bytes: &[u8]) -> Parsed<Kind> {
     }
 }
 
-fn open_png(bytes: &[u8]) -> Parsed<(png::Reader<Cursor<&[u8]>>, Dims)> {
+fn open_png(bytes: &[u8], most: u64) -> Parsed<(png::Reader<Cursor<&[u8]>>, Dims)> {
     let broken = |e: png::DecodingError| format!("broken PNG: {e}");
     let mut decoder = png::Decoder::new(Cursor::new(bytes));
     // Palettes become RGB, and fewer than 8 bits of grey are scaled.
@@ -77,7 +77,7 @@ fn open_png(bytes: &[u8]) -> Parsed<(png::Reader<Cursor<&[u8]>>, Dims)> {
         (png::ColorType::Rgb | png::ColorType::Indexed, _) => 3,
     };
     // Before any memory is taken for its rows.
-    let dims = image_dims(channels, h, w)?;
+    let dims = image_dims(channels, h, w, most)?;
     let reader = decoder.read_info().map_err(broken)?;
     if reader.info().trns.is_some() {
         return Err(ALPHA.into());
@@ -93,7 +93,7 @@ fn open_png(bytes: &[u8]) -> Parsed<(png::Reader<Cursor<&[u8]>>, Dims)> {
 
 const ALPHA: &str = "has transparency (alpha); flatten it onto the background that is meant";
 
-fn open_jpeg(bytes: &[u8]) -> Parsed<(JpegDecoder<ZCursor<&[u8]>>, Dims)> {
+fn open_jpeg(bytes: &[u8], most: u64) -> Parsed<(JpegDecoder<ZCursor<&[u8]>>, Dims)> {
     // Strict: otherwise what is found to be spoilt is completed with grey.
     let options = DecoderOptions::default().set_strict_mode(true).set_max_width(1 << 16).set_max_height(1 << 16);
     let mut decoder = JpegDecoder::new_with_options(ZCursor::new(bytes), options);
@@ -110,7 +110,7 @@ fn open_jpeg(bytes: &[u8]) -> Parsed<(JpegDecoder<ZCursor<&[u8]>>, Dims)> {
     }
     decoder.set_options(options.jpeg_set_out_colorspace(output));
     let (w, h) = decoder.dimensions().unwrap_or_default();
-    Ok((decoder, image_dims(channels, h as u64, w as u64)?))
+    Ok((decoder, image_dims(channels, h as u64, w as u64, most)?))
 }
 
 /// Where something occurs last.
@@ -120,6 +120,7 @@ fn last(bytes: &[u8], what: &[u8]) -> Option<usize> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::records::MAX_VALUES;
     use super::*;
     use image::{DynamicImage, GrayImage, ImageFormat, RgbImage};
 
@@ -127,6 +128,14 @@ mod tests {
         let mut bytes = Cursor::new(Vec::new());
         picture.into().write_to(&mut bytes, format).unwrap();
         bytes.into_inner()
+    }
+
+    fn header(bytes: &[u8]) -> Parsed<Dims> {
+        super::header(bytes, MAX_VALUES)
+    }
+
+    fn decode(bytes: &[u8]) -> Parsed<(Dims, Vec<u8>)> {
+        super::decode(bytes, MAX_VALUES)
     }
 
     /// 20×12, smooth, as photographs are.

@@ -13,7 +13,7 @@ use std::ops::Range;
 const BLOCK: usize = 1 << 20;
 /// Most values of one image: 65,535 workgroups of 64 invocations step no more. Sizes of records stay small integers, and a
 /// file of a few bytes that promises or unpacks to more costs no more memory than such an image does.
-const MAX_VALUES: u64 = 1 << 22;
+pub(super) const MAX_VALUES: u64 = 1 << 22;
 /// Most samples of a set: labels take 8 bytes each, however few a compressed file takes.
 const MAX_SAMPLES: u64 = 1 << 24;
 
@@ -76,13 +76,13 @@ pub(super) fn pixel(byte: u8) -> f32 {
     f32::from(byte) / 255.0
 }
 
-/// Shape of one image, none of its sides zero, their product no more than is read.
-pub(super) fn image_dims(c: u64, h: u64, w: u64) -> std::result::Result<Dims, String> {
+/// Shape of one image, none of its sides zero, their product no more than `most`.
+pub(super) fn image_dims(c: u64, h: u64, w: u64, most: u64) -> std::result::Result<Dims, String> {
     let values = c.checked_mul(h).and_then(|n| n.checked_mul(w));
     match (values, usize::try_from(c), usize::try_from(h), usize::try_from(w)) {
         (Some(0), ..) => Err(format!("empty: images of {c}×{h}×{w}")),
-        (Some(1..=MAX_VALUES), Ok(c), Ok(h), Ok(w)) => Ok(Dims::new(c, h, w)),
-        _ => Err(format!("images of {c}×{h}×{w}; at most {MAX_VALUES} values are read")),
+        (Some(n), Ok(c), Ok(h), Ok(w)) if n <= most => Ok(Dims::new(c, h, w)),
+        _ => Err(format!("images of {c}×{h}×{w}; at most {most} values are read")),
     }
 }
 
@@ -110,7 +110,7 @@ impl Layout {
         if n > MAX_SAMPLES {
             return Err(format!("{n} images; at most {MAX_SAMPLES} are read"));
         }
-        let dims = image_dims(c, h, w)?;
+        let dims = image_dims(c, h, w, MAX_VALUES)?;
         let record = lead + dims.len() * values.size();
         match (usize::try_from(n), n.checked_mul(record as u64).and_then(|size| size.checked_add(start))) {
             (Ok(count), Some(_)) => Ok(Layout { start, count, dims, lead, values }),

@@ -62,6 +62,7 @@ pub(super) fn read(mut stream: Stream, limit: usize) -> Result<Source> {
         classes,
         name: file.clone(),
         sha256: hexadecimal(hash),
+        framing: None,
         reader: Box::new(Records { place: place("images"), stream, layout }),
     })
 }

@@ -196,7 +196,7 @@ impl Layer {
             Layer::Conv2d(c) => {
                 if !(1..=7).contains(&c.kernel) || !(1..=4).contains(&c.stride) || c.padding > 16 {
                     return fail(format!(
-                        "kernel {}, stride {}, padding {}: kernels 1 and 3, strides 1 and 2, padding below the kernel are supported",
+                        "kernel {}, stride {}, padding {}: kernels of 1 to 7, strides of 1 to 4, padding of at most 16 are supported",
                         c.kernel, c.stride, c.padding
                     ));
                 }

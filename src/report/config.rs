@@ -2,6 +2,7 @@
 
 use super::{Ladder, Radius, Shard};
 use crate::attack::{Attack, Loss, Method, Norm, budget};
+use crate::data::Framing;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::Value;
@@ -156,6 +157,20 @@ pub struct ModelFacts {
     pub sha256: String,
     /// Number of weights, batch norm folded.
     pub parameters: usize,
+    /// SHA-256 of the description of its layers, if it was given one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub description_sha256: Option<String>,
+}
+
+impl ModelFacts {
+    /// What decides the bytes.
+    pub(crate) fn key(&self) -> Value {
+        let mut key = serde_json::json!({ "sha256": self.sha256 });
+        if let Some(description) = &self.description_sha256 {
+            key["description_sha256"] = Value::from(description.as_str());
+        }
+        key
+    }
 }
 
 /// The data of a run.
@@ -169,6 +184,22 @@ pub struct DataFacts {
     pub samples: usize,
     /// Names of the classes; may be empty or too short, numbers stand in.
     pub classes: Vec<String>,
+    /// How pictures were brought to one size.
+    #[serde(flatten)]
+    pub framing: Framing,
+}
+
+impl DataFacts {
+    /// What decides the bytes.
+    pub(crate) fn key(&self) -> Value {
+        let mut key = serde_json::json!({ "sha256": self.sha256, "samples": self.samples });
+        for (name, value) in [("resize", self.framing.resize), ("crop", self.framing.crop)] {
+            if let Some(value) = value {
+                key[name] = Value::from(value);
+            }
+        }
+        key
+    }
 }
 
 /// What was run on what. A folder holds the results of one identity.
@@ -204,15 +235,14 @@ impl Identity {
 
     /// What decides the bytes: names and paths do not.
     pub(super) fn key(&self, device: Option<&Device>) -> Value {
-        let text = |s: &str| Value::from(s);
         let parse = |json: String| serde_json::from_str::<Value>(&json).unwrap_or_default();
         let mut key = serde_json::json!({
             "schema_version": self.schema_version,
             "version": self.version,
             "math": self.math,
             "config": parse(super::json::text(&self.config)),
-            "model": { "sha256": text(&self.model.sha256) },
-            "data": { "sha256": text(&self.data.sha256), "samples": self.data.samples },
+            "model": self.model.key(),
+            "data": self.data.key(),
             "shard": parse(super::json::text(&self.shard)),
         });
         if let Some(device) = device {
@@ -284,9 +314,10 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn identity(samples: usize) -> Identity {
-        let model = ModelFacts { arch: "custom".into(), sha256: "aa".into(), parameters: 3 };
+        let model = ModelFacts { arch: "custom".into(), sha256: "aa".into(), parameters: 3, description_sha256: None };
         let classes = vec!["cat".into(), "dog".into()];
-        let data = DataFacts { source: "made up".into(), sha256: "bb".into(), samples, classes };
+        let data =
+            DataFacts { source: "made up".into(), sha256: "bb".into(), samples, classes, framing: Framing::default() };
         Identity::new("f64", config(), model, data, None)
     }
 
@@ -321,6 +352,10 @@ pub(crate) mod tests {
         assert_eq!(differ(&|i| i.config.eps = eps.clone()), ["config.eps.text is \"2/255\" there and \"0.1\" here"]);
         assert_eq!(differ(&|i| i.math = "f32".into()).len(), 1);
         assert_eq!(differ(&|i| i.model.sha256 = "ab".into()).len(), 1);
+        let described = differ(&|i| i.model.description_sha256 = Some("cc".into()));
+        assert_eq!(described, ["model.description_sha256 is null there and \"cc\" here"]);
+        assert_eq!(differ(&|i| i.data.framing.resize = Some(256)), ["data.resize is null there and 256 here"]);
+        assert_eq!(differ(&|i| i.data.framing.crop = Some(224)), ["data.crop is null there and 224 here"]);
         assert_eq!(differ(&|i| i.data.sha256 = "ab".into()).len(), 1);
         assert_eq!(differ(&|i| i.data.samples = 5).len(), 1);
         assert_eq!(differ(&|i| i.version = "9".into()).len(), 1);

@@ -73,8 +73,8 @@ impl Identity {
             "version": self.version,
             "math": self.math,
             "config": config,
-            "model": { "sha256": self.model.sha256 },
-            "data": { "sha256": self.data.sha256, "samples": self.data.samples },
+            "model": self.model.key(),
+            "data": self.data.key(),
             "device": { "name": self.device.name, "driver": self.device.driver },
         })
     }

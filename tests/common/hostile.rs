@@ -35,7 +35,7 @@ const BLOCKS: usize = 12 << 20;
 /// An image of as many values as are read, decoded, and as floats.
 const PICTURE: usize = 96 << 20;
 
-pub const TARGETS: [Target; 21] = [
+pub const TARGETS: [Target; 22] = [
     target("weights", "net.safetensors", network, read_weights, same, BLOCKS),
     target("header", "net.safetensors", small_network, read_weights, same, BLOCKS),
     target("safetensors", "x.safetensors", tensors, |at| read_data(&at.join("x.safetensors")), same, BLOCKS),
@@ -49,6 +49,7 @@ pub const TARGETS: [Target; 21] = [
     target("png", "a/x.png", png, read_data, mend_png, PICTURE),
     target("jpeg", "a/x.jpg", jpeg, read_data, same, PICTURE),
     target("labels-csv", "labels.csv", table, read_data, same, BLOCKS),
+    target("description", "net.toml", description, read_description, same, BLOCKS),
     target("targets", "targets.txt", targets, read_targets, same, BLOCKS),
     target("report", "s0/report.json", complete, read_run, same, BLOCKS),
     target("tensors", "s0/adversarial.safetensors", complete, read_tensors, same, BLOCKS),
@@ -331,6 +332,34 @@ fn table(at: &Path) {
     fs::write(at.join("labels.csv"), "file,label\na.png,4\n\"b c.png\",0\r\nd.png,12\n").unwrap();
 }
 
+/// With every kind of layer and shortcut, close together: headers are where mutations fall.
+fn description(at: &Path) {
+    let text = r##"name = "own"
+input = [2, 9, 9]
+classes = 3
+mean = [0.5, 0.25]
+std = [1.0, 2]
+layers = [
+{ conv = "a", outputs = 8, kernel = 3, padding = 1, bias = false },
+{ batch_norm = "b" }, "relu",
+{ repeat = 3, from = 1, layers = [
+{ residual = [{ conv = "c#", outputs = 8, kernel = 1 }], shortcut = "identity" } ] },
+{ residual = [{ conv = "d", outputs = 16, kernel = 3, stride = 2, padding = 1 }], shortcut = { subsample = 8 } },
+{ residual = [{ conv = "e", outputs = 4, kernel = 1 }], shortcut = [{ conv = "f", outputs = 4, kernel = 1 }] },
+{ max_pool = 2, stride = 1 }, { avg_pool = 3, padding = 1 }, "global_avg_pool", "flatten",
+{ linear = "g", outputs = 3 } ]
+"##;
+    fs::write(at.join("net.toml"), text).unwrap();
+}
+
+fn read_description(at: &Path) -> Result<(), Error> {
+    let description = data::Description::open(&at.join("net.toml"))?;
+    // Whatever it says, its layers fit one another.
+    let logits = signstep::model::output(&description.arch.layers, description.arch.input)?.len();
+    assert!(logits >= 2 && (description.classes.is_empty() || description.classes.len() == logits));
+    Ok(())
+}
+
 fn targets(at: &Path) {
     fs::write(at.join("targets.txt"), "3\n-1\n0\r\n 9\n").unwrap();
 }
@@ -390,9 +419,10 @@ fn begun(path: &Path) -> Box<Folder> {
         radii: Vec::new(),
         ladder: None,
     };
-    let facts = ModelFacts { arch: "custom".into(), sha256: "aa".into(), parameters: 10 };
+    let facts = ModelFacts { arch: "custom".into(), sha256: "aa".into(), parameters: 10, description_sha256: None };
     let classes = vec!["cat".into(), "dog".into()];
-    let data = DataFacts { source: "made up".into(), sha256: "bb".into(), samples: 4, classes };
+    let data =
+        DataFacts { source: "made up".into(), sha256: "bb".into(), samples: 4, classes, framing: Default::default() };
     let identity = Identity::new("f64", config, facts, data, Shard::new(0, 1, 4).ok());
     let [name, backend, kind, driver] = ["reference", "cpu", "software", ""].map(String::from);
     let device = Device { name, backend, kind, driver };
@@ -497,7 +527,13 @@ fn sound_device() -> Device {
 }
 
 fn evaluation(at: &Path) {
-    let data = DataFacts { source: "made up".into(), sha256: "bb".into(), samples: 2, classes: Vec::new() };
+    let data = DataFacts {
+        source: "made up".into(),
+        sha256: "bb".into(),
+        samples: 2,
+        classes: Vec::new(),
+        framing: Default::default(),
+    };
     let config = report::EvalConfig {
         attacks: vec!["fgsm".into()],
         norm: "linf".into(),
@@ -507,7 +543,7 @@ fn evaluation(at: &Path) {
         seed: 1,
         limit: None,
     };
-    let model = ModelFacts { arch: "custom".into(), sha256: "aa".into(), parameters: 10 };
+    let model = ModelFacts { arch: "custom".into(), sha256: "aa".into(), parameters: 10, description_sha256: None };
     let identity = report::EvalIdentity::new("f64", config, model, data, sound_device());
     let mut ledger = report::Ledger::default();
     ledger.open(&[0, 1], &[0.0; 8], &[1.0, 0.0, 0.5, 0.25], 0.0);

@@ -50,6 +50,7 @@ pub fn refused(output: &Output, line: &str, code: i32, words: &[&str]) {
 }
 
 /// What lies in a folder, in order.
+#[allow(dead_code, reason = "not every program of tests looks into folders")]
 pub fn names(folder: &Path) -> Vec<String> {
     let mut names: Vec<String> =
         fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();

@@ -5,7 +5,7 @@ use super::kernels::Bench;
 use super::results::{Spread, StepRow};
 use super::shape;
 use crate::attack::{Engine, Job, Sample};
-use crate::cli::load_model;
+use crate::cli::Weights;
 use crate::error::{Error, Result};
 use crate::kernel::Dispatch;
 use crate::model::{Model, known};
@@ -61,7 +61,7 @@ struct Row {
 pub(super) fn networks(choice: &Choice) -> Result<Vec<Model>> {
     let mut models = Vec::new();
     for path in &choice.models {
-        models.push(load_model(Some(path))?.0);
+        models.push(Weights::open(Some(path), None)?.model()?);
     }
     let names = known().into_iter().map(|a| a.name).collect::<Vec<_>>();
     let shipped = NETWORKS.map(String::from);
