@@ -8,7 +8,7 @@
 //! `[N, C, H, W]`, the gradient of each image's cross-entropy on its label.
 
 use safetensors::tensor::{Dtype, TensorView, serialize};
-use safetensors::{SafeTensors, SafeTensorError};
+use safetensors::{SafeTensorError, SafeTensors};
 use signstep::attack::Engine;
 use signstep::{Adapter, Gpu, Network};
 use std::error::Error;

@@ -741,6 +741,177 @@ mod tests {
     }
 
     #[test]
+    fn families_are_recognised_by_their_own_names() {
+        let networks = [
+            (model::wide_resnet(1, 2, 100), "wrn-10-2"),
+            (model::wide_resnet(2, 1, 10), "wrn-16-1"),
+            (model::preact_resnet([1, 1, 1, 1], true, 7), "preact-resnet10"),
+            (model::preact_resnet([1, 2, 1, 1], false, 10), "preact-resnet12"),
+        ];
+        for (arch, name) in networks {
+            let plain = tensors(&arch.layers);
+            let model = load(&file(&[], &plain)).unwrap();
+            let Some(Layer::Linear(last)) = arch.layers.last() else { panic!("no last layer") };
+            assert_eq!((model.arch.as_str(), model.input, model.logits()), (name, arch.input, last.outputs));
+            assert!(!format!("{:?}", model.layers).contains("BatchNorm"));
+            assert_eq!(load(&file(&[("arch", name)], &plain)).unwrap(), model);
+            let other = message(load(&file(&[("arch", "vgg16-bn")], &plain)));
+            assert!(other.contains("the tensors are none of a `vgg16-bn`"), "{other}");
+            // Images of other sides where a mean over all pixels takes them in.
+            assert_eq!(load(&file(&[("input", "3,48,40")], &plain)).unwrap().input, Dims::new(3, 48, 40));
+            assert!(message(load(&file(&[("input", "1,32,32")], &plain))).contains("takes 3×32×32"));
+            for missing in plain.keys() {
+                let mut fewer = plain.clone();
+                fewer.remove(missing);
+                message(load(&file(&[], &fewer)));
+            }
+        }
+        // Classes are as many as the last layer has rows, whatever the network.
+        let mut twenty = model::resnet(3, Shortcuts::Subsample);
+        let Some(Layer::Linear(last)) = twenty.layers.last_mut() else { panic!("no last layer") };
+        last.outputs = 100;
+        let model = load(&file(&[], &tensors(&twenty.layers))).unwrap();
+        assert_eq!((model.arch.as_str(), model.logits()), ("resnet20", 100));
+    }
+
+    /// The layers of a wide ResNet whose names are as the layout has them, written down by hand.
+    #[test]
+    fn a_wide_resnet_is_what_its_layout_says() {
+        let list = expected(&model::wide_resnet(4, 10, 10).layers).unwrap();
+        let shape = |name: &str| list.iter().find(|(n, _)| n == name).map(|(_, shape)| shape.clone());
+        for (name, want) in [
+            ("conv1.weight", vec![16, 3, 3, 3]),
+            ("block1.layer.0.bn1.running_var", vec![16]),
+            ("block1.layer.0.convShortcut.weight", vec![160, 16, 1, 1]),
+            ("block2.layer.0.conv1.weight", vec![320, 160, 3, 3]),
+            ("block3.layer.3.bn2.bias", vec![640]),
+            ("bn1.weight", vec![640]),
+            ("fc.weight", vec![10, 640]),
+        ] {
+            assert_eq!(shape(name), Some(want), "{name}");
+        }
+        assert_eq!(shape("block3.layer.1.convShortcut.weight"), None);
+        // 12 blocks of two norms and two convolutions, three projections, a stem, the last norm, the last layer.
+        assert_eq!(list.len(), 12 * (2 * 4 + 2) + 3 + 1 + 4 + 2);
+        assert_eq!(
+            list.iter()
+                .filter(|(n, _)| !n.contains("running"))
+                .map(|(_, s)| s.iter().product::<usize>())
+                .sum::<usize>(),
+            36_479_194
+        );
+    }
+
+    #[test]
+    fn shapes_that_no_network_has_are_no_trouble() {
+        let sides = [0, 1, 7, usize::MAX / 2, usize::MAX];
+        let names = [
+            "conv1",
+            "layer1.0.conv1",
+            "layer1.0.conv2",
+            "block1.layer.0.conv1",
+            "block1.layer.0.conv2",
+            "fc",
+            "linear",
+        ];
+        let others = ["features.0", "classifier", "0", "2", "5", "7", "classifier.fc3", "layer1.0.conv3"];
+        for axes in 0..5 {
+            for side in sides {
+                let names = names.iter().chain(&others).map(|name| (format!("{name}.weight"), vec![side; axes]));
+                for arch in model::families(&names.collect()) {
+                    assert!(model::is_family(&arch.name), "{}", arch.name);
+                    let tensors = Tensors::new();
+                    assert!(from_layers(arch.layers, arch.input, tensors).is_err());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_wrappers_put_around_a_network_is_taken_off() {
+        let plain = tensors(&model::wide_resnet(1, 1, 10).layers);
+        let alone = load(&file(&[], &plain)).unwrap();
+        let renamed =
+            |prefix: &str| -> Tensors { plain.iter().map(|(n, t)| (format!("{prefix}{n}"), t.clone())).collect() };
+        let with = |mut all: Tensors, more: &[(&str, &[usize], [f32; 3])]| {
+            all.extend(more.iter().map(|(n, shape, v)| (n.to_string(), (shape.to_vec(), v.to_vec()))));
+            all
+        };
+        let (mean, std) = ([0.5, 0.25, 0.75], [0.25, 0.5, 0.125]);
+        let four: &[usize] = &[1, 3, 1, 1];
+        for wrapped in [
+            with(renamed("model."), &[("normalize.mean", four, mean), ("normalize.std", four, std)]),
+            with(renamed("1."), &[("0.mean", &[3], mean), ("0.std", &[3], std)]),
+            with(renamed("classifier."), &[("mu", four, mean), ("sigma", four, std)]),
+            with(renamed("module._orig_mod."), &[("module.mu", four, mean), ("module.std", four, std)]),
+            with(
+                renamed("model."),
+                &[("normalizer.new_mean", &[3, 1, 1], mean), ("normalizer.new_std", &[3, 1, 1], std)],
+            ),
+        ] {
+            let model = load(&file(&[], &wrapped)).unwrap();
+            let Layer::Normalise { mean: m, std: s } = &model.layers[0] else { panic!("{:?}", model.layers[0]) };
+            assert_eq!((m.as_slice(), s.as_slice()), (&[0.5, 0.25, 0.75][..], &[0.25, 0.5, 0.125][..]));
+            assert_eq!((&model.layers[1..], &model.params), (&alone.layers[..], &alone.params));
+            // What flags say as well must be the same.
+            let said = [("mean", "[0.5,0.25,0.75]"), ("std", "[0.25,0.5,0.125]")];
+            assert_eq!(load(&file(&said, &wrapped)).unwrap(), model);
+            let other = message(load(&file(&[("mean", "[0,0,0]"), ("std", "[1,1,1]")], &wrapped)));
+            assert!(other.contains("the tensors bring [0.5, 0.25, 0.75]"), "{other}");
+        }
+        let suspect = with(plain.clone(), &[("average", four, mean), ("width", four, std)]);
+        let refused = message(load(&file(&[], &suspect)));
+        assert!(
+            refused.contains("average: looks like a normalisation") && refused.contains("--mean and --std"),
+            "{refused}"
+        );
+        let said = [("mean", "[0.5,0.25,0.75]"), ("std", "[0.25,0.5,0.125]")];
+        assert!(matches!(load(&file(&said, &suspect)).unwrap().layers[0], Layer::Normalise { .. }));
+        let zero = with(plain.clone(), &[("mu", four, mean), ("sigma", four, [0.0; 3])]);
+        assert!(message(load(&file(&[], &zero))).contains("sigma: a deviation of 0"));
+        // A prefix is one at the front of every name, and nowhere else.
+        let within: Tensors = plain.iter().map(|(n, t)| (n.replace("layer.0", "layer.0.module"), t.clone())).collect();
+        assert!(message(load(&file(&[], &within))).contains("this tensor is"));
+
+        // Dead weight after TRADES, of the shapes of what lives; an attacker's copy, to the bit.
+        let dead = |t: &Tensors| -> Tensors {
+            let of_first = t.iter().filter(|(n, _)| n.starts_with("block1."));
+            of_first.map(|(n, (s, v))| (format!("sub_{n}"), (s.clone(), vec![0.5; v.len()]))).collect()
+        };
+        let mut trades = plain.clone();
+        trades.extend(dead(&plain));
+        assert_eq!(load(&file(&[], &trades)).unwrap(), alone);
+        trades.insert("sub_block1.layer.0.bn1.bias".into(), (vec![2], vec![0.0; 2]));
+        assert!(message(load(&file(&[], &trades))).contains("sub_block1.layer.0.bn1.bias: this tensor is left over"));
+        let mut twice = renamed("model.");
+        twice.extend(renamed("attacker.model."));
+        assert_eq!(load(&file(&[], &twice)).unwrap(), alone);
+        twice.get_mut("attacker.model.fc.bias").unwrap().1[3] += 1.0;
+        message(load(&file(&[], &twice)));
+    }
+
+    /// γ·(x − μ)/√(σ² + eps) + β where no convolution takes it in: before a ReLU and behind a sum.
+    #[test]
+    fn batch_norm_alone_becomes_a_gain_and_a_bias() {
+        let tensors = Tensors::from([
+            ("b.weight".into(), (vec![2], vec![0.5, 2.0])),
+            ("b.bias".into(), (vec![2], vec![0.25, -1.0])),
+            ("b.running_mean".into(), (vec![2], vec![1.0, -2.0])),
+            ("b.running_var".into(), (vec![2], vec![4.0, 0.0])),
+        ]);
+        let model = from_layers(vec![norm("b", 2)], Dims::new(2, 1, 1), tensors.clone()).unwrap();
+        assert_eq!(model.layers, [Layer::Affine { name: "b".into(), channels: 2 }]);
+        let scale = [0.5 / 4.00001_f64.sqrt(), 2.0 / 1e-5_f64.sqrt()];
+        assert_eq!(model.params["b"].weight, scale.map(|s| s as f32));
+        assert_eq!(model.params["b"].bias, [(0.25 - scale[0]) as f32, (2.0 * scale[1] - 1.0) as f32]);
+        let mut large = tensors;
+        large.get_mut("b.weight").unwrap().1[1] = f32::MAX;
+        assert!(
+            message(from_layers(vec![norm("b", 2)], Dims::new(2, 1, 1), large)).contains("b: channel 1 is not finite")
+        );
+    }
+
+    #[test]
     fn metadata_is_read_and_checked() {
         let plain = tensors(&model::digits_cnn().layers);
         let with = |metadata: &[(&str, &str)]| load(&file(metadata, &plain));

@@ -69,9 +69,14 @@ fn random_network(rng: &mut Rng) -> Model {
         10 => {
             let added = 8 * rng.range(0, 2);
             let stride = if added > 0 { 2 } else { 1 };
-            let body = vec![affine("n", k), Layer::Relu, conv("b", k, 7, 3, stride, 1), conv("c", 7, k + added, 3, 1, 1)];
+            let body =
+                vec![affine("n", k), Layer::Relu, conv("b", k, 7, 3, stride, 1), conv("c", 7, k + added, 3, 1, 1)];
             let projects = added > 0 && rng.range(0, 1) == 1;
-            layers.push(if projects { projected(body, conv("p", k, k + added, 1, 2, 0)) } else { residual(body, added) });
+            layers.push(if projects {
+                projected(body, conv("p", k, k + added, 1, 2, 0))
+            } else {
+                residual(body, added)
+            });
         }
         _ => {}
     }

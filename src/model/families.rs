@@ -104,7 +104,8 @@ const CIFAR: Names =
     Names { stage: ("layer", ""), projection: ("shortcut.0", "shortcut.1"), last_norm: "bn", last: "linear" };
 const TORCHVISION: Names =
     Names { stage: ("layer", ""), projection: ("downsample.0", "downsample.1"), last_norm: "bn", last: "fc" };
-const WIDE: Names = Names { stage: ("block", ".layer"), projection: ("convShortcut", ""), last_norm: "bn1", last: "fc" };
+const WIDE: Names =
+    Names { stage: ("block", ".layer"), projection: ("convShortcut", ""), last_norm: "bn1", last: "fc" };
 
 /// What stands before the first block.
 #[derive(Clone, Copy, PartialEq)]

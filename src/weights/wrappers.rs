@@ -83,9 +83,8 @@ fn channels(shape: &[usize]) -> Option<usize> {
 fn take_normalisation(views: &mut Views<'_>) -> Result<Option<Layer>> {
     let pair = views.iter().find_map(|(name, view)| {
         let c = channels(view.shape())?;
-        let (owner, part) = name.rsplit_once('.').map_or(("", name.as_str()), |(_, part)| {
-            name.split_at(name.len() - part.len())
-        });
+        let (owner, part) =
+            name.rsplit_once('.').map_or(("", name.as_str()), |(_, part)| name.split_at(name.len() - part.len()));
         let others = |std: &str| {
             let std = format!("{owner}{std}");
             let fits = channels(views.get(&std)?.shape()) == Some(c);

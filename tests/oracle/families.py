@@ -415,7 +415,7 @@ def main():
         for attempt in range(20):
             x = pictures(n, channels, size, gen).double()
             near, ties, z = move_kinks(net, x, numbers)
-            if ties > 3e-7 or attempt == 19:
+            if ties > 1e-7 or attempt == 19:
                 break
         with torch.no_grad():  # logits that spread by 1 to 4, by a power of two
             last = [m for m in net.modules() if isinstance(m, nn.Linear)][-1]
