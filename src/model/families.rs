@@ -221,7 +221,13 @@ fn stages(t: Tensors<'_>, names: &Names, stem: usize) -> Option<(Vec<Stage>, usi
         stages.push(Stage { blocks, inner, outputs });
         inputs = outputs;
     }
-    (!stages.is_empty()).then_some((stages, convolutions, also))
+    // None has fewer than three: what the others are called is missed by name then.
+    let mut last = *stages.last()?;
+    while stages.len() < 3 {
+        last = Stage { inner: last.inner.saturating_mul(2), outputs: last.outputs.saturating_mul(2), ..last };
+        stages.push(last);
+    }
+    Some((stages, convolutions, also))
 }
 
 /// ResNets whose stages are called `layerN`. Where batch norm comes last there is one behind the stem, `bn1`.
