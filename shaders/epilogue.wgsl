@@ -36,24 +36,29 @@ fn residual(v: vec4<f32>, n: u32, c4: u32, h: u32, w: u32) -> vec4<f32> {
 }
 //# end
 //# if RESIDUAL == 1
-fn residual(v: vec4<f32>, n: u32, c4: u32, h: u32, w: u32) -> vec4<f32> {
-    return v + res_at(out_index(n, c4, h, w));
+fn added(n: u32, c4: u32, h: u32, w: u32) -> vec4<f32> {
+    return res_at(out_index(n, c4, h, w));
 }
 //# end
 //# if RESIDUAL == 2
 // RSHIFT blocks of new channels come first, then the old ones, then as many new ones again.
-fn residual(v: vec4<f32>, n: u32, c4: u32, h: u32, w: u32) -> vec4<f32> {
+fn added(n: u32, c4: u32, h: u32, w: u32) -> vec4<f32> {
     let old = c4 >= RSHIFT && c4 < RSHIFT + RC4;
     let rc4 = select(0u, c4 - RSHIFT, old);
     let r = res_at(((n * RC4 + rc4) * RH + 2u * h) * RW + 2u * w);
-    return v + select(vec4<f32>(), r, old);
+    return select(vec4<f32>(), r, old);
 }
 //# end
 //# if RESIDUAL == 3
-fn residual(v: vec4<f32>, n: u32, c4: u32, h: u32, w: u32) -> vec4<f32> {
+fn added(n: u32, c4: u32, h: u32, w: u32) -> vec4<f32> {
     let kept = ((h | w) & 1u) == 0u;
     let r = res_at(((n * RC4 + c4 + RSHIFT) * RH + h / 2u) * RW + w / 2u);
-    return v + select(vec4<f32>(), r, kept);
+    return select(vec4<f32>(), r, kept);
+}
+//# end
+//# if RESIDUAL != 0
+fn residual(v: vec4<f32>, n: u32, c4: u32, h: u32, w: u32) -> vec4<f32> {
+    return v + added(n, c4, h, w);
 }
 //# end
 

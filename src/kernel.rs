@@ -24,6 +24,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 const FILES: &[(&str, &str)] = &[
+    ("affine", include_str!("../shaders/affine.wgsl")),
     ("batch_norm", include_str!("../shaders/batch_norm.wgsl")),
     ("conv2d", include_str!("../shaders/conv2d.wgsl")),
     ("epilogue", include_str!("../shaders/epilogue.wgsl")),

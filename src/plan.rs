@@ -91,6 +91,7 @@ impl PixelDispatches {
 enum Node<'m> {
     Conv { conv: &'m Conv2d, x: Value },
     Linear { linear: &'m Linear, x: Value },
+    Affine { name: &'m str, affine: usize, x: Value },
     MaxPool { window: Window, x: Value, argmax: usize },
     AvgPool { window: Window, x: Value },
     GlobalAvgPool { x: Value },
@@ -429,7 +430,8 @@ fn forward<'m>(
         let followed = matches!(layers.get(i), Some(Layer::Relu));
         let relu = followed || (last && tail.relu);
         let residual = if last { tail.residual } else { None };
-        let fuses = matches!(layer, Layer::Conv2d(_) | Layer::Linear(_) | Layer::Residual { .. });
+        let fuses =
+            matches!(layer, Layer::Conv2d(_) | Layer::Linear(_) | Layer::Affine { .. } | Layer::Residual { .. });
         if fuses && followed {
             i += 1;
         }
@@ -454,6 +456,15 @@ fn forward<'m>(
                     Epilogue { relu: signs, ..Epilogue::default() },
                 );
                 tape.push(Node::Linear { linear, x });
+                x = y;
+            }
+            Layer::Affine { name, .. } => {
+                let affine = ops::affine::weights(build, name, params(name)?);
+                let signs = relu.then(|| build.signs(&label, dims));
+                let y = build.activation(&label, dims, signs);
+                let epilogue = Epilogue { relu: signs, ..Epilogue::default() };
+                ops::affine::forward(build, name, affine, x, y, epilogue);
+                tape.push(Node::Affine { name, affine, x });
                 x = y;
             }
             Layer::Relu => {
@@ -487,8 +498,12 @@ fn forward<'m>(
             Layer::Flatten if x.dims.h * x.dims.w == 1 || matches!(layers.get(i), Some(Layer::Linear(_))) => {}
             Layer::Flatten => return unsupported(layer, "only a linear layer can follow"),
             Layer::Residual { body, shortcut } => {
-                if !matches!(body.first(), Some(Layer::Conv2d(_))) {
-                    return unsupported(layer, "the body of a residual block must begin with a convolution");
+                // Whoever computes its gradient adds what came round the body.
+                if !matches!(body.first(), Some(Layer::Conv2d(_) | Layer::Affine { .. })) {
+                    return unsupported(
+                        layer,
+                        "the body of a residual block must begin with a convolution or a batch norm",
+                    );
                 }
                 // A ReLU behind that convolution would be fused into it, and what is added would be lost.
                 if !matches!(body.last(), Some(Layer::Conv2d(_))) {
@@ -538,6 +553,11 @@ fn backward(build: &mut Build, model: &Model, tape: &[Node], dy: Value, extra: O
             Node::Linear { linear, x } => {
                 let (dx, epilogue) = grad(&linear.name, x);
                 ops::linear::input_grad(build, linear, &model.params[&linear.name], g, dx, epilogue);
+                dx
+            }
+            Node::Affine { name, affine, x } => {
+                let (dx, epilogue) = grad(name, x);
+                ops::affine::input_grad(build, name, *affine, g, dx, epilogue);
                 dx
             }
             Node::MaxPool { window, x, argmax } => {

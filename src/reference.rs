@@ -163,6 +163,7 @@ impl Reference {
         let (y, memory) = match layer {
             Layer::Normalise { mean, std } => (normalise(x, dims, mean, std), Memory::Nothing),
             Layer::Conv2d(c) => (conv(c, &self.params[&c.name], &x, dims, out), Memory::Nothing),
+            Layer::Affine { name, .. } => (affine(x, dims, &self.params[name]), Memory::Nothing),
             Layer::Relu => relu(x),
             Layer::MaxPool { size, stride, padding } => max_pool(*size, *stride, *padding, &x, dims, out),
             Layer::AvgPool { size, stride, padding } => {
@@ -194,6 +195,7 @@ impl Reference {
         match (layer, memory) {
             (Layer::Normalise { std, .. }, _) => normalise_backward(dy, dims, std),
             (Layer::Conv2d(c), _) => conv_backward(c, &self.params[&c.name], &dy, dims, out),
+            (Layer::Affine { name, .. }, _) => affine_backward(dy, dims, &self.params[name]),
             (Layer::Relu, Memory::Signs(signs)) => relu_backward(dy, &signs),
             (Layer::MaxPool { .. }, Memory::Sources(sources)) => max_pool_backward(&dy, &sources, dims),
             (Layer::AvgPool { size, stride, padding }, _) => {
@@ -452,6 +454,20 @@ fn conv_backward(c: &Conv2d, p: &Params64, dy: &[f64], dims: Dims, out: Dims) ->
     dx
 }
 
+fn affine(mut x: Vec<f64>, d: Dims, p: &Params64) -> Vec<f64> {
+    for (plane, (a, b)) in x.chunks_exact_mut(d.h * d.w).zip(p.weight.iter().zip(&p.bias)) {
+        plane.iter_mut().for_each(|v| *v = a * *v + b);
+    }
+    x
+}
+
+fn affine_backward(mut dy: Vec<f64>, d: Dims, p: &Params64) -> Vec<f64> {
+    for (plane, a) in dy.chunks_exact_mut(d.h * d.w).zip(&p.weight) {
+        plane.iter_mut().for_each(|v| *v *= a);
+    }
+    dy
+}
+
 fn relu(mut x: Vec<f64>) -> (Vec<f64>, Memory) {
     // NaN is not positive: it ends here, and the layer before it has marked the sample.
     let signs: Vec<bool> = x.iter().map(|v| *v > 0.0).collect();
@@ -557,6 +573,10 @@ mod tests {
         Layer::Conv2d(Conv2d { name: name.into(), inputs, outputs, kernel, stride, padding, bias: true })
     }
 
+    fn affine(name: &str, channels: usize) -> Layer {
+        Layer::Affine { name: name.into(), channels }
+    }
+
     /// Reproducible values in [−0.5, 0.5).
     fn noise(stream: u32, n: usize) -> Vec<f32> {
         (0..n).map(|i| (philox(3, [i as u32, 0, 0, stream])[0] >> 8) as f32 / 16_777_216.0 - 0.5).collect()
@@ -584,6 +604,10 @@ mod tests {
                     Layer::Linear(l) => {
                         add(format!("{}.weight", l.name), vec![l.outputs, l.inputs], 4.0 / (l.inputs as f32).sqrt());
                         add(format!("{}.bias", l.name), vec![l.outputs], 0.5);
+                    }
+                    Layer::Affine { name, channels } => {
+                        add(format!("{name}.weight"), vec![*channels], 2.0);
+                        add(format!("{name}.bias"), vec![*channels], 0.5);
                     }
                     Layer::Residual { .. } => fill(layer.inner(), tensors),
                     _ => {}
@@ -614,6 +638,13 @@ mod tests {
                 shortcut: Shortcut::Projection(vec![conv("p", 16, 12, 2, 2)]),
             },
             Layer::AvgPool { size: 3, stride: 1, padding: 1 },
+            // Pre-activation, alone and at the head of a body.
+            affine("n1", 12),
+            Layer::Relu,
+            Layer::Residual {
+                body: vec![affine("n2", 12), Layer::Relu, conv("c6", 12, 12, 3, 1)],
+                shortcut: Shortcut::Identity,
+            },
             Layer::Relu,
             Layer::MaxPool { size: 2, stride: 1, padding: 0 },
             Layer::GlobalAvgPool,

@@ -2,23 +2,27 @@
 //!
 //! Strict on purpose: a tensor that is missing, left over, of another shape or not finite is refused, and so is a header
 //! that the format forbids but common readers let pass. Batch norm is folded here, in f64, into the convolution before
-//! it, unless the network is loaded for training mode ([`load_training`]). Imports only `error` and `model`.
+//! it, unless the network is loaded for training mode ([`load_training`]). Names stay as a checkpoint has them: what wrappers
+//! put around them is taken off (`weights/wrappers.rs`), and the layouts of the common families are known by their own names
+//! ([`model::families`]). Imports only `error` and `model`.
 //!
 //! Metadata that is read, all of it optional:
 //!
 //! | key | meaning |
 //! |---|---|
 //! | `arch` | name of the architecture; without it, the one whose tensor names and shapes fit |
-//! | `mean`, `std` | JSON lists, one number a channel: the network starts with (x − mean) / std. Without them it reads pixels in [0, 1] as they are |
-//! | `input` | `C,H,W`, must be what the architecture takes |
+//! | `mean`, `std` | JSON lists, one number a channel: the network starts with (x − mean) / std. Without them, and without tensors that say the same, it reads pixels in [0, 1] as they are |
+//! | `input` | `C,H,W`, must be what the architecture takes; one with a mean over all pixels takes any sides |
 //! | `classes` | JSON list of names, as many as there are logits |
 //! | `eps`, `step_size` | suggestions for attacks, kept as text (`8/255`) |
 
 use crate::error::{Error, Result};
-use crate::model::{self, Arch, Conv2d, Dims, Layer, Linear, MAX_VALUES, Model, Params, Shortcut};
+use crate::model::{self, Arch, Conv2d, Dims, Layer, Linear, MAX_VALUES, Model, Params, Shapes, Shortcut};
 use half::{bf16, f16};
 use safetensors::tensor::{self, Dtype, SafeTensors, TensorView};
 use std::collections::{BTreeMap, BTreeSet};
+
+mod wrappers;
 
 /// Added to the variance of every batch norm.
 pub const BATCH_NORM_EPS: f64 = 1e-5;
@@ -38,7 +42,7 @@ const MAX_DEPTH: usize = 3;
 pub type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 
 /// Reads the bytes of a safetensors file. Floating-point tensors of 16 to 64 bits are converted to f32;
-/// `num_batches_tracked` is ignored; a prefix `module.` or `model.` is dropped when every tensor has it.
+/// `num_batches_tracked` is ignored; a prefix `module.`, `model.` or `_orig_mod.` is dropped when every tensor has it.
 ///
 /// # Errors
 /// [`Error::Model`] naming the tensor or the metadata key. The caller adds the file's name with [`Error::in_file`].
@@ -75,7 +79,7 @@ pub fn load_training_as(bytes: &[u8], arch: &Arch) -> Result<Model> {
 
 /// What becomes of batch norm.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Norms {
+pub(crate) enum Norms {
     /// Part of the convolution before it, with its running statistics.
     Folded,
     /// A layer, for the statistics of a batch.
@@ -84,21 +88,13 @@ enum Norms {
 
 fn load_bytes(bytes: &[u8], arch: Option<&Arch>, norms: Norms) -> Result<Model> {
     let (file, metadata) = open(bytes).map_err(|detail| Error::model("weights", detail))?;
-    let views = without_prefix(file.tensors());
+    let (mut views, own) = wrappers::unwrapped(file.tensors())?;
+    let normalise = normalisation(&metadata, arch, own, &mut views)?;
     let arch = arch.map_or_else(|| recognise(&metadata, &views), |arch| Ok(arch.clone()))?;
+    let input = metadata.get("input").map_or(Ok(arch.input), |text| check_input(text, &arch))?;
     let mut layers = arch.layers;
-    if let Some(normalise) = normalise(&metadata)? {
-        match layers.first() {
-            Some(first) if *first == normalise => {}
-            Some(Layer::Normalise { .. }) => {
-                return Err(Error::model("metadata `mean`, `std`", "not those that the architecture begins with"));
-            }
-            _ => layers.insert(0, normalise),
-        }
-    }
-    if let Some(input) = metadata.get("input") {
-        check_input(input, arch.input)?;
-    }
+    let described = usize::from(matches!(layers.first(), Some(Layer::Normalise { .. })));
+    layers.splice(0..described, normalise);
     let expected = expected(&layers)?;
     let found = views.iter().map(|(name, view)| (name.clone(), view.shape().to_vec())).collect();
     if let Some(difference) = difference(&expected, &found) {
@@ -108,7 +104,7 @@ fn load_bytes(bytes: &[u8], arch: Option<&Arch>, norms: Norms) -> Result<Model> 
     for (name, view) in &views {
         tensors.insert(name.clone(), (view.shape().to_vec(), floats(name, view)?));
     }
-    let mut model = build(&arch.name, layers, arch.input, tensors, norms)?;
+    let mut model = build(&arch.name, layers, input, tensors, norms)?;
     model.classes = classes(&metadata, model.logits())?;
     model.eps = metadata.get("eps").cloned();
     model.step_size = metadata.get("step_size").cloned();
@@ -120,8 +116,7 @@ fn load_bytes(bytes: &[u8], arch: Option<&Arch>, norms: Norms) -> Result<Model> 
 ///
 /// # Errors
 /// [`Error::Model`] naming the layer or tensor: shapes that do not fit, two layers of one name, tensors missing, left
-/// over or not finite, a batch norm that does not follow a convolution, a body of a residual block that does not end
-/// with a convolution, a [`Layer::Normalise`] that is not first.
+/// over or not finite, a body of a residual block that does not end with a convolution, a [`Layer::Normalise`] that is not first.
 pub fn from_layers(layers: Vec<Layer>, input: Dims, tensors: Tensors) -> Result<Model> {
     build("custom", layers, input, tensors, Norms::Folded)
 }
@@ -245,49 +240,82 @@ fn scan(header: &[u8]) -> std::result::Result<(), String> {
 
 type Views<'a> = BTreeMap<String, TensorView<'a>>;
 
-/// Drops what wrappers put before every name, and the counters that evaluation does not need.
-fn without_prefix(tensors: Vec<(String, TensorView<'_>)>) -> Views<'_> {
-    let mut views: Views<'_> = tensors.into_iter().collect();
-    for prefix in ["module.", "model."] {
-        if views.keys().all(|name| name.starts_with(prefix)) {
-            views = views.into_iter().map(|(name, view)| (name[prefix.len()..].to_string(), view)).collect();
+/// The network that the metadata name, or that the tensors are of; with as many classes as its last tensor says.
+fn recognise(metadata: &Metadata, views: &Views<'_>) -> Result<model::Arch> {
+    let found: Shapes = views.iter().map(|(n, v)| (n.clone(), v.shape().to_vec())).collect();
+    let known = model::known();
+    let names = || {
+        let names: Vec<&str> = known.iter().map(|a| a.name.as_str()).chain(model::FAMILIES).collect();
+        names.join(", ")
+    };
+    let candidates = known.iter().map(|arch| model::with_classes_of(arch.clone(), &found));
+    let mut candidates: Vec<model::Arch> = candidates.chain(model::families(&found)).collect();
+    if let Some(name) = metadata.get("arch") {
+        candidates.retain(|arch| arch.name == *name);
+        if candidates.is_empty() {
+            let detail = if model::is_family(name) {
+                format!("the tensors are none of a `{name}`")
+            } else {
+                format!("unknown architecture `{name}`; known are {} (# is a number)", names())
+            };
+            return Err(Error::model("metadata `arch`", detail));
         }
     }
-    views.retain(|name, _| name != "num_batches_tracked" && !name.ends_with(".num_batches_tracked"));
-    views
-}
-
-fn recognise(metadata: &Metadata, views: &Views<'_>) -> Result<model::Arch> {
-    let known = model::known();
-    let names = || known.iter().map(|a| a.name.as_str()).collect::<Vec<_>>().join(", ");
-    if let Some(name) = metadata.get("arch") {
-        return match known.iter().find(|a| a.name == *name) {
-            Some(arch) => Ok(arch.clone()),
-            None => {
-                Err(Error::model("metadata `arch`", format!("unknown architecture `{name}`; known are {}", names())))
-            }
-        };
-    }
-    let found: BTreeMap<String, Vec<usize>> = views.iter().map(|(n, v)| (n.clone(), v.shape().to_vec())).collect();
     // The architecture that shares the most names gives the most useful message when none fits.
     let mut closest: Option<(usize, &model::Arch, Error)> = None;
-    for arch in &known {
+    for arch in &candidates {
         let expected = expected(&arch.layers)?;
         let Some(error) = difference(&expected, &found) else { return Ok(arch.clone()) };
         let shared = expected.iter().filter(|(name, _)| found.contains_key(name)).count();
-        if shared > closest.as_ref().map_or(0, |(best, ..)| *best) {
+        if closest.as_ref().is_none_or(|(best, ..)| shared > *best) {
             closest = Some((shared, arch, error));
         }
     }
     Err(match closest {
-        Some((_, arch, Error::Model { place, detail })) => {
-            Error::model(place, format!("{detail} (as {}, which fits best; known are {})", arch.name, names()))
+        Some((_, _, error)) if metadata.contains_key("arch") => error,
+        Some((1.., arch, Error::Model { place, detail })) => {
+            let detail = format!("{detail} (as {}, which fits best; known are {}, # is a number)", arch.name, names());
+            Error::model(place, detail)
         }
         _ => Error::model(
             "weights",
             format!("no `arch` in the metadata, and no tensor of a known architecture; known are {}", names()),
         ),
     })
+}
+
+/// The normalisation that metadata, a described architecture or tensors bring; several only if they agree.
+fn normalisation(
+    metadata: &Metadata,
+    arch: Option<&Arch>,
+    own: Option<Layer>,
+    views: &mut Views<'_>,
+) -> Result<Option<Layer>> {
+    let described = arch.and_then(|arch| arch.layers.first()).filter(|l| matches!(l, Layer::Normalise { .. }));
+    let said = match (normalise(metadata)?, described) {
+        (Some(said), Some(described)) if said != *described => {
+            return Err(Error::model("metadata `mean`, `std`", "not those that the architecture begins with"));
+        }
+        (said, described) => described.cloned().or(said),
+    };
+    if own.is_none()
+        && let Some(name) = wrappers::take_suspects(views).first()
+        && said.is_none()
+    {
+        let detail = "looks like a normalisation, but not by a name that is known: say the numbers with --mean and --std of \
+                      `signstep convert`, and tensors like this one are left out";
+        return Err(Error::model(name, detail));
+    }
+    let single = |values: &[f64]| values.iter().map(|v| *v as f32).collect::<Vec<_>>();
+    match (&said, &own) {
+        (Some(Layer::Normalise { mean, std }), Some(Layer::Normalise { mean: m, std: s }))
+            if (single(mean), single(std)) != (single(m), single(s)) =>
+        {
+            let detail = format!("{mean:?} with `std` {std:?}, but the tensors bring {m:?} and {s:?}: leave it out");
+            Err(Error::model("metadata `mean`", detail))
+        }
+        _ => Ok(own.or(said)),
+    }
 }
 
 fn normalise(metadata: &Metadata) -> Result<Option<Layer>> {
@@ -305,13 +333,17 @@ fn normalise(metadata: &Metadata) -> Result<Option<Layer>> {
     }
 }
 
-fn check_input(text: &str, input: Dims) -> Result<()> {
+/// The shape of an image as the metadata say it: the architecture's own, or any sides where a mean over all pixels takes them in.
+fn check_input(text: &str, arch: &model::Arch) -> Result<Dims> {
+    let input = arch.input;
+    let any_side = arch.layers.iter().any(|layer| matches!(layer, Layer::GlobalAvgPool));
     let sides: Option<Vec<usize>> = text.split(',').map(|side| side.trim().parse().ok()).collect();
-    match sides {
-        Some(sides) if sides == [input.c, input.h, input.w] => Ok(()),
-        Some(sides) if sides.len() == 3 => Err(Error::model(
+    match sides.as_deref() {
+        Some(&[c, h, w]) if (c, h, w) == (input.c, input.h, input.w) => Ok(input),
+        Some(&[c, h, w]) if any_side && c == input.c => Ok(Dims::new(c, h, w)),
+        Some(&[c, h, w]) => Err(Error::model(
             "metadata `input`",
-            format!("{} given, but the architecture takes {input}", Dims::new(sides[0], sides[1], sides[2])),
+            format!("{} given, but the architecture takes {input}", Dims::new(c, h, w)),
         )),
         _ => Err(Error::model("metadata `input`", "not of the form C,H,W")),
     }
@@ -378,6 +410,10 @@ fn collect<'a>(layers: impl IntoIterator<Item = &'a Layer>, list: &mut Vec<(Stri
                 push(name, "weight", vec![*outputs, *inputs]);
                 push(name, "bias", vec![*outputs]);
             }
+            Layer::Affine { name, channels } => {
+                push(name, "weight", vec![*channels]);
+                push(name, "bias", vec![*channels]);
+            }
             Layer::BatchNorm { name, channels } => {
                 for part in ["weight", "bias", "running_mean", "running_var"] {
                     push(name, part, vec![*channels]);
@@ -412,7 +448,7 @@ fn difference(expected: &[(String, Vec<usize>)], found: &BTreeMap<String, Vec<us
 
 fn build(arch: &str, layers: Vec<Layer>, input: Dims, mut tensors: Tensors, norms: Norms) -> Result<Model> {
     check_size("input", input)?;
-    let out = check_layers(&layers, input, true)?;
+    let out = check_layers(&layers, input, norms, true)?;
     if (out.h, out.w) != (1, 1) || out.c < 2 {
         let last = layers.last().map_or("layers".into(), Layer::label);
         return Err(Error::model(last, format!("gives {out}; a classifier ends with K×1×1, K at least 2")));
@@ -451,7 +487,7 @@ pub(crate) fn check_size(place: &str, d: Dims) -> Result<()> {
 }
 
 /// Checks what [`Layer::output`] does not: sizes, order, and where a layer may stand.
-pub(crate) fn check_layers(layers: &[Layer], input: Dims, outermost: bool) -> Result<Dims> {
+pub(crate) fn check_layers(layers: &[Layer], input: Dims, norms: Norms, outermost: bool) -> Result<Dims> {
     let mut x = input;
     for (i, layer) in layers.iter().enumerate() {
         let after_conv = i > 0 && matches!(layers[i - 1], Layer::Conv2d(_));
@@ -459,8 +495,9 @@ pub(crate) fn check_layers(layers: &[Layer], input: Dims, outermost: bool) -> Re
             Layer::Normalise { .. } if i > 0 || !outermost => {
                 return Err(Error::model(layer.label(), "only supported as the first layer"));
             }
-            Layer::BatchNorm { .. } if !after_conv => {
-                return Err(Error::model(layer.label(), "batch norm is only supported right after a convolution"));
+            Layer::BatchNorm { .. } if norms == Norms::Apart && !after_conv => {
+                let detail = "in training mode batch norm is only supported right after a convolution";
+                return Err(Error::model(layer.label(), detail));
             }
             Layer::Residual { body, shortcut } => {
                 if matches!(shortcut, Shortcut::Subsample { added } if *added > MAX_VALUES) {
@@ -470,17 +507,17 @@ pub(crate) fn check_layers(layers: &[Layer], input: Dims, outermost: bool) -> Re
                 if !matches!(end, Some(Layer::Conv2d(_))) {
                     return Err(Error::model(layer.label(), "the body must end with a convolution"));
                 }
-                check_layers(body, x, false)?;
+                check_layers(body, x, norms, false)?;
                 if let Shortcut::Projection(layers) = shortcut {
-                    let norms = layers.iter().skip(1).filter(|l| matches!(l, Layer::BatchNorm { .. })).count();
+                    let behind = layers.iter().skip(1).filter(|l| matches!(l, Layer::BatchNorm { .. })).count();
                     if !matches!(layers.first(), Some(Layer::Conv2d(_)))
                         || layers.len() > 2
-                        || norms + 1 != layers.len()
+                        || behind + 1 != layers.len()
                     {
                         let detail = "a projection must be one convolution, with a batch norm behind it or none";
                         return Err(Error::model(layer.label(), detail));
                     }
-                    check_layers(layers, x, false)?;
+                    check_layers(layers, x, norms, false)?;
                 }
             }
             // Guards the products in `Layer::output` and in the shapes of weights.
@@ -525,13 +562,7 @@ fn take_params(
                 conv.bias = true;
                 let to_fold = |l: &Layer| norms == Norms::Folded && matches!(l, Layer::BatchNorm { .. });
                 if let Some(Layer::BatchNorm { name, .. }) = rest.next_if(to_fold) {
-                    let norm = BatchNorm {
-                        gamma: take(&name, "weight")?,
-                        beta: take(&name, "bias")?,
-                        mean: take(&name, "running_mean")?,
-                        variance: take(&name, "running_var")?,
-                    };
-                    norm.fold_into(&mut p);
+                    BatchNorm::take(&name, &mut take)?.fold_into(&mut p);
                     if let Some(k) = not_finite(&p) {
                         let detail = format!("output {k} of {} is not finite once this is folded into it", conv.name);
                         return Err(Error::model(name, detail));
@@ -539,6 +570,21 @@ fn take_params(
                 }
                 params.insert(conv.name.clone(), p);
                 folded.push(Layer::Conv2d(conv));
+            }
+            // With nothing to fold it into it is a layer of its own.
+            Layer::BatchNorm { name, channels } if norms == Norms::Folded => {
+                let mut p = Params { weight: vec![1.0; channels], bias: vec![0.0; channels] };
+                BatchNorm::take(&name, &mut take)?.fold_into(&mut p);
+                if let Some(k) = not_finite(&p) {
+                    return Err(Error::model(name, format!("channel {k} is not finite")));
+                }
+                params.insert(name.clone(), p);
+                folded.push(Layer::Affine { name, channels });
+            }
+            Layer::Affine { name, channels } => {
+                let p = Params { weight: take(&name, "weight")?, bias: take(&name, "bias")? };
+                params.insert(name.clone(), p);
+                folded.push(Layer::Affine { name, channels });
             }
             Layer::BatchNorm { name, channels } => {
                 let p = Params { weight: take(&name, "weight")?, bias: take(&name, "bias")? };
@@ -575,6 +621,16 @@ struct BatchNorm {
 }
 
 impl BatchNorm {
+    /// Its four tensors, with what takes one by its owner's name and its own.
+    fn take(name: &str, take: &mut impl FnMut(&str, &str) -> Result<Vec<f32>>) -> Result<Self> {
+        Ok(BatchNorm {
+            gamma: take(name, "weight")?,
+            beta: take(name, "bias")?,
+            mean: take(name, "running_mean")?,
+            variance: take(name, "running_var")?,
+        })
+    }
+
     /// γ·(conv(x) − μ)/√(σ² + eps) + β is a convolution again: one rounding to f32, at the end.
     fn fold_into(&self, p: &mut Params) {
         let taps = p.weight.len() / p.bias.len();
@@ -716,6 +772,177 @@ mod tests {
     }
 
     #[test]
+    fn families_are_recognised_by_their_own_names() {
+        let networks = [
+            (model::wide_resnet(1, 2, 100), "wrn-10-2"),
+            (model::wide_resnet(2, 1, 10), "wrn-16-1"),
+            (model::preact_resnet([1, 1, 1, 1], true, 7), "preact-resnet10"),
+            (model::preact_resnet([1, 2, 1, 1], false, 10), "preact-resnet12"),
+        ];
+        for (arch, name) in networks {
+            let plain = tensors(&arch.layers);
+            let model = load(&file(&[], &plain)).unwrap();
+            let Some(Layer::Linear(last)) = arch.layers.last() else { panic!("no last layer") };
+            assert_eq!((model.arch.as_str(), model.input, model.logits()), (name, arch.input, last.outputs));
+            assert!(!format!("{:?}", model.layers).contains("BatchNorm"));
+            assert_eq!(load(&file(&[("arch", name)], &plain)).unwrap(), model);
+            let other = message(load(&file(&[("arch", "vgg16-bn")], &plain)));
+            assert!(other.contains("the tensors are none of a `vgg16-bn`"), "{other}");
+            // Images of other sides where a mean over all pixels takes them in.
+            assert_eq!(load(&file(&[("input", "3,48,40")], &plain)).unwrap().input, Dims::new(3, 48, 40));
+            assert!(message(load(&file(&[("input", "1,32,32")], &plain))).contains("takes 3×32×32"));
+            for missing in plain.keys() {
+                let mut fewer = plain.clone();
+                fewer.remove(missing);
+                message(load(&file(&[], &fewer)));
+            }
+        }
+        // Classes are as many as the last layer has rows, whatever the network.
+        let mut twenty = model::resnet(3, Shortcuts::Subsample);
+        let Some(Layer::Linear(last)) = twenty.layers.last_mut() else { panic!("no last layer") };
+        last.outputs = 100;
+        let model = load(&file(&[], &tensors(&twenty.layers))).unwrap();
+        assert_eq!((model.arch.as_str(), model.logits()), ("resnet20", 100));
+    }
+
+    /// The layers of a wide ResNet whose names are as the layout has them, written down by hand.
+    #[test]
+    fn a_wide_resnet_is_what_its_layout_says() {
+        let list = expected(&model::wide_resnet(4, 10, 10).layers).unwrap();
+        let shape = |name: &str| list.iter().find(|(n, _)| n == name).map(|(_, shape)| shape.clone());
+        for (name, want) in [
+            ("conv1.weight", vec![16, 3, 3, 3]),
+            ("block1.layer.0.bn1.running_var", vec![16]),
+            ("block1.layer.0.convShortcut.weight", vec![160, 16, 1, 1]),
+            ("block2.layer.0.conv1.weight", vec![320, 160, 3, 3]),
+            ("block3.layer.3.bn2.bias", vec![640]),
+            ("bn1.weight", vec![640]),
+            ("fc.weight", vec![10, 640]),
+        ] {
+            assert_eq!(shape(name), Some(want), "{name}");
+        }
+        assert_eq!(shape("block3.layer.1.convShortcut.weight"), None);
+        // 12 blocks of two norms and two convolutions, three projections, a stem, the last norm, the last layer.
+        assert_eq!(list.len(), 12 * (2 * 4 + 2) + 3 + 1 + 4 + 2);
+        assert_eq!(
+            list.iter()
+                .filter(|(n, _)| !n.contains("running"))
+                .map(|(_, s)| s.iter().product::<usize>())
+                .sum::<usize>(),
+            36_479_194
+        );
+    }
+
+    #[test]
+    fn shapes_that_no_network_has_are_no_trouble() {
+        let sides = [0, 1, 7, usize::MAX / 2, usize::MAX];
+        let names = [
+            "conv1",
+            "layer1.0.conv1",
+            "layer1.0.conv2",
+            "block1.layer.0.conv1",
+            "block1.layer.0.conv2",
+            "fc",
+            "linear",
+        ];
+        let others = ["features.0", "classifier", "0", "2", "5", "7", "classifier.fc3", "layer1.0.conv3"];
+        for axes in 0..5 {
+            for side in sides {
+                let names = names.iter().chain(&others).map(|name| (format!("{name}.weight"), vec![side; axes]));
+                for arch in model::families(&names.collect()) {
+                    assert!(model::is_family(&arch.name), "{}", arch.name);
+                    let tensors = Tensors::new();
+                    assert!(from_layers(arch.layers, arch.input, tensors).is_err());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_wrappers_put_around_a_network_is_taken_off() {
+        let plain = tensors(&model::wide_resnet(1, 1, 10).layers);
+        let alone = load(&file(&[], &plain)).unwrap();
+        let renamed =
+            |prefix: &str| -> Tensors { plain.iter().map(|(n, t)| (format!("{prefix}{n}"), t.clone())).collect() };
+        let with = |mut all: Tensors, more: &[(&str, &[usize], [f32; 3])]| {
+            all.extend(more.iter().map(|(n, shape, v)| (n.to_string(), (shape.to_vec(), v.to_vec()))));
+            all
+        };
+        let (mean, std) = ([0.5, 0.25, 0.75], [0.25, 0.5, 0.125]);
+        let four: &[usize] = &[1, 3, 1, 1];
+        for wrapped in [
+            with(renamed("model."), &[("normalize.mean", four, mean), ("normalize.std", four, std)]),
+            with(renamed("1."), &[("0.mean", &[3], mean), ("0.std", &[3], std)]),
+            with(renamed("classifier."), &[("mu", four, mean), ("sigma", four, std)]),
+            with(renamed("module._orig_mod."), &[("module.mu", four, mean), ("module.std", four, std)]),
+            with(
+                renamed("model."),
+                &[("normalizer.new_mean", &[3, 1, 1], mean), ("normalizer.new_std", &[3, 1, 1], std)],
+            ),
+        ] {
+            let model = load(&file(&[], &wrapped)).unwrap();
+            let Layer::Normalise { mean: m, std: s } = &model.layers[0] else { panic!("{:?}", model.layers[0]) };
+            assert_eq!((m.as_slice(), s.as_slice()), (&[0.5, 0.25, 0.75][..], &[0.25, 0.5, 0.125][..]));
+            assert_eq!((&model.layers[1..], &model.params), (&alone.layers[..], &alone.params));
+            // What flags say as well must be the same.
+            let said = [("mean", "[0.5,0.25,0.75]"), ("std", "[0.25,0.5,0.125]")];
+            assert_eq!(load(&file(&said, &wrapped)).unwrap(), model);
+            let other = message(load(&file(&[("mean", "[0,0,0]"), ("std", "[1,1,1]")], &wrapped)));
+            assert!(other.contains("the tensors bring [0.5, 0.25, 0.75]"), "{other}");
+        }
+        let suspect = with(plain.clone(), &[("average", four, mean), ("width", four, std)]);
+        let refused = message(load(&file(&[], &suspect)));
+        assert!(
+            refused.contains("average: looks like a normalisation") && refused.contains("--mean and --std"),
+            "{refused}"
+        );
+        let said = [("mean", "[0.5,0.25,0.75]"), ("std", "[0.25,0.5,0.125]")];
+        assert!(matches!(load(&file(&said, &suspect)).unwrap().layers[0], Layer::Normalise { .. }));
+        let zero = with(plain.clone(), &[("mu", four, mean), ("sigma", four, [0.0; 3])]);
+        assert!(message(load(&file(&[], &zero))).contains("sigma: a deviation of 0"));
+        // A prefix is one at the front of every name, and nowhere else.
+        let within: Tensors = plain.iter().map(|(n, t)| (n.replace("layer.0", "layer.0.module"), t.clone())).collect();
+        assert!(message(load(&file(&[], &within))).contains("this tensor is"));
+
+        // Dead weight after TRADES, of the shapes of what lives; an attacker's copy, to the bit.
+        let dead = |t: &Tensors| -> Tensors {
+            let of_first = t.iter().filter(|(n, _)| n.starts_with("block1."));
+            of_first.map(|(n, (s, v))| (format!("sub_{n}"), (s.clone(), vec![0.5; v.len()]))).collect()
+        };
+        let mut trades = plain.clone();
+        trades.extend(dead(&plain));
+        assert_eq!(load(&file(&[], &trades)).unwrap(), alone);
+        trades.insert("sub_block1.layer.0.bn1.bias".into(), (vec![2], vec![0.0; 2]));
+        assert!(message(load(&file(&[], &trades))).contains("sub_block1.layer.0.bn1.bias: this tensor is left over"));
+        let mut twice = renamed("model.");
+        twice.extend(renamed("attacker.model."));
+        assert_eq!(load(&file(&[], &twice)).unwrap(), alone);
+        twice.get_mut("attacker.model.fc.bias").unwrap().1[3] += 1.0;
+        message(load(&file(&[], &twice)));
+    }
+
+    /// γ·(x − μ)/√(σ² + eps) + β where no convolution takes it in: before a ReLU and behind a sum.
+    #[test]
+    fn batch_norm_alone_becomes_a_gain_and_a_bias() {
+        let tensors = Tensors::from([
+            ("b.weight".into(), (vec![2], vec![0.5, 2.0])),
+            ("b.bias".into(), (vec![2], vec![0.25, -1.0])),
+            ("b.running_mean".into(), (vec![2], vec![1.0, -2.0])),
+            ("b.running_var".into(), (vec![2], vec![4.0, 0.0])),
+        ]);
+        let model = from_layers(vec![norm("b", 2)], Dims::new(2, 1, 1), tensors.clone()).unwrap();
+        assert_eq!(model.layers, [Layer::Affine { name: "b".into(), channels: 2 }]);
+        let scale = [0.5 / 4.00001_f64.sqrt(), 2.0 / 1e-5_f64.sqrt()];
+        assert_eq!(model.params["b"].weight, scale.map(|s| s as f32));
+        assert_eq!(model.params["b"].bias, [(0.25 - scale[0]) as f32, (2.0 * scale[1] - 1.0) as f32]);
+        let mut large = tensors;
+        large.get_mut("b.weight").unwrap().1[1] = f32::MAX;
+        assert!(
+            message(from_layers(vec![norm("b", 2)], Dims::new(2, 1, 1), large)).contains("b: channel 1 is not finite")
+        );
+    }
+
+    #[test]
     fn metadata_is_read_and_checked() {
         let plain = tensors(&model::digits_cnn().layers);
         let with = |metadata: &[(&str, &str)]| load(&file(metadata, &plain));
@@ -845,10 +1072,15 @@ mod tests {
             let tensors = expected(&layers).map(|_| tensors(&layers)).unwrap_or_default();
             message(from_layers(layers, input, tensors))
         };
-        let after = refused(vec![conv("c", 8, 8), Layer::Relu, norm("b", 8)]);
-        assert!(after.contains("b: batch norm is only supported right after"), "{after}");
-        assert!(refused(vec![conv("c", 8, 8), norm("b", 8), norm("d", 8)]).contains("d: batch norm"));
-        assert!(refused(vec![norm("b", 8)]).contains("b: batch norm"));
+        for layers in [
+            vec![conv("c", 8, 8), Layer::Relu, norm("b", 8)],
+            vec![conv("c", 8, 8), norm("d", 8), norm("b", 8)],
+            vec![norm("b", 8)],
+        ] {
+            let tensors = tensors(&layers);
+            let training = message(from_layers_training(layers, input, tensors));
+            assert!(training.contains("b: in training mode batch norm is only supported right after"), "{training}");
+        }
         assert!(refused(vec![conv("c", 8, 8), conv("c", 8, 8)]).contains("c.weight: two layers"));
         assert!(refused(vec![conv("c", 7, 8)]).contains("c: takes 7 channels"));
         assert!(refused(vec![conv("c", 8, 1)]).contains("K at least 2"));
@@ -856,7 +1088,7 @@ mod tests {
         assert!(refused(vec![conv("c", 8, 8), late]).contains("normalise: only supported as the first"));
         let residual = |body| Layer::Residual { body, shortcut: Shortcut::Identity };
         assert!(refused(vec![residual(vec![conv("c", 8, 8), Layer::Relu])]).contains("must end with a convolution"));
-        assert!(refused(vec![residual(vec![norm("b", 8), conv("c", 8, 8)])]).contains("b: batch norm"));
+        assert!(refused(vec![norm("b", 7)]).contains("b: 7 channels"));
         assert!(refused(vec![residual(vec![])]).contains("must end with a convolution"));
         let huge = vec![conv("c", 8, usize::MAX / 4)];
         assert!(message(from_layers(huge, input, Tensors::new())).contains("too large"));

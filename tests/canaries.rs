@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Rng, conv, gpu, linear, projected, random_model, residual};
+use common::{Rng, affine, conv, gpu, linear, projected, random_model, residual};
 use signstep::kernel::{Dispatch, Kernel};
 use signstep::model::{Dims, Layer, Model, Shortcut};
 use signstep::plan::{Family, Tile, TrainingPlan};
@@ -26,7 +26,8 @@ fn networks() -> [Model; 2] {
         Layer::Relu,
         residual(vec![conv("b", 7, 7, 3, 1, 1), Layer::Relu, conv("c", 7, 7, 3, 1, 1)], 0),
         Layer::Relu,
-        residual(vec![conv("d", 7, 15, 3, 2, 1), Layer::Relu, conv("e", 15, 15, 1, 1, 0)], 8),
+        residual(vec![affine("n", 7), Layer::Relu, conv("d", 7, 15, 3, 2, 1), conv("e", 15, 15, 1, 1, 0)], 8),
+        affine("m", 15),
         Layer::Relu,
         Layer::GlobalAvgPool,
         linear("z", 15, 5),

@@ -110,6 +110,10 @@ fn everywhere(name: &str, weights: &[u8], golden_bytes: &[u8]) {
 /// Every network of a family with the weights of its formula.
 fn seeded(family: &str) {
     let names: Vec<String> = known().into_iter().map(|a| a.name).filter(|name| family_of(name) == family).collect();
+    seeded_networks(names);
+}
+
+fn seeded_networks(names: Vec<String>) {
     assert!(!names.is_empty());
     for name in names {
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/seeded/{name}.safetensors"));
@@ -147,6 +151,12 @@ fn family_of(name: &str) -> &'static str {
         _ if name.starts_with("resnet") => "subsampled",
         _ => "small",
     }
+}
+
+/// Activations come before convolutions: batch norm at the head of bodies, behind sums, and before both ways of a block.
+#[test]
+fn seeded_wide_resnet() {
+    seeded_networks(vec!["wrn-16-1".into()]);
 }
 
 #[test]

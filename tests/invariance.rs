@@ -153,8 +153,9 @@ fn resnet20() {
 /// Every other network, with the weights of its formula.
 #[test]
 fn every_known_network() {
-    for name in known().into_iter().map(|a| a.name).filter(|name| !["digits-cnn", "resnet20"].contains(&name.as_str()))
-    {
+    let others =
+        known().into_iter().map(|a| a.name).filter(|name| !["digits-cnn", "resnet20"].contains(&name.as_str()));
+    for name in others.chain(["wrn-16-1".to_string()]) {
         let start = std::time::Instant::now();
         let model = seeded::seeded(&name);
         let sizes = if model.parameters() > 5_000_000 { SHORTEST } else { SHORT };

@@ -33,7 +33,7 @@ fn random_network(rng: &mut Rng) -> Model {
         layers.push(Layer::Relu);
     }
     let mut d = signstep::model::output(&layers, Dims::new(c, h, w)).unwrap();
-    match rng.range(0, 8) {
+    match rng.range(0, 10) {
         6 if d.h > 1 && d.w > 1 => {
             let size = rng.range(1, 4);
             let (stride, padding) = (rng.range(1, 3), rng.range(if size > d.h.min(d.w) { 1 } else { 0 }, size / 2));
@@ -61,6 +61,23 @@ fn random_network(rng: &mut Rng) -> Model {
             layers.push(Layer::Relu);
         }
         3 => layers.extend([conv("b", k, rng.range(1, 10), 3, 1, 1), Layer::Relu]),
+        9 => {
+            layers.push(affine("n", k));
+            layers.extend((rng.range(0, 1) == 1).then_some(Layer::Relu));
+        }
+        // Pre-activation: what comes round is added behind the gain; where channels come in, and where they do not.
+        10 => {
+            let added = 8 * rng.range(0, 2);
+            let stride = if added > 0 { 2 } else { 1 };
+            let body =
+                vec![affine("n", k), Layer::Relu, conv("b", k, 7, 3, stride, 1), conv("c", 7, k + added, 3, 1, 1)];
+            let projects = added > 0 && rng.range(0, 1) == 1;
+            layers.push(if projects {
+                projected(body, conv("p", k, k + added, 1, 2, 0))
+            } else {
+                residual(body, added)
+            });
+        }
         _ => {}
     }
     d = signstep::model::output(&layers, Dims::new(c, h, w)).unwrap();
@@ -212,6 +229,21 @@ fn fast_projected_blocks_equal_naive_ones() {
         let body = vec![conv("b", 7, 9, 3, stride, 1), Layer::Relu, conv("c", 9, k, 3, 1, 1)];
         let layers =
             vec![conv("a", c, 7, 3, 1, 1), Layer::Relu, projected(body, conv("p", 7, k, 1, stride, 0)), Layer::Relu];
+        bit_equal(&mut rng, Dims::new(c, h, w), layers);
+    }
+}
+
+#[test]
+fn pre_activation_blocks_have_the_same_bits_everywhere() {
+    let mut rng = Rng::new(13);
+    for (i, (c, k, h, w)) in EDGES.into_iter().enumerate().filter(|(i, _)| i % 4 == 1) {
+        let k = k.min(40);
+        let mut layers = vec![conv("a", c, k, 3, 1, 1)];
+        // What enters the block is the output of a ReLU, or not.
+        layers.extend((i % 8 == 1).then_some(Layer::Relu));
+        let body = vec![affine("n", k), Layer::Relu, conv("b", k, 9, 3, 1, 1), Layer::Relu, conv("c", 9, k, 3, 1, 1)];
+        layers.extend([residual(body, 0), affine("m", k), Layer::Relu]);
+        layers.push(projected(vec![conv("d", k, 6, 3, 2, 1)], conv("p", k, 6, 1, 2, 0)));
         bit_equal(&mut rng, Dims::new(c, h, w), layers);
     }
 }

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Rng, conv, linear, projected, residual};
+use common::{Rng, affine, conv, linear, projected, residual};
 use proptest::prelude::*;
 use signstep::kernel::{Access, Dispatch, Grid};
 use signstep::model::{Conv2d, Dims, Layer, Linear, Model, Params, Shortcut, output};
@@ -21,6 +21,7 @@ fn model(input: Dims, layers: Vec<Layer>) -> Model {
                     (name, *outputs, inputs * kernel * kernel)
                 }
                 Layer::Linear(Linear { name, inputs, outputs }) => (name, *outputs, *inputs),
+                Layer::Affine { name, channels } => (name, *channels, 1),
                 Layer::Residual { .. } => {
                     fill(layer.inner(), params);
                     continue;
@@ -65,7 +66,14 @@ impl Maker {
             return vec![self.conv(x, out, stride)];
         }
         let inner = if self.one_in(2) { x.c } else { self.rng.range(1, 20) };
-        let mut body = vec![self.conv(x, inner, stride)];
+        let mut body = Vec::new();
+        if self.one_in(3) {
+            body.push(affine(&self.name(), x.c));
+            if !self.one_in(3) {
+                body.push(Layer::Relu);
+            }
+        }
+        body.push(self.conv(x, inner, stride));
         if !self.one_in(3) {
             body.push(Layer::Relu);
         }
@@ -92,12 +100,16 @@ impl Maker {
         }
         let mut x = input;
         for _ in 0..self.rng.range(0, 5) {
-            let more = match self.rng.range(0, 10) {
+            let more = match self.rng.range(0, 11) {
                 0..=2 => {
                     let (outputs, stride) = (self.rng.range(1, widest), self.rng.range(1, 2));
                     vec![self.conv(x, outputs, stride)]
                 }
                 3 | 4 => vec![Layer::Relu],
+                11 => {
+                    let channels = if self.one_in(30) { x.c + 1 } else { x.c };
+                    vec![affine(&self.name(), channels)]
+                }
                 5 => vec![Layer::MaxPool { size: 3, stride: self.rng.range(1, 3), padding: self.rng.range(0, 1) }],
                 9 => vec![Layer::AvgPool { size: 2, stride: self.rng.range(1, 3), padding: self.rng.range(0, 1) }],
                 10 => {
@@ -423,6 +435,7 @@ impl Walk<'_> {
                     reads.extend(added.filter(|_| i == layers.len()).map(|r| ("res", r)));
                     x = self.step(name, &reads, Some(dims));
                 }
+                Layer::Affine { name, .. } => x = self.step(name, &[("x", x)], Some(dims)),
                 Layer::Relu => x = self.step("relu", &[("x", x)], Some(dims)),
                 Layer::MaxPool { .. } => x = self.step("max_pool", &[("x", x)], Some(dims)),
                 Layer::AvgPool { .. } => x = self.step("avg_pool", &[("x", x)], Some(dims)),
@@ -437,8 +450,7 @@ impl Walk<'_> {
                 Layer::Normalise { .. } | Layer::BatchNorm { .. } => unreachable!("refused"),
             }
             // The layer before it has done this ReLU already.
-            let fuses = matches!(layer, Layer::Conv2d(_) | Layer::Linear(_) | Layer::Residual { .. });
-            let fused = fuses && matches!(layers.get(i), Some(Layer::Relu));
+            let fused = fuses(layer) && matches!(layers.get(i), Some(Layer::Relu));
             i += usize::from(fused);
             let inner_relu = i == layers.len() && added.is_some();
             assert!(x.signs.is_some() == (fused || *layer == Layer::Relu) || inner_relu, "ReLU of {}", layer.label());
@@ -468,6 +480,7 @@ impl Walk<'_> {
                 Layer::Conv2d(Conv2d { name, .. }) | Layer::Linear(Linear { name, .. }) => {
                     self.step(name, &with("x", g), Some(x.dims))
                 }
+                Layer::Affine { name, .. } => self.step(name, &with("dy", g), Some(x.dims)),
                 Layer::MaxPool { .. } => self.step("max_pool", &with("dy", g), Some(x.dims)),
                 Layer::AvgPool { .. } => self.step("avg_pool", &with("dy", g), Some(x.dims)),
                 Layer::GlobalAvgPool => self.step("global_avg_pool", &with("dy", g), Some(x.dims)),
@@ -494,6 +507,11 @@ impl Walk<'_> {
         }
         g
     }
+}
+
+/// Whether a layer does the ReLU behind it.
+fn fuses(layer: &Layer) -> bool {
+    matches!(layer, Layer::Conv2d(_) | Layer::Linear(_) | Layer::Affine { .. } | Layer::Residual { .. })
 }
 
 /// Name of the convolution on a block's shortcut.
@@ -542,7 +560,7 @@ struct Replay<'a> {
 fn bodies(r: &mut Replay<'_>, layers: &[Layer], mut x: Value, found: &mut Vec<Vec<Value>>) -> (Value, Vec<Value>) {
     let mut entered = Vec::new();
     for (i, layer) in layers.iter().enumerate() {
-        let fused = i > 0 && matches!(layers[i - 1], Layer::Conv2d(_) | Layer::Linear(_) | Layer::Residual { .. });
+        let fused = i > 0 && fuses(&layers[i - 1]);
         match layer {
             Layer::Flatten => continue,
             Layer::Relu if fused => continue,

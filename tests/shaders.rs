@@ -18,6 +18,11 @@ fn models() -> Vec<Model> {
     let odd = vec![
         signstep::model::Layer::MaxPool { size: 2, stride: 1, padding: 0 },
         signstep::model::Layer::Relu,
+        common::affine("bare", 300),
+        common::residual(
+            vec![common::affine("n", 300), signstep::model::Layer::Relu, common::conv("c", 300, 300, 1, 1, 0)],
+            0,
+        ),
         common::conv("wide", 300, 300, 3, 2, 1),
         signstep::model::Layer::AvgPool { size: 2, stride: 1, padding: 1 },
         common::projected(vec![common::conv("b", 300, 9, 7, 2, 3)], common::conv("p", 300, 9, 1, 2, 0)),

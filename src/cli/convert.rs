@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 pub(super) const HELP: &str = "\
 The checkpoint is a state dict that torch.save wrote, in its zip format or the one before that, or a dictionary with one under \
 state_dict, model_state_dict, net or model. It is read as data: nothing in it is executed, and whatever is not needed for tensors \
-is refused. Names, types and values stay as they are; num_batches_tracked is left out.
+is refused. Names, types and values stay as they are; num_batches_tracked is left out. The network is recognised by names and \
+shapes: nothing has to be renamed, and classes are as many as the last layer has.
 
 Examples:
   signstep convert mnist_lenet5.pt lenet5.safetensors
@@ -42,6 +43,9 @@ pub(super) struct ConvertArgs {
     /// Deviation of each channel
     #[arg(long, value_name = "A,B,C", allow_hyphen_values = true, requires = "mean", help_heading = "Metadata")]
     std: Option<String>,
+    /// Shape of an image, where the network takes any sides [default: that of its layout]
+    #[arg(long, value_name = "C,H,W", help_heading = "Metadata")]
+    input_shape: Option<String>,
     /// Names of the classes, with commas between them, or a file with one a line
     #[arg(long, value_name = "NAME,…|FILE", help_heading = "Metadata")]
     classes: Option<String>,
@@ -58,7 +62,7 @@ pub(super) struct ConvertArgs {
     )]
     step_size: Option<String>,
     /// Write the tensors even if they are no network that the engine knows
-    #[arg(long, conflicts_with_all = ["arch", "mean", "std", "classes", "eps", "step_size"], help_heading = "Output")]
+    #[arg(long, conflicts_with_all = ["arch", "mean", "std", "input_shape", "classes", "eps", "step_size"], help_heading = "Output")]
     any: bool,
     /// Replace OUT if it is there
     #[arg(long, help_heading = "Output")]
@@ -140,9 +144,12 @@ fn metadata(args: &ConvertArgs) -> Result<BTreeMap<String, String>> {
     let name = args.arch.as_ref().filter(|_| described(args).is_none());
     if let Some(arch) = name
         && !model::known().iter().any(|known| known.name == *arch)
+        && !model::is_family(arch)
     {
-        let known: Vec<String> = model::known().into_iter().map(|arch| arch.name).collect();
-        return Err(Error::Usage(format!("--arch {arch}: not known; known are {}", known.join(", "))));
+        let known = model::known().into_iter().map(|arch| arch.name);
+        let known: Vec<String> = known.chain(model::FAMILIES.map(String::from)).collect();
+        let known = known.join(", ");
+        return Err(Error::Usage(format!("--arch {arch}: not known; known are {known} (# is a number)")));
     }
     put("arch", name.cloned());
     let list = |flag: &str, text: &Option<String>| {
@@ -150,6 +157,7 @@ fn metadata(args: &ConvertArgs) -> Result<BTreeMap<String, String>> {
     };
     put("mean", list("--mean", &args.mean)?);
     put("std", list("--std", &args.std)?);
+    put("input", args.input_shape.clone());
     put("classes", args.classes.as_deref().map(classes).transpose()?.map(|names| json!(names).to_string()));
     let text = |flag: &str, text: &Option<String>| {
         text.as_deref().map(|text| distance(flag, text).map(|distance| distance.text)).transpose()

@@ -26,7 +26,7 @@ const NUMBER: char = '#';
 /// Layers that are a word alone.
 const WORDS: [&str; 3] = ["relu", "global_avg_pool", "flatten"];
 /// What the other layers are told by.
-const KINDS: [&str; 7] = ["conv", "batch_norm", "max_pool", "avg_pool", "linear", "residual", "repeat"];
+const KINDS: [&str; 8] = ["conv", "batch_norm", "affine", "max_pool", "avg_pool", "linear", "residual", "repeat"];
 
 /// A network as a file describes it.
 #[derive(Clone, Debug, PartialEq)]
@@ -50,7 +50,7 @@ impl Description {
     /// std = [0.25, 0.25, 0.25]
     /// layers = [
     ///   { conv = "conv1", outputs = 16, kernel = 3, stride = 1, padding = 1, bias = false },   # [1, 0, true]
-    ///   { batch_norm = "bn1" },
+    ///   { batch_norm = "bn1" },       # also affine: a gain and a bias for each channel
     ///   "relu",                       # also "flatten", "global_avg_pool"
     ///   { max_pool = 2, stride = 2, padding = 0 },                                             # [size, 0]; also avg_pool
     ///   { repeat = 2, from = 0, layers = [                                                     # `#`: 0, then 1
@@ -118,7 +118,7 @@ impl Chain {
         self.layers.push(layer);
         // Beside the one before it, which decides too.
         let from = self.layers.len().saturating_sub(2);
-        let left = weights::check_layers(&self.layers[from..], self.entered, self.depth == 0)?;
+        let left = weights::check_layers(&self.layers[from..], self.entered, weights::Norms::Folded, self.depth == 0)?;
         self.entered = std::mem::replace(&mut self.left, left);
         Ok(())
     }
@@ -280,6 +280,10 @@ impl Reader<'_> {
             "batch_norm" => {
                 self.only(&table, &[kind])?;
                 Ok(Layer::BatchNorm { name: self.layer_name(&table, kind)?, channels: x.c })
+            }
+            "affine" => {
+                self.only(&table, &[kind])?;
+                Ok(Layer::Affine { name: self.layer_name(&table, kind)?, channels: x.c })
             }
             "linear" => {
                 self.only(&table, &[kind, "outputs"])?;

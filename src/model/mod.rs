@@ -4,8 +4,10 @@
 //! before it (but for training mode), and one [`Params`] for each layer that has any. Both the engine and the CPU reference
 //! read it.
 
+mod families;
 mod networks;
 
+pub use families::{FAMILIES, Shapes, families, is_family, preact_resnet, wide_resnet, with_classes_of};
 pub use networks::{Shortcuts, digits_cnn, known, lenet5, resnet, resnet18};
 
 use crate::error::{Error, Result};
@@ -105,9 +107,16 @@ pub enum Layer {
     /// Convolution.
     Conv2d(Conv2d),
     /// Batch norm: `NAME.weight`, `.bias`, `.running_mean`, `.running_var`, all `[channels]`; eps 1e-5. In evaluation mode it
-    /// is folded into the convolution before it when weights are loaded; in training mode ([`crate::Training`]) it is a layer
-    /// that takes mean and variance of the batch.
+    /// is folded into the convolution before it when weights are loaded, or becomes a [`Layer::Affine`] where none is right
+    /// before it; in training mode ([`crate::Training`]) it is a layer that takes mean and variance of the batch.
     BatchNorm {
+        /// Name of the tensors.
+        name: String,
+        /// Channels.
+        channels: usize,
+    },
+    /// a·x + b, per channel: `NAME.weight` a, `NAME.bias` b, both `[channels]`.
+    Affine {
         /// Name of the tensors.
         name: String,
         /// Channels.
@@ -141,7 +150,7 @@ pub enum Layer {
     Linear(Linear),
     /// body(x) + shortcut(x).
     Residual {
-        /// Ends with a convolution (and its batch norm).
+        /// Begins with a convolution or a batch norm, ends with a convolution (and its batch norm).
         body: Vec<Layer>,
         /// What is added.
         shortcut: Shortcut,
@@ -154,7 +163,7 @@ impl Layer {
         match self {
             Layer::Normalise { .. } => "normalise".into(),
             Layer::Conv2d(c) => c.name.clone(),
-            Layer::BatchNorm { name, .. } => name.clone(),
+            Layer::BatchNorm { name, .. } | Layer::Affine { name, .. } => name.clone(),
             Layer::Relu => "relu".into(),
             Layer::MaxPool { size, stride, .. } => format!("max_pool {size}×{size}/{stride}"),
             Layer::AvgPool { size, stride, .. } => format!("avg_pool {size}×{size}/{stride}"),
@@ -209,10 +218,10 @@ impl Layer {
                     _ => fail(format!("kernel {} is larger than the padded input {x}", c.kernel)),
                 }
             }
-            Layer::BatchNorm { channels, .. } if *channels != x.c => {
+            Layer::BatchNorm { channels, .. } | Layer::Affine { channels, .. } if *channels != x.c => {
                 fail(format!("{channels} channels, but {x} enters"))
             }
-            Layer::BatchNorm { .. } | Layer::Relu => Ok(x),
+            Layer::BatchNorm { .. } | Layer::Affine { .. } | Layer::Relu => Ok(x),
             Layer::MaxPool { size, stride, padding } | Layer::AvgPool { size, stride, padding } => {
                 // A place in a window is one byte; a window of padding alone would have no maximum.
                 let largest = if matches!(self, Layer::MaxPool { .. }) { 15 } else { 255 };
@@ -280,7 +289,7 @@ fn first_norm<'a>(layers: impl IntoIterator<Item = &'a Layer>) -> Option<&'a str
 pub(crate) const MAX_VALUES: usize = 1 << 30;
 
 /// Weights of one convolution (`[K, C, R, S]`) or linear layer (`[K, C·H·W]`), outermost axis first, and its bias `[K]`; of a
-/// batch norm that was not folded its gain and bias, both `[C]`.
+/// batch norm that was not folded, or an affine layer, its gain and bias, both `[C]`.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Params {
     /// Outputs first.
@@ -365,7 +374,7 @@ impl Model {
         for layer in layers {
             self.check_params(layer.inner())?;
             let (name, weights, outputs) = match layer {
-                Layer::BatchNorm { name, channels } => (name, *channels, *channels),
+                Layer::BatchNorm { name, channels } | Layer::Affine { name, channels } => (name, *channels, *channels),
                 // As large as may be where that overflows: no parameters are as many.
                 Layer::Conv2d(c) => {
                     let taps = c.inputs.saturating_mul(c.kernel * c.kernel);

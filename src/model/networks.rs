@@ -6,15 +6,15 @@ fn conv(name: &str, inputs: usize, outputs: usize, stride: usize, bias: bool) ->
     Layer::Conv2d(Conv2d { name: name.into(), inputs, outputs, kernel: 3, stride, padding: 1, bias })
 }
 
-fn norm(name: &str, channels: usize) -> Layer {
+pub(super) fn norm(name: &str, channels: usize) -> Layer {
     Layer::BatchNorm { name: name.into(), channels }
 }
 
-fn linear(name: &str, inputs: usize, outputs: usize) -> Layer {
+pub(super) fn linear(name: &str, inputs: usize, outputs: usize) -> Layer {
     Layer::Linear(Linear { name: name.into(), inputs, outputs })
 }
 
-fn halve() -> Layer {
+pub(super) fn halve() -> Layer {
     Layer::MaxPool { size: 2, stride: 2, padding: 0 }
 }
 

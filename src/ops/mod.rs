@@ -4,6 +4,7 @@
 //! Gradients are masked where they are *stored*: whoever computes the gradient of a ReLU's output zeroes it where the
 //! sign bit is clear, so every later reader finds the gradient before the ReLU.
 
+pub(crate) mod affine;
 pub(crate) mod batch_norm;
 mod build;
 pub(crate) mod conv;

@@ -62,6 +62,10 @@ pub fn conv(name: &str, inputs: usize, outputs: usize, kernel: usize, stride: us
     Layer::Conv2d(Conv2d { name: name.into(), inputs, outputs, kernel, stride, padding, bias: true })
 }
 
+pub fn affine(name: &str, channels: usize) -> Layer {
+    Layer::Affine { name: name.into(), channels }
+}
+
 pub fn linear(name: &str, inputs: usize, outputs: usize) -> Layer {
     Layer::Linear(Linear { name: name.into(), inputs, outputs })
 }
@@ -83,6 +87,14 @@ pub fn random_model(rng: &mut Rng, input: Dims, layers: Vec<Layer>) -> Model {
             let (name, outputs, each) = match layer {
                 Layer::Conv2d(c) => (&c.name, c.outputs, c.inputs * c.kernel * c.kernel),
                 Layer::Linear(l) => (&l.name, l.outputs, l.inputs),
+                Layer::Affine { name, channels } => {
+                    // Some gains are negative, none is near zero.
+                    let sign = |r: &mut Rng| if r.range(0, 3) == 0 { -1.0 } else { 1.0 };
+                    let weight = rng.vec(*channels, |r| sign(r) * (0.6 + 0.8 * r.unit()));
+                    let bias = rng.vec(*channels, |r| r.normal() * 0.1);
+                    assert!(params.insert(name.clone(), Params { weight, bias }).is_none(), "{name} twice");
+                    continue;
+                }
                 Layer::Residual { .. } => {
                     fill(rng, layer.inner(), params);
                     continue;

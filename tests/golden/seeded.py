@@ -14,9 +14,14 @@ All in f64, rounded to f32 once: sums, products and square roots are exact to th
 same bits, and `checksum` says so. The second norm of a block is weaker because 54 residual sums would otherwise blow up.
 """
 import math
+import sys
+from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "oracle"))
+from families import WideResNet
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # of networks that take colours; others take pixels as they are
 WORD = np.uint64(0xFFFFFFFF)
@@ -158,6 +163,7 @@ def networks():
         for n in (3, 5, 7, 9, 18):
             make = lambda n=n, projection=projection: ResNet((16, 32, 64), n, projection)
             found[f"resnet{6 * n + 2}{suffix}"] = ((3, 32, 32), make)
+    found["wrn-16-1"] = ((3, 32, 32), lambda: WideResNet(16, 1))  # activations come first
     found["resnet18"] = ((3, 32, 32), lambda: ResNet((64, 128, 256, 512), 2, True))
     return found
 
