@@ -195,7 +195,9 @@ fn files_and_flags_are_guarded() {
     let told = json(&bench.ok("convert net.pt own.safetensors --arch net.toml --json"));
     assert_eq!((&told["arch"], told["description_sha256"].as_str().map(str::len)), (&"digits-cnn".into(), Some(64)));
     assert_eq!(fs::read(bench.path("own.safetensors")).unwrap(), fs::read(bench.path("there.safetensors")).unwrap());
-    ["net.toml", "own.safetensors"].iter().for_each(|name| fs::remove_file(bench.path(name)).unwrap());
+    for name in ["net.toml", "own.safetensors"] {
+        fs::remove_file(bench.path(name)).unwrap();
+    }
     fails("convert net.pt out.safetensors --mean 0.5", 2, &["--std"]);
     fails("convert net.pt out.safetensors --mean 0.5 --std 0", 2, &["--std 0"]);
     fails("convert net.pt out.safetensors --mean 0,0,0 --std 1,1,1", 3, &["3 means"]);
