@@ -128,8 +128,7 @@
 //!   and the ReLU behind it is done there. Nothing is kept for the way back but that ReLU's bits. At the head of a residual body its
 //!   gradient takes what came round the body into the same `fma`.
 //! - A layout is recognised by building it under the names that its checkpoints use and comparing all names and shapes: no table of
-//!   renamings, and no guess that is not checked. What shapes do not tell (strides, pools) a layout is known for, and layouts whose
-//!   tensors fit two networks are refused ([`model::families`]).
+//!   renamings, and no guess that is not checked. What shapes do not tell (strides, pools) a layout is known for ([`model::families`]).
 //! - Known limits: a residual body begins with a convolution or a batch norm and ends with a convolution, and in training mode begins
 //!   with a convolution, too; of activations there is ReLU alone; on software adapters the gradient of strides 3 and 4 runs on
 //!   the naive kernel; a submission holds 20 GFLOP whatever the device; there is no deadline yet for a driver that hangs; no

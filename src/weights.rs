@@ -901,8 +901,9 @@ mod tests {
         let zero = with(plain.clone(), &[("mu", four, mean), ("sigma", four, [0.0; 3])]);
         assert!(message(load(&file(&[], &zero))).contains("sigma: a deviation of 0"));
         // A prefix is one at the front of every name, and nowhere else.
-        let within: Tensors = plain.iter().map(|(n, t)| (n.replace("layer.0", "layer.0.module"), t.clone())).collect();
-        assert!(message(load(&file(&[], &within))).contains("this tensor is"));
+        let within: Tensors = plain.iter().map(|(n, t)| (n.replace("block2.", "block2.module."), t.clone())).collect();
+        let refused = message(load(&file(&[], &within)));
+        assert!(refused.contains("block2.layer.0.bn1.weight: this tensor is missing"), "{refused}");
 
         // Dead weight after TRADES, of the shapes of what lives; an attacker's copy, to the bit.
         let dead = |t: &Tensors| -> Tensors {

@@ -180,7 +180,10 @@ fn files_and_flags_are_guarded() {
     fails("convert missing.pt out.safetensors", 3, &["missing.pt", "cannot be read"]);
     fails("convert . out.safetensors", 3, &["not a regular file"]);
     fails("convert there.safetensors out.safetensors", 3, &["there.safetensors", "looks like safetensors"]);
-    fails("convert net.pt out.safetensors --arch vgg", 2, &["--arch vgg", "digits-cnn"]);
+    fails("convert net.pt out.safetensors --arch vgg", 2, &["--arch vgg", "digits-cnn", "wrn-#-#"]);
+    fails("convert net.pt out.safetensors --arch wrn-28-10", 3, &["the tensors are none of a `wrn-28-10`"]);
+    fails("convert net.pt out.safetensors --input-shape 3,32", 2, &["--input-shape 3,32", "C,H,W"]);
+    fails("convert net.pt out.safetensors --input-shape 1,9,9", 3, &["1×9×9 given", "takes 1×8×8"]);
     fails("convert net.pt out.safetensors --arch lenet5", 3, &["net.pt: conv1.weight: has shape", "--any"]);
     // A network of one's own: the one in the file, and one that is not.
     let described = fs::read_to_string(repository("examples/networks/digits-cnn.toml")).unwrap();

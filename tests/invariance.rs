@@ -150,6 +150,12 @@ fn resnet20() {
     invariance("resnet20", &resnet(), &FULL);
 }
 
+/// Batch norm that is a layer, before sums and behind them.
+#[test]
+fn activations_first() {
+    invariance("wrn-16-1", &seeded::seeded("wrn-16-1"), &SHORT);
+}
+
 /// Every other network, with the weights of its formula.
 #[test]
 fn every_known_network() {

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Rng, conv, gpu, linear, random_model, residual};
+use common::{Rng, affine, conv, gpu, linear, random_model, residual};
 use signstep::attack::{Engine, Health};
 use signstep::model::{Dims, Layer, Model, Params};
 use signstep::weights::{Tensors, from_layers};
@@ -18,6 +18,10 @@ fn model() -> Model {
         conv("a", 2, 6, 3, 1, 1),
         Layer::Relu,
         Layer::MaxPool { size: 2, stride: 2, padding: 0 },
+        // What it stops on the way round is marked as well.
+        residual(vec![affine("n", 6), Layer::Relu, conv("d", 6, 6, 3, 1, 1)], 0),
+        affine("m", 6),
+        Layer::Relu,
         residual(vec![conv("b", 6, 6, 3, 1, 1), Layer::Relu, conv("c", 6, 6, 3, 1, 1)], 0),
         Layer::Relu,
         Layer::GlobalAvgPool,

@@ -157,7 +157,13 @@ fn metadata(args: &ConvertArgs) -> Result<BTreeMap<String, String>> {
     };
     put("mean", list("--mean", &args.mean)?);
     put("std", list("--std", &args.std)?);
-    put("input", args.input_shape.clone());
+    if let Some(text) = &args.input_shape {
+        let sides: Vec<Option<usize>> = text.split(',').map(|side| side.trim().parse().ok()).collect();
+        if sides.len() != 3 || sides.iter().any(|side| side.is_none_or(|side| side == 0)) {
+            return Err(Error::Usage(format!("--input-shape {text}: not of the form C,H,W")));
+        }
+        put("input", Some(text.clone()));
+    }
     put("classes", args.classes.as_deref().map(classes).transpose()?.map(|names| json!(names).to_string()));
     let text = |flag: &str, text: &Option<String>| {
         text.as_deref().map(|text| distance(flag, text).map(|distance| distance.text)).transpose()

@@ -139,8 +139,6 @@ struct Residual<'n> {
     last_norm: bool,
     /// Whether a block that grows is projected, not subsampled.
     projects: bool,
-    /// Blocks, by stage and number, that are projected though they do not grow.
-    also_projected: Vec<(usize, usize)>,
     classes: usize,
 }
 
@@ -160,7 +158,7 @@ impl Residual<'_> {
         for (s, stage) in self.stages.iter().enumerate() {
             for b in 0..stage.blocks {
                 let stride = if s > 0 && b == 0 { 2 } else { 1 };
-                let projects = self.projects && inputs != stage.outputs || self.also_projected.contains(&(s, b));
+                let projects = self.projects && inputs != stage.outputs;
                 self.block(&self.names.block(s, b), inputs, *stage, stride, projects, &mut layers);
                 inputs = stage.outputs;
             }
@@ -207,19 +205,16 @@ impl Residual<'_> {
     }
 }
 
-/// What the tensors of stages tell: the stages, convolutions in a block, and blocks that are projected though they do not grow.
-fn stages(t: Tensors<'_>, names: &Names, stem: usize) -> Option<(Vec<Stage>, usize, Vec<(usize, usize)>)> {
+/// The stages that there are tensors of, and the convolutions in a block.
+fn stages(t: Tensors<'_>, names: &Names) -> Option<(Vec<Stage>, usize)> {
     let conv = |s, b, i| format!("{}.conv{i}", names.block(s, b));
     let convolutions = if t.outputs(&conv(0, 0, 3)).is_some() { 3 } else { 2 };
-    let (mut stages, mut also, mut inputs) = (Vec::new(), Vec::new(), stem);
+    let mut stages = Vec::new();
     while let Some(inner) = t.outputs(&conv(stages.len(), 0, 1)) {
         let s = stages.len();
         let outputs = t.outputs(&conv(s, 0, convolutions))?;
         let blocks = (0..).take_while(|b| t.outputs(&conv(s, *b, 1)).is_some()).count();
-        let projected = |b: &usize| t.has(&format!("{}.{}.weight", names.block(s, *b), names.projection.0));
-        also.extend((0..blocks).filter(projected).filter(|b| *b > 0 || inputs == outputs).map(|b| (s, b)));
         stages.push(Stage { blocks, inner, outputs });
-        inputs = outputs;
     }
     // None has fewer than three: what the others are called is missed by name then.
     let mut last = *stages.last()?;
@@ -227,14 +222,14 @@ fn stages(t: Tensors<'_>, names: &Names, stem: usize) -> Option<(Vec<Stage>, usi
         last = Stage { inner: last.inner.saturating_mul(2), outputs: last.outputs.saturating_mul(2), ..last };
         stages.push(last);
     }
-    Some((stages, convolutions, also))
+    Some((stages, convolutions))
 }
 
 /// ResNets whose stages are called `layerN`. Where batch norm comes last there is one behind the stem, `bn1`.
 fn residual(t: Tensors<'_>) -> Option<Arch> {
     let names = if t.has("fc.weight") && !t.has("linear.weight") { &TORCHVISION } else { &CIFAR };
     let stem = t.outputs("conv1")?;
-    let (stages, convolutions, also_projected) = stages(t, names, stem)?;
+    let (stages, convolutions) = stages(t, names)?;
     let activates_first = !t.has("bn1.weight");
     let small = stages.len() == 3;
     let large = names.last == "fc" && !small;
@@ -248,7 +243,6 @@ fn residual(t: Tensors<'_>) -> Option<Arch> {
         last_norm: activates_first && t.has("bn.weight"),
         // Three stages may do without any projection; in four none may be missing.
         projects: !small || (0..stages.len()).any(projected),
-        also_projected,
         classes: t.outputs(names.last)?,
         stages,
     };
@@ -276,7 +270,6 @@ pub fn preact_resnet(blocks: [usize; 4], last_norm: bool, classes: usize) -> Arc
         activates_first: true,
         last_norm,
         projects: true,
-        also_projected: Vec::new(),
         classes,
     }
     .arch(format!("preact-resnet{}", 2 * blocks.iter().sum::<usize>() + 2))
@@ -287,15 +280,10 @@ pub fn preact_resnet(blocks: [usize; 4], last_norm: bool, classes: usize) -> Arc
 /// `fc`.
 pub fn wide_resnet(blocks: usize, width: usize, classes: usize) -> Arch {
     let stage = |channels: usize| Stage { blocks, inner: channels * width, outputs: channels * width };
-    wide_resnet_of([16, 32, 64].map(stage).to_vec(), Vec::new(), (3, 16), classes)
+    wide_resnet_of([16, 32, 64].map(stage).to_vec(), (3, 16), classes)
 }
 
-fn wide_resnet_of(
-    stages: Vec<Stage>,
-    also_projected: Vec<(usize, usize)>,
-    channels: (usize, usize),
-    classes: usize,
-) -> Arch {
+fn wide_resnet_of(stages: Vec<Stage>, channels: (usize, usize), classes: usize) -> Arch {
     let depth = 2 * stages.iter().map(|s| s.blocks).sum::<usize>() + 4;
     let width = stages.first().and_then(|s| s.outputs.checked_div(channels.1)).unwrap_or(0);
     Residual {
@@ -307,7 +295,6 @@ fn wide_resnet_of(
         activates_first: true,
         last_norm: true,
         projects: true,
-        also_projected,
         classes,
     }
     .arch(format!("wrn-{depth}-{width}"))
@@ -315,8 +302,8 @@ fn wide_resnet_of(
 
 fn wide(t: Tensors<'_>) -> Option<Arch> {
     let stem = t.outputs("conv1")?;
-    let (stages, _, also_projected) = stages(t, &WIDE, stem)?;
-    Some(wide_resnet_of(stages, also_projected, (t.side("conv1", 1)?, stem), t.outputs(WIDE.last)?))
+    let (stages, _) = stages(t, &WIDE)?;
+    Some(wide_resnet_of(stages, (t.side("conv1", 1)?, stem), t.outputs(WIDE.last)?))
 }
 
 /// VGG: `features.N` in the order of `Sequential`, pools counted, then `classifier`, a layer or three. Convolutions between the

@@ -14,7 +14,8 @@ gradients must be those of PyTorch in f64:
 
 A ReLU whose input lies within rounding of zero may go one way in f32 and the other in f64, and no engine can help it. Among millions
 of inputs there always is one. So each bias is moved a little, once, until none of its channel's values on the images in question
-is near zero; the weights stay as random as they were. Images whose max-pools have near ties are not taken.
+is near zero; the weights stay as random as they were. A channel in which a max-pool finds two values that are nearly equal gets other
+weights.
 
 What is damaged must be refused by the tensor's name. --quick leaves the large ones out. Needs torch, numpy, safetensors.
 """
@@ -320,17 +321,24 @@ def pictures(n, channels, size, gen):
 
 
 relu, max_pool2d = F.relu, F.max_pool2d
+TIE = 2e-6  # of the largest value
+
+
+class Tied(Exception):
+    pass
 
 
 @torch.no_grad()
 def move_kinks(net, x, numbers):
     """Moves biases until no ReLU's input is near zero; answers the nearest, and the nearest tie of a max-pool, over the size of
     the values there."""
-    last, nearest, ties = [None], [math.inf], [math.inf]
+    last, conv, nearest, ties = [None], [None], [math.inf], [math.inf]
 
     def note(module, inputs, output):
         if module.bias is not None:
             last[0] = module
+        if isinstance(module, nn.Conv2d):
+            conv[0] = module
 
     def away(v):
         values = v.transpose(0, 1).flatten(1).sort(1).values  # each channel's, all images
@@ -351,15 +359,20 @@ def move_kinks(net, x, numbers):
         padded = F.pad(v, (padding,) * 4, value=-math.inf)
         top = padded.unfold(2, size, stride or size).unfold(3, size, stride or size).flatten(4).topk(2, 4).values
         gap = top[..., 0] - top[..., 1]
-        gap = gap[gap > 0]  # zeros that are equal are behind a ReLU that stops the gradient anyway
-        ties[0] = min(ties[0], (gap.min() / v.abs().max()).item())
+        gap = torch.where(gap > 0, gap, math.inf)  # zeros that are equal are behind a ReLU that stops the gradient anyway
+        near = gap.transpose(0, 1).flatten(1).amin(1) / v.abs().max()
+        if (near < TIE).any():
+            raise Tied(conv[0], (near < TIE).nonzero().flatten())
+        ties[0] = min(ties[0], near.min().item())
         return max_pool2d(v, size, stride, padding)
 
     hooks = [m.register_forward_hook(note) for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear, nn.BatchNorm2d))]
-    with patch.object(F, "relu", away), patch.object(F, "max_pool2d", tie):
-        z = net(normalised(x, numbers))
-    for hook in hooks:
-        hook.remove()
+    try:
+        with patch.object(F, "relu", away), patch.object(F, "max_pool2d", tie):
+            z = net(normalised(x, numbers))
+    finally:
+        for hook in hooks:
+            hook.remove()
     return nearest[0], ties[0], z
 
 
@@ -412,11 +425,15 @@ def main():
         net = make()
         randomise(net, gen)
         net = net.double().eval().requires_grad_(False)
-        for attempt in range(20):
-            x = pictures(n, channels, size, gen).double()
-            near, ties, z = move_kinks(net, x, numbers)
-            if ties > 1e-7 or attempt == 19:
+        x = pictures(n, channels, size, gen).double()
+        while True:
+            try:
+                near, ties, z = move_kinks(net, x, numbers)
                 break
+            except Tied as tied:
+                conv, which = tied.args
+                shape = conv.weight[which].shape
+                conv.weight[which] = (torch.randn(shape, generator=gen) * math.sqrt(2 / conv.weight[0].numel())).double()
         with torch.no_grad():  # logits that spread by 1 to 4, by a power of two
             last = [m for m in net.modules() if isinstance(m, nn.Linear)][-1]
             factor = 2.0 ** round(math.log2(2 / z.std().item()))
