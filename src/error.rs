@@ -86,7 +86,7 @@ impl Error {
     }
 
     /// The program's exit code for this error: 1 a threshold that was not met, 2 usage, 3 model or data, 4 no adapter,
-    /// 5 memory, 6 device lost, 7 not finite, 8 output.
+    /// 5 memory, 6 device lost, 7 not finite, 8 output, 130 cancelled (Ctrl-C, as shells give it).
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Threshold(_) => 1,
@@ -94,9 +94,10 @@ impl Error {
             Error::Model { .. } | Error::Data { .. } => 3,
             Error::NoAdapter(_) => 4,
             Error::OutOfMemory { .. } => 5,
-            Error::DeviceLost(_) | Error::Internal(_) | Error::Cancelled => 6,
+            Error::DeviceLost(_) | Error::Internal(_) => 6,
             Error::NonFinite { .. } => 7,
             Error::Output { .. } => 8,
+            Error::Cancelled => 130,
         }
     }
 }

@@ -506,6 +506,7 @@ fn evaluation(at: &Path) {
         quantise: true,
         seed: 1,
         limit: None,
+        keep_going: false,
     };
     let model = ModelFacts { arch: "custom".into(), sha256: "aa".into(), parameters: 10 };
     let identity = report::EvalIdentity::new("f64", config, model, data, sound_device());
