@@ -75,6 +75,14 @@ impl Error {
         Error::Data { place: place.into(), detail: detail.into() }
     }
 
+    /// The same error, with what was asked for where the device did not say.
+    pub(crate) fn needing(self, needed: u64) -> Self {
+        match self {
+            Error::OutOfMemory { what, bytes: 0, limit } => Error::OutOfMemory { what, bytes: needed, limit },
+            other => other,
+        }
+    }
+
     /// The same error with `file` put before the place of a [`Error::Model`] or [`Error::Data`] (`file: place`); any
     /// other error is left alone. For callers that read the bytes themselves.
     pub fn in_file(self, file: &str) -> Self {

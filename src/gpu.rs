@@ -432,7 +432,7 @@ impl Gpu {
     /// A call to the library is about to be made: every one that can fail asks for the device or the queue.
     fn call(&self) {
         if let Some(faults) = self.0.faults.get() {
-            faults.strike(&self.0.device);
+            faults.strike(&self.0.device, true);
         }
     }
 
@@ -492,7 +492,10 @@ impl Gpu {
 
     /// Looks at the device, whose library panics where a device is lost while it is waited for. `None` for that.
     fn poll(&self, how: wgpu::PollType) -> Option<std::result::Result<(), wgpu::PollError>> {
-        let poll = || self.device().poll(how).map(drop);
+        if let Some(faults) = self.0.faults.get() {
+            faults.strike(&self.0.device, false);
+        }
+        let poll = || self.0.device.poll(how).map(drop);
         std::panic::catch_unwind(std::panic::AssertUnwindSafe(poll)).ok()
     }
 

@@ -272,17 +272,20 @@ impl Network {
             state.batch.clear();
             self.capacity.store(0, Ordering::Relaxed);
             self.remembering.store(0, Ordering::Relaxed);
-            state.batch = self.gpu.scope("memory for the batch", || {
+            let allocated = self.gpu.scope("memory for the batch", || {
                 let grows = |r: &crate::tensor::Resource| r.per_sample > 0 && r.kind != Kind::Memory;
                 let all = self.plan.resources.iter();
                 all.map(|r| grows(r).then(|| Allocated::new(&self.gpu, r, n as u64, storage)).transpose()).collect()
-            })?;
+            });
+            state.batch = allocated.map_err(|e| e.needing(self.plan.bytes(n as u64)))?;
             self.capacity.store(n, Ordering::Relaxed);
         }
         if remembers && self.remembering.load(Ordering::Relaxed) < n {
             let resource = &self.plan.resources[memory];
             let allocate = || Allocated::new(&self.gpu, resource, n as u64, storage);
-            state.batch[memory] = Some(self.gpu.scope("memory for what the attack remembers", allocate)?);
+            let allocated = self.gpu.scope("memory for what the attack remembers", allocate);
+            let bytes = n as u64 * self.plan.remembered_bytes_per_sample();
+            state.batch[memory] = Some(allocated.map_err(|e| e.needing(bytes))?);
             self.remembering.store(n, Ordering::Relaxed);
         }
         let memory = Memory { constants: &state.constants, batch: &state.batch };

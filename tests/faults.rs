@@ -446,32 +446,3 @@ fn an_evaluation_goes_on_past_what_is_poisoned_when_asked_to() {
     let rates = |out: &str| json(&fs::read_to_string(bench.path(out).join("eval.json")).unwrap())["attacks"].clone();
     assert_eq!(rates("plain"), rates("asked"));
 }
-
-/// Memory that the driver itself does not get: addresses are limited, as they are in containers.
-#[cfg(target_os = "linux")]
-#[test]
-fn a_driver_without_memory_is_an_error() {
-    let gpu = common::gpu();
-    if !(gpu.summary().backend == "vulkan" && gpu.summary().name.starts_with("llvmpipe")) {
-        println!("{}: what a limit on addresses does to other drivers is not known", gpu.summary().name);
-        return;
-    }
-    let bench = Bench::new();
-    fs::write(bench.path("net.safetensors"), include_bytes!("golden/resnet20-random.weights.safetensors")).unwrap();
-    let n = 2048;
-    let images = vec![0_u8; n * 3072];
-    let labels: Vec<u8> = (0..n as i64).flat_map(|i| (i % 10).to_le_bytes()).collect();
-    let views = [
-        ("images", safetensors::tensor::TensorView::new(safetensors::Dtype::U8, vec![n, 3, 32, 32], &images).unwrap()),
-        ("labels", safetensors::tensor::TensorView::new(safetensors::Dtype::I64, vec![n], &labels).unwrap()),
-    ];
-    fs::write(bench.path("data.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
-    let line = "attack --model net.safetensors --data data.safetensors --eps 8/255 --steps 1 --memory 16G --batch 2048 --out run";
-    let script = "ulimit -v 2000000; exec \"$0\" \"$@\"";
-    let mut command = Command::new("sh");
-    command.args(["-c", script, env!("CARGO_BIN_EXE_signstep")]).args(line.split_whitespace());
-    let output = command.current_dir(bench.folder.path()).stdin(Stdio::null()).output().unwrap();
-    refused(&output, line, 5, &["out of memory", "memory for the batch"]);
-    assert!(!String::from_utf8_lossy(&output.stderr).contains("panicked"));
-    assert!(!bench.path("run").exists(), "{:?}", names(&bench.path("run")));
-}

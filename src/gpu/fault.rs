@@ -31,7 +31,7 @@ pub fn plan_for_next(call: u64, fault: Fault) {
 #[derive(Debug)]
 pub(super) struct Faults {
     calls: AtomicU64,
-    plan: Mutex<(u64, Fault)>,
+    plan: Mutex<Option<(u64, Fault)>>,
     pending: Mutex<Option<Fault>>,
 }
 
@@ -42,12 +42,12 @@ impl Faults {
     }
 
     pub(super) fn new(call: u64, fault: Fault) -> Self {
-        Faults { calls: AtomicU64::new(0), plan: Mutex::new((call, fault)), pending: Mutex::new(None) }
+        Faults { calls: AtomicU64::new(0), plan: Mutex::new(Some((call, fault))), pending: Mutex::new(None) }
     }
 
     /// Counts anew.
     pub(super) fn plan(&self, call: u64, fault: Fault) {
-        *self.plan.lock().unwrap_or_else(PoisonError::into_inner) = (call, fault);
+        *self.plan.lock().unwrap_or_else(PoisonError::into_inner) = Some((call, fault));
         *self.pending.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.calls.store(0, Ordering::SeqCst);
     }
@@ -56,13 +56,12 @@ impl Faults {
         self.calls.load(Ordering::SeqCst)
     }
 
-    /// Counts a call, and lets it fail if it is the one.
-    pub(super) fn strike(&self, device: &wgpu::Device) {
+    /// Counts a call, and lets it fail if it is the one; a fault that this call cannot have waits for the next one that can.
+    pub(super) fn strike(&self, device: &wgpu::Device, can_be_refused: bool) {
         let call = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
-        let (planned, fault) = *self.plan.lock().unwrap_or_else(PoisonError::into_inner);
-        if call != planned {
-            return;
-        }
+        let is_due = |(n, fault): &mut (u64, Fault)| *n <= call && (can_be_refused || *fault != Fault::Refused);
+        let due = self.plan.lock().unwrap_or_else(PoisonError::into_inner).take_if(is_due);
+        let Some((_, fault)) = due else { return };
         match fault {
             Fault::Lost => device.destroy(),
             Fault::Refused => drop(device.create_buffer(&wgpu::BufferDescriptor {
