@@ -75,6 +75,14 @@ impl Error {
         Error::Data { place: place.into(), detail: detail.into() }
     }
 
+    /// The same error, with what was asked for where the device did not say.
+    pub(crate) fn needing(self, needed: u64) -> Self {
+        match self {
+            Error::OutOfMemory { what, bytes: 0, limit } => Error::OutOfMemory { what, bytes: needed, limit },
+            other => other,
+        }
+    }
+
     /// The same error with `file` put before the place of a [`Error::Model`] or [`Error::Data`] (`file: place`); any
     /// other error is left alone. For callers that read the bytes themselves.
     pub fn in_file(self, file: &str) -> Self {
@@ -86,7 +94,7 @@ impl Error {
     }
 
     /// The program's exit code for this error: 1 a threshold that was not met, 2 usage, 3 model or data, 4 no adapter,
-    /// 5 memory, 6 device lost, 7 not finite, 8 output.
+    /// 5 memory, 6 device lost, 7 not finite, 8 output, 130 cancelled (Ctrl-C, as shells give it).
     pub fn exit_code(&self) -> u8 {
         match self {
             Error::Threshold(_) => 1,
@@ -94,9 +102,10 @@ impl Error {
             Error::Model { .. } | Error::Data { .. } => 3,
             Error::NoAdapter(_) => 4,
             Error::OutOfMemory { .. } => 5,
-            Error::DeviceLost(_) | Error::Internal(_) | Error::Cancelled => 6,
+            Error::DeviceLost(_) | Error::Internal(_) => 6,
             Error::NonFinite { .. } => 7,
             Error::Output { .. } => 8,
+            Error::Cancelled => 130,
         }
     }
 }

@@ -1,8 +1,13 @@
 //! The device: which adapter, its limits, submission, reading back, and turning what the GPU library reports into errors.
 
+pub mod fault;
+mod pace;
+
 use crate::error::{Error, Result};
+use fault::{Fault, Faults};
+use pace::Pace;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 /// Which adapter to use.
@@ -116,6 +121,11 @@ struct Inner {
     /// Why the device went away, if it did. Written by the library's callback.
     lost: Arc<OnceLock<String>>,
     compile_time: Mutex<Duration>,
+    /// What a submission may take before the device counts as lost.
+    deadline: Mutex<Option<Duration>>,
+    pace: Pace,
+    /// Empty but in tests.
+    faults: OnceLock<Faults>,
 }
 
 fn instance() -> wgpu::Instance {
@@ -313,6 +323,9 @@ impl Gpu {
             cache,
             lost,
             compile_time: Mutex::new(Duration::ZERO),
+            deadline: Mutex::new(None),
+            pace: Pace::default(),
+            faults: Faults::planned().map_or_else(OnceLock::new, OnceLock::from),
         }))
     }
 
@@ -363,12 +376,68 @@ impl Gpu {
 
     /// The device, for buffers to attack from and to.
     pub fn device(&self) -> &wgpu::Device {
+        self.call();
         &self.0.device
     }
 
     /// The device's one queue.
     pub fn queue(&self) -> &wgpu::Queue {
+        self.call();
         &self.0.queue
+    }
+
+    /// Work that does not end within this time ends in [`Error::DeviceLost`]; `None`, as at first, waits for ever. It counts for
+    /// each submission, and a submission is cut to about a quarter of a second where it can be cut at all: between two
+    /// dispatches. On GL, where handing work over waits for it, the time is looked at when it has ended.
+    ///
+    /// After such an error the same context may be tried again, which works where the device was but slow; what hangs stays
+    /// hung. The device is then kept until the process ends, for giving it back would wait as well.
+    pub fn set_deadline(&self, deadline: Option<Duration>) {
+        *self.0.deadline.lock().unwrap_or_else(PoisonError::into_inner) = deadline;
+    }
+
+    /// The time that [`Gpu::set_deadline`] gave.
+    pub fn deadline(&self) -> Option<Duration> {
+        *self.0.deadline.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How much work a submission holds.
+    pub(crate) fn pace(&self) -> &Pace {
+        &self.0.pace
+    }
+
+    /// Whether handing over work waits for it.
+    pub(crate) fn submits_and_waits(&self) -> bool {
+        self.0.summary.backend == "gl"
+    }
+
+    /// For tests: the next submission holds so many floating-point operations, whatever was measured.
+    #[doc(hidden)]
+    pub fn cut_at(&self, flops: u64) {
+        self.0.pace.set(flops);
+    }
+
+    /// For tests: the `call`-th call from now on (from 1) fails.
+    #[doc(hidden)]
+    pub fn fail_at(&self, call: u64, fault: Fault) {
+        self.0.faults.get_or_init(|| Faults::new(call, fault)).plan(call, fault);
+    }
+
+    /// For tests: calls since the last plan to fail.
+    #[doc(hidden)]
+    pub fn calls(&self) -> u64 {
+        self.0.faults.get().map_or(0, Faults::calls)
+    }
+
+    /// A call to the library is about to be made: every one that can fail asks for the device or the queue.
+    fn call(&self) {
+        if let Some(faults) = self.0.faults.get() {
+            faults.strike(&self.0.device, true);
+        }
+    }
+
+    fn fails(&self, fault: Fault) -> bool {
+        self.0.faults.get().is_some_and(|faults| faults.take(fault))
     }
 
     /// The pipeline known under `key`, made at its first use: `make` gives the entry point, its WGSL and its bindings in
@@ -398,20 +467,36 @@ impl Gpu {
     /// must not hand work to another one.
     pub(crate) fn scope<T>(&self, what: &str, calls: impl FnOnce() -> Result<T>) -> Result<T> {
         self.alive()?;
-        let memory = self.device().push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let internal = self.device().push_error_scope(wgpu::ErrorFilter::Internal);
-        let validation = self.device().push_error_scope(wgpu::ErrorFilter::Validation);
+        let scope = |filter| self.0.device.push_error_scope(filter);
+        let memory = scope(wgpu::ErrorFilter::OutOfMemory);
+        let internal = scope(wgpu::ErrorFilter::Internal);
+        let validation = scope(wgpu::ErrorFilter::Validation);
         let made = calls();
         let validation = pollster::block_on(validation.pop());
         let internal = pollster::block_on(internal.pop());
-        if let Some(e) = pollster::block_on(memory.pop()) {
-            return Err(Error::OutOfMemory { what: what.into(), bytes: 0, limit: e.to_string() });
+        let memory = pollster::block_on(memory.pop());
+        if memory.is_some() || validation.is_some() || internal.is_some() {
+            // That a device is lost is told when it is looked at, and what is made on a lost device is invalid.
+            let _ = self.poll(wgpu::PollType::Poll);
         }
         self.alive()?;
+        let short = memory.map(|e| e.to_string()).or_else(|| self.fails(Fault::Memory).then(|| "a test".into()));
+        if let Some(limit) = short {
+            return Err(Error::OutOfMemory { what: what.into(), bytes: 0, limit });
+        }
         if let Some(e) = validation.or(internal) {
             return Err(Error::Internal(format!("{what}: {e}")));
         }
         made
+    }
+
+    /// Looks at the device, whose library panics where a device is lost while it is waited for. `None` for that.
+    fn poll(&self, how: wgpu::PollType) -> Option<std::result::Result<(), wgpu::PollError>> {
+        if let Some(faults) = self.0.faults.get() {
+            faults.strike(&self.0.device, false);
+        }
+        let poll = || self.0.device.poll(how).map(drop);
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(poll)).ok()
     }
 
     fn alive(&self) -> Result<()> {
@@ -419,20 +504,31 @@ impl Gpu {
     }
 
     /// Submits what was recorded; the index is for [`Gpu::wait`].
-    pub(crate) fn submit(&self, encoder: wgpu::CommandEncoder) -> wgpu::SubmissionIndex {
-        self.queue().submit([encoder.finish()])
+    pub(crate) fn submit(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
+        let start = Instant::now();
+        let index = self.queue().submit([encoder.finish()]);
+        // Where this waits, the deadline is looked at here.
+        match self.deadline() {
+            Some(deadline) if self.submits_and_waits() && start.elapsed() > deadline => Err(late(deadline)),
+            _ => Ok(index),
+        }
     }
 
     /// Waits until a submission has ended.
     pub(crate) fn wait(&self, index: wgpu::SubmissionIndex) -> Result<()> {
-        let poll = || self.device().poll(wgpu::PollType::Wait { submission_index: Some(index), timeout: None });
-        // The library panics where a device is lost while it is waited for, and gives an error for everything else.
-        let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(poll));
+        let deadline = self.deadline();
+        let ended = self.poll(wgpu::PollType::Wait { submission_index: Some(index), timeout: deadline });
         self.alive()?;
         match ended {
-            Ok(Ok(_)) => Ok(()),
-            Ok(Err(e)) => Err(Error::DeviceLost(e.to_string())),
-            Err(_) => Err(Error::DeviceLost("while its work was waited for".into())),
+            Some(Err(wgpu::PollError::Timeout)) => {
+                // Whoever drops a device waits for it, and what hangs would be waited for for ever.
+                std::mem::forget(self.clone());
+                Err(late(deadline.unwrap_or_default()))
+            }
+            _ if self.fails(Fault::Timeout) => Err(late(deadline.unwrap_or_default())),
+            Some(Ok(())) => Ok(()),
+            Some(Err(e)) => Err(Error::DeviceLost(e.to_string())),
+            None => Err(Error::DeviceLost("while its work was waited for".into())),
         }
     }
 
@@ -452,7 +548,8 @@ impl Gpu {
                 encoder.copy_buffer_to_buffer(buffer, 0, &staging, at, *bytes);
                 at += bytes.next_multiple_of(8);
             }
-            let index = self.submit(encoder);
+            let index = self.submit(encoder)?;
+            self.call();
             let (send, receive) = std::sync::mpsc::channel();
             staging.map_async(wgpu::MapMode::Read, .., move |mapped| {
                 let _ = send.send(mapped);
@@ -463,6 +560,7 @@ impl Gpu {
                 Ok(Err(e)) => return Err(Error::DeviceLost(format!("reading back: {e}"))),
                 Err(_) => return Err(Error::DeviceLost("reading back: no answer".into())),
             }
+            self.call();
             let view = staging.get_mapped_range(..).map_err(|e| Error::Internal(format!("reading back: {e}")))?;
             let mut out = Vec::with_capacity(parts.len());
             let mut at = 0;
@@ -473,6 +571,10 @@ impl Gpu {
             Ok(out)
         })
     }
+}
+
+fn late(deadline: Duration) -> Error {
+    Error::DeviceLost(format!("a submission did not end within the deadline of {deadline:?}"))
 }
 
 /// A compute pipeline and the layout of its one bind group.

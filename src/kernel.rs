@@ -606,7 +606,7 @@ pub fn run_alone(
         let bound = dispatch.bind(gpu, n, |id| (&memory[id], bytes(id)))?;
         let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         bound.record(&mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()));
-        gpu.wait(gpu.submit(encoder))
+        gpu.wait(gpu.submit(encoder)?)
     })?;
     Ok(gpu.read(&[(memory[read].buffer(), bytes(read))])?.remove(0))
 }

@@ -123,6 +123,9 @@
 //! - Checkpoints of PyTorch are read by a pickle machine and a zip reader of our own (`data/`): the machine knows what tensors need and
 //!   calls nothing; the reader takes what PyTorch writes, stored entries without gaps, so that no entry can unpack to more than it is,
 //!   and headers that disagree are refused, where general readers of zip choose one of them.
+//! - A submission holds what takes a device about a quarter of a second, as the ones before it have shown (`gpu/pace.rs`); plans are cut
+//!   between any two dispatches, which changes no bit. One dispatch is never cut.
+//! - Every call to the GPU library that can fail asks for the device or the queue first; there tests let the n-th fail (`gpu/fault.rs`).
 //! - Sums begin at a zero that compilers cannot see, for some move one that they see.
 //! - Batch norm is folded into the convolution right before it; where there is none, it is a gain and a bias for each channel in one `fma`,
 //!   and the ReLU behind it is done there. Nothing is kept for the way back but that ReLU's bits. At the head of a residual body its
@@ -131,7 +134,7 @@
 //!   renamings, and no guess that is not checked. What shapes do not tell (strides, pools) a layout is known for ([`model::families`]).
 //! - Known limits: a residual body begins with a convolution or a batch norm and ends with a convolution, and in training mode begins
 //!   with a convolution, too; of activations there is ReLU alone; on software adapters the gradient of strides 3 and 4 runs on
-//!   the naive kernel; a submission holds 20 GFLOP whatever the device; there is no deadline yet for a driver that hangs; no
+//!   the naive kernel; on GL, which waits while work is handed over, a deadline is noticed only when the work has ended; no
 //!   hardware GPU has run this yet.
 //!
 //! # Adding a rule
@@ -178,6 +181,8 @@ pub mod weights;
 
 pub use attack::{Attack, Method, Norm, Outcome, Targets};
 pub use error::{Error, Result};
+#[doc(hidden)]
+pub use gpu::fault;
 pub use gpu::{Adapter, AdapterSummary, Gpu, Limits, Storage};
 pub use model::Model;
 pub use network::{Network, Options};

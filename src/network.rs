@@ -20,13 +20,10 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
+use std::time::{Duration, Instant};
 
 /// What a network may take on the device unless told otherwise.
 const DEFAULT_MEMORY: u64 = 1 << 30;
-
-/// Work in one submission, in floating-point operations: well under a second on the slowest adapters, so that watchdogs
-/// stay asleep and progress can be told.
-const SUBMISSION_FLOPS: u64 = 20_000_000_000;
 
 /// Dispatches in one submission: small networks take many steps in it, and what is recorded takes memory.
 const SUBMISSION_DISPATCHES: u64 = 8192;
@@ -275,17 +272,20 @@ impl Network {
             state.batch.clear();
             self.capacity.store(0, Ordering::Relaxed);
             self.remembering.store(0, Ordering::Relaxed);
-            state.batch = self.gpu.scope("memory for the batch", || {
+            let allocated = self.gpu.scope("memory for the batch", || {
                 let grows = |r: &crate::tensor::Resource| r.per_sample > 0 && r.kind != Kind::Memory;
                 let all = self.plan.resources.iter();
                 all.map(|r| grows(r).then(|| Allocated::new(&self.gpu, r, n as u64, storage)).transpose()).collect()
-            })?;
+            });
+            state.batch = allocated.map_err(|e| e.needing(self.plan.bytes(n as u64)))?;
             self.capacity.store(n, Ordering::Relaxed);
         }
         if remembers && self.remembering.load(Ordering::Relaxed) < n {
             let resource = &self.plan.resources[memory];
             let allocate = || Allocated::new(&self.gpu, resource, n as u64, storage);
-            state.batch[memory] = Some(self.gpu.scope("memory for what the attack remembers", allocate)?);
+            let allocated = self.gpu.scope("memory for what the attack remembers", allocate);
+            let bytes = n as u64 * self.plan.remembered_bytes_per_sample();
+            state.batch[memory] = Some(allocated.map_err(|e| e.needing(bytes))?);
             self.remembering.store(n, Ordering::Relaxed);
         }
         let memory = Memory { constants: &state.constants, batch: &state.batch };
@@ -498,14 +498,26 @@ pub(crate) fn run<'b>(
     mut done: impl FnMut(u64) -> Result<()>,
 ) -> Result<()> {
     let mut work = work.peekable();
-    let mut under_way: Option<(wgpu::SubmissionIndex, u64)> = None;
+    let mut under_way: Option<Submission> = None;
+    // When the one before had ended, and what the host did between.
+    let (mut ended, mut busy) = (Instant::now(), Duration::ZERO);
+    let mut end = |submission: Submission| {
+        gpu.wait(submission.index)?;
+        let now = Instant::now();
+        let most = now - submission.start.max(ended);
+        gpu.pace().learn(submission.flops, most.saturating_sub(busy), most);
+        let told = done(submission.counted);
+        (ended, busy) = (now, now.elapsed());
+        told
+    };
     while work.peek().is_some() {
-        let (mut flops, mut dispatches, mut counted) = (0, 0, 0);
-        let submitted = gpu.scope("running the plan", || {
+        let start = Instant::now();
+        let (most, mut flops, mut dispatches, mut counted) = (gpu.pace().flops(), 0, 0, 0);
+        let index = gpu.scope("running the plan", || {
             let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             {
                 let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-                while flops < SUBMISSION_FLOPS && dispatches < SUBMISSION_DISPATCHES {
+                while flops < most && dispatches < SUBMISSION_DISPATCHES {
                     let Some((bound, dispatch)) = work.next() else { break };
                     bound.record(&mut pass);
                     flops += dispatch.flops * n as u64;
@@ -513,18 +525,22 @@ pub(crate) fn run<'b>(
                     counted += u64::from(std::ptr::eq(dispatch, counts));
                 }
             }
-            Ok(gpu.submit(encoder))
+            gpu.submit(encoder)
         })?;
-        if let Some((before, counted)) = under_way.replace((submitted, counted)) {
-            gpu.wait(before)?;
-            done(counted)?;
-        }
+        let submission = Submission { index, start, flops, counted };
+        // Where the device has ended already, there is nothing to be gained by looking later.
+        let before = if gpu.submits_and_waits() { Some(submission) } else { under_way.replace(submission) };
+        before.map_or(Ok(()), &mut end)?;
     }
-    if let Some((last, counted)) = under_way {
-        gpu.wait(last)?;
-        done(counted)?;
-    }
-    Ok(())
+    under_way.map_or(Ok(()), end)
+}
+
+/// Work that the device was given.
+struct Submission {
+    index: wgpu::SubmissionIndex,
+    start: Instant,
+    flops: u64,
+    counted: u64,
 }
 
 pub(crate) fn append<T: bytemuck::AnyBitPattern>(out: &mut Vec<T>, bytes: &[u8]) {

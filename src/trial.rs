@@ -481,8 +481,7 @@ fn run_on_texels(
         let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         bound.record(&mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()));
         // Whoever uses the texels comes later on the same queue.
-        gpu.submit(encoder);
-        Ok(())
+        gpu.submit(encoder).map(drop)
     })
 }
 

@@ -28,7 +28,7 @@ pub enum Verdict {
     /// Other bits than the naive kernel's: what differs.
     Wrong(String),
     /// It could not be run: why.
-    Failed(String),
+    Failed(Error),
 }
 
 /// How the tile for one shape was chosen.
@@ -96,8 +96,10 @@ pub fn tune(
         }
         let list: Vec<Work<'_>> = candidates.iter().map(|(_, work)| *work).collect();
         let verdicts = judge(gpu, Work::of(&naive, i), &list, samples, clock)?;
-        let Some(Verdict::Time(default)) = verdicts.first().cloned() else {
-            return Err(Error::Internal(format!("{}: the default: {:?}", site.shape, verdicts.first())));
+        let default = match verdicts.first().cloned() {
+            Some(Verdict::Time(default)) => default,
+            Some(Verdict::Failed(e)) => return Err(e),
+            other => return Err(Error::Internal(format!("{}: the default: {other:?}", site.shape))),
         };
         let timed = candidates.iter().zip(&verdicts).filter_map(|((tile, _), verdict)| match verdict {
             Verdict::Time(t) => Some((*t, *tile)),
@@ -117,7 +119,7 @@ pub fn tune(
 /// Compares each candidate's bits with those of `twin`, and times those that are right.
 ///
 /// # Errors
-/// Where the twin itself does not run.
+/// Where the twin itself does not run, or the device is lost.
 pub fn judge(
     gpu: &Gpu,
     twin: Work<'_>,
@@ -132,10 +134,10 @@ pub fn judge(
     for (at, work) in candidates.iter().enumerate() {
         let checked = trial(work, &Setup::once(CHECKED)).and_then(|t| t.outputs());
         let verdict = match checked.map(|got| compare(&got, &want, None)) {
-            Err(e) => Verdict::Failed(e.to_string()),
+            Err(e) => failed(e)?,
             Ok(Err(differs)) => Verdict::Wrong(differs),
             Ok(Ok(_)) => match trial(work, &Setup::once(samples)).and_then(|t| Ok((t.runs(clock)?, t))) {
-                Err(e) => Verdict::Failed(e.to_string()),
+                Err(e) => failed(e)?,
                 Ok((runs, ready)) => {
                     timed.push((at, runs, ready, Vec::new()));
                     Verdict::Time(f64::INFINITY)
@@ -154,6 +156,11 @@ pub fn judge(
         verdicts[at] = Verdict::Time(times[times.len() / 2]);
     }
     Ok(verdicts)
+}
+
+/// A candidate that does not run is passed by; a device that is lost runs none.
+fn failed(e: Error) -> Result<Verdict> {
+    if matches!(e, Error::DeviceLost(_)) { Err(e) } else { Ok(Verdict::Failed(e)) }
 }
 
 /// What a tuning holds for: adapter, driver, where activations lie, this version, and the text of the shaders.

@@ -261,3 +261,188 @@ fn memory_is_what_was_predicted() {
         assert!((measured / predicted - 1.0).abs() <= 0.1, "{name}: {predicted} predicted, {measured} measured");
     }
 }
+
+/// Where work is cut changes no bit.
+#[test]
+fn submissions_of_any_size_give_the_same_bits() {
+    let gpu = Gpu::new(&Adapter::Auto).unwrap();
+    let net = Network::load(&gpu, include_bytes!("../weights/digits-cnn.safetensors")).unwrap();
+    let mut set = digits().unwrap();
+    let (images, labels) = (set.images(0..9).unwrap(), set.labels[..9].to_vec());
+    for attack in [Attack::pgd(signstep::Norm::L2, 0.5).steps(12), Attack::apgd(signstep::Norm::Linf, 0.1).steps(12)] {
+        let run = |flops| {
+            let mut told = 0;
+            gpu.cut_at(flops);
+            let outcome = attack.run_with(&net, &images, &labels, &mut |_| {
+                told += 1;
+                gpu.cut_at(flops);
+                true
+            });
+            (outcome.unwrap(), told)
+        };
+        let (whole, few) = run(u64::MAX);
+        for flops in [1, 3_000_000] {
+            let (cut, many) = run(flops);
+            assert!(many > 5 * few, "{flops}: told {many} times, uncut {few} times");
+            assert_eq!(cut.adversarial, whole.adversarial, "cut at {flops}");
+            assert_eq!(cut.adversarial_logits, whole.adversarial_logits, "cut at {flops}");
+        }
+    }
+}
+
+/// A submission is near a quarter of a second, whatever the device; here it must at least not be the whole run.
+#[test]
+fn long_work_is_cut_by_the_time_that_it_takes() {
+    let gpu = Gpu::new(&Adapter::Auto).unwrap();
+    let net = Network::load(&gpu, include_bytes!("../weights/digits-cnn.safetensors")).unwrap();
+    let mut set = digits().unwrap();
+    let (images, labels) = (set.images(0..450).unwrap(), set.labels.clone());
+    let attack = Attack::ifgsm(0.3).steps(60).untargeted();
+    attack.run(&net, &images, &labels).unwrap();
+    let (mut longest, mut before) = (0.0_f64, std::time::Instant::now());
+    let mut told = 0;
+    attack
+        .run_with(&net, &images, &labels, &mut |_| {
+            longest = longest.max(before.elapsed().as_secs_f64());
+            before = std::time::Instant::now();
+            told += 1;
+            true
+        })
+        .unwrap();
+    println!("{told} submissions, {longest:.2} s at most");
+    // Other programs may have the processor meanwhile.
+    assert!(longest < 2.0, "{told} submissions, {longest:.2} s at most");
+}
+
+#[test]
+fn what_does_not_end_in_time_is_an_error_and_the_network_goes_on() {
+    let gpu = Gpu::new(&Adapter::Auto).unwrap();
+    let net = Network::load(&gpu, include_bytes!("../weights/digits-cnn.safetensors")).unwrap();
+    let mut set = digits().unwrap();
+    let (images, labels) = (set.images(0..200).unwrap(), set.labels[..200].to_vec());
+    let attack = Attack::ifgsm(0.3).steps(5).untargeted();
+    let want = attack.run(&net, &images, &labels).unwrap().adversarial;
+    gpu.set_deadline(Some(std::time::Duration::from_nanos(1)));
+    for again in 0..3 {
+        let error = attack.run(&net, &images, &labels).expect_err("a nanosecond");
+        assert!(matches!(&error, Error::DeviceLost(why) if why.contains("deadline of 1ns")), "{again}: {error:?}");
+        assert_eq!(error.exit_code(), 6);
+    }
+    gpu.set_deadline(Some(std::time::Duration::from_secs(600)));
+    assert!(attack.run(&net, &images, &labels).unwrap().adversarial == want);
+
+    let bench = Bench::new();
+    for line in [ATTACK, "eval --attacks fgsm --limit 40", "verify", "study --rows 1 --limit 40"] {
+        refused(&bench.run(&format!("{line} --deadline 1ns")), line, 6, &["deadline of 1ns"]);
+        assert_eq!(names(bench.folder.path()), Vec::<String>::new(), "{line}");
+    }
+    refused(&bench.run("attack --deadline soon"), "attack", 2, &["--deadline soon"]);
+    bench.ok(&format!("{ATTACK} --deadline 10m --out late"));
+    bench.ok(&format!("{ATTACK} --out whole"));
+    assert!(tensors(&bench, "late") == tensors(&bench, "whole"));
+}
+
+/// Waits until the run in `out` has kept so many parts.
+#[cfg(unix)]
+fn parts(bench: &Bench, out: &str, least: usize) -> usize {
+    for _ in 0..6000 {
+        let there = bench.path(&format!("{out}/parts"));
+        if there.exists() {
+            let kept = names(&there).iter().filter(|n| n.ends_with(".safetensors") && !n.starts_with('.')).count();
+            if kept >= least {
+                return kept;
+            }
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    panic!("no {least} parts in a minute");
+}
+
+#[cfg(unix)]
+fn interrupt(child: &std::process::Child) {
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+}
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_a_run_when_the_chunk_under_way_is_kept_and_the_run_goes_on() {
+    let bench = Bench::new();
+    let line = "attack --method pgd --eps 0.2 --steps 300 --limit 120 --chunk 6";
+    bench.ok(&format!("{line} --out whole"));
+    let child = bench.command(&format!("{line} --out run")).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let child = child.unwrap();
+    let before = parts(&bench, "run", 2);
+    interrupt(&child);
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert!(said.contains("interrupted: the run ends when the images under way are kept"), "{said}");
+    assert!(said.contains("the same command goes on from there") && !said.contains("panicked"), "{said}");
+    let kept = parts(&bench, "run", before);
+    assert!(kept < 20, "the run was not ended: {kept} parts");
+    assert_eq!(names(&bench.path("run")), ["parts"]);
+    assert!(names(&bench.path("run/parts")).iter().all(|name| !name.ends_with(".tmp")));
+    bench.ok(&format!("{line} --out run"));
+    assert!(tensors(&bench, "run") == tensors(&bench, "whole"));
+}
+
+#[cfg(unix)]
+#[test]
+fn a_second_ctrl_c_ends_the_program_at_once() {
+    let bench = Bench::new();
+    // One chunk, and hours of it.
+    let line = "attack --method pgd --eps 0.2 --steps 10000000 --limit 60 --chunk 60 --out run";
+    let child = bench.command(line).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+    parts(&bench, "run", 0);
+    std::thread::sleep(std::time::Duration::from_secs(2));
+    interrupt(&child);
+    std::thread::sleep(std::time::Duration::from_secs(1));
+    let start = std::time::Instant::now();
+    interrupt(&child);
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
+    assert!(!said.contains("panicked"), "{said}");
+    // Whoever was first was heard, or there was nothing to hear it yet.
+    assert!(parts(&bench, "run", 0) == 0 && !bench.path("run/report.json").exists());
+    let run = "attack --eps 0.2 --limit 6 --out run";
+    refused(&bench.run(run), run, 8, &["another run"]);
+    bench.ok(&format!("{run} --fresh"));
+}
+
+#[test]
+fn an_evaluation_goes_on_past_what_is_poisoned_when_asked_to() {
+    let bench = Bench::new();
+    fs::write(bench.path("net.safetensors"), overflowing()).unwrap();
+    let line = "eval --model net.safetensors --limit 40 --eps 0.3 --attacks fgsm:loss=margin,ifgsm:steps=3:loss=margin";
+    refused(&bench.run(&format!("{line} --out none")), line, 7, &["sample", "NaN or infinite"]);
+    assert!(!bench.path("none").exists(), "nothing is delivered");
+    let output = bench.run(&format!("{line} --keep-going --out all"));
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success(), "{told}");
+    let report = json(&fs::read_to_string(bench.path("all/eval.json")).unwrap());
+    let marked = report["evidence"]["nonfinite_samples"].as_u64().unwrap() as usize;
+    assert!((1..40).contains(&marked), "{marked} of 40");
+    assert!(told.contains(&format!("warning: NaN or infinity arose in {marked} of 40 images")), "{told}");
+    assert_eq!(report["config"]["keep_going"], true);
+    let read = |out: &str| fs::read(bench.path(out).join("eval.safetensors")).unwrap();
+    let bytes = read("all");
+    let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let of = |name: &str| file.tensor(name).unwrap();
+    let broken: Vec<i64> =
+        of("broken_by").data().chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap())).collect();
+    let health = of("health").data().to_vec();
+    assert_eq!(health.iter().filter(|h| **h != 0).count(), marked);
+    // Marked when clean (-2, no right answer) or under an attack (-3), or turned before that; never robust (-1).
+    assert!(broken.iter().zip(&health).all(|(b, h)| *h == 0 || *b != -1), "{broken:?} {health:?}");
+    let robust = broken.iter().filter(|b| **b == -1).count() as u64;
+    assert_eq!(report["robust_accuracy"]["count"].as_u64(), Some(robust));
+    bench.ok(&format!("{line} --keep-going --out alone --chunk 1 --batch 1"));
+    assert!(read("alone") == bytes, "beside others it is another evaluation");
+    // Where nothing is marked, the numbers are those of an evaluation that would have ended.
+    bench.ok("eval --limit 30 --attacks fgsm --out plain");
+    bench.ok("eval --limit 30 --attacks fgsm --out asked --keep-going");
+    let rates = |out: &str| json(&fs::read_to_string(bench.path(out).join("eval.json")).unwrap())["attacks"].clone();
+    assert_eq!(rates("plain"), rates("asked"));
+}

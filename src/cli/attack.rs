@@ -2,7 +2,8 @@
 //! hold yet, one chunk of images after the other.
 
 use super::engine::{Place, Runner};
-use super::{AttackArgs, Images, bytes, complain, forecast, load_images, load_model, positive, tell, warn};
+use super::interrupt::Interrupt;
+use super::{AttackArgs, Images, bytes, complain, duration, forecast, load_images, load_model, positive, tell, warn};
 use crate::attack::{Attack, Loss, Method, Norm, Outcome, Own, Rung, Targets};
 use crate::data;
 use crate::error::{Error, Result};
@@ -19,6 +20,9 @@ use std::time::{Duration, Instant};
 pub(super) fn default_eps(norm: Norm) -> &'static str {
     if norm == Norm::L2 { "0.5" } else { "8/255" }
 }
+
+/// What Ctrl-C brings about.
+const STOPPING: &str = "the run ends when the images under way are kept";
 
 /// A run that takes longer than this is announced.
 const LONG: Duration = Duration::from_secs(5);
@@ -37,6 +41,7 @@ pub(super) fn run(args: &AttackArgs) -> Result<()> {
     args.step_size.as_deref().map(|v| distance("--step-size", v)).transpose()?;
     let bounds = bounds(&args.bounds)?;
     let memory = bytes("--memory", &args.memory)?;
+    let deadline = duration("--deadline", &args.deadline)?;
     let shard = args.shard.as_deref().map(Shard::parse).transpose()?;
 
     let start = Instant::now();
@@ -53,9 +58,10 @@ pub(super) fn run(args: &AttackArgs) -> Result<()> {
     let load = start.elapsed();
 
     let start = Instant::now();
-    let place = Place::open(args.device.as_deref())?;
+    let place = Place::open(args.device.as_deref(), Some(deadline))?;
     let identity = Identity::new(place.math(), config.clone(), model_facts, images.facts(&model), shard);
     let (dims, classes, out) = (model.input, model.logits(), args.out.display());
+    let interrupt = Interrupt::listen();
     let folder = match Folder::open(&args.out, identity.clone(), place.device(), dims, classes, args.fresh)? {
         Opened::Complete(report) => {
             advise(&report);
@@ -69,7 +75,7 @@ pub(super) fn run(args: &AttackArgs) -> Result<()> {
     let compiled = runner.compile_time();
 
     let (end, step_is_given) = (identity.range().end, args.step_size.is_some());
-    let mut job = Job { attack, targets, images, config, runner, folder, end, step_is_given };
+    let mut job = Job { attack, targets, images, config, runner, folder, end, step_is_given, interrupt };
     job.folder = match job.attack_all_chunks(memory, args.chunk) {
         Ok(()) => job.folder,
         Err(e) => {
@@ -101,6 +107,7 @@ struct Job {
     end: usize,
     /// Whether steps have the length that was asked for, whatever the radius.
     step_is_given: bool,
+    interrupt: Interrupt,
 }
 
 impl Job {
@@ -160,9 +167,10 @@ impl Job {
             Some(all) => Ok(all[range.start * one..range.end * one].to_vec()),
             None => images.pixels(range, bounds),
         };
+        let interrupt = &self.interrupt;
         let mut progress = |steps| {
             bar.inc(steps);
-            true
+            !interrupt.is_asked("the perturbation is given up")
         };
         let fitted = attack.fit(self.runner.engine(), &labels, held, &mut source, &mut progress);
         bar.finish_and_clear();
@@ -201,6 +209,9 @@ impl Job {
 
     fn chunks(&mut self, chunk: usize, steps: u64, bar: &ProgressBar) -> Result<()> {
         while self.folder.next() < self.end {
+            if self.interrupt.is_asked(STOPPING) {
+                return Err(Error::Cancelled);
+            }
             let first = self.folder.next();
             let end = (first + chunk).min(self.end);
             let (outcome, rungs, time) = self.attack(first, end, bar)?;
@@ -223,6 +234,7 @@ impl Job {
         };
         let mut progress = |steps| {
             bar.inc(steps);
+            self.interrupt.is_asked(STOPPING);
             true
         };
         let mut attack = self.attack.clone().first_id(first as u64).targets(targets);

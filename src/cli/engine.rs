@@ -21,8 +21,8 @@ pub(super) enum Runner {
 }
 
 impl Place {
-    /// Opens the device asked for.
-    pub(super) fn open(device: Option<&str>) -> Result<Self> {
+    /// Opens the device asked for, and gives it up where it does not answer in time.
+    pub(super) fn open(device: Option<&str>, deadline: Option<Duration>) -> Result<Self> {
         let adapter = match device {
             Some("reference") => {
                 warn("running the f64 reference on the CPU: right, but slow");
@@ -32,9 +32,11 @@ impl Place {
             Some(d) => d.parse().map_or_else(|_| Adapter::Name(d.to_string()), Adapter::Index),
         };
         #[cfg(feature = "pipeline-cache")]
-        return super::pipelines::open(&adapter).map(Place::Gpu);
+        let gpu = super::pipelines::open(&adapter)?;
         #[cfg(not(feature = "pipeline-cache"))]
-        Gpu::new(&adapter).map(Place::Gpu)
+        let gpu = Gpu::new(&adapter)?;
+        gpu.set_deadline(deadline);
+        Ok(Place::Gpu(gpu))
     }
 
     /// Arithmetic of networks there.

@@ -4,7 +4,9 @@ use super::attack::{advise_of_radius, advise_of_snapping, bounds, default_eps, d
 use super::engine::{Place, Runner};
 use super::specs::{Shared, Spec, Suite, default_list, list};
 use super::thresholds::Threshold;
-use super::{EvalArgs, Format, Images, answer, bytes, complain, forecast, load_images, load_model, positive, warn};
+use super::{
+    EvalArgs, Format, Images, answer, bytes, complain, duration, forecast, load_images, load_model, positive, warn,
+};
 use crate::attack::{Attack, Norm, Own, snap};
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -31,7 +33,8 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     let eps = args.eps.as_deref().map(|text| distance("--eps", text)).transpose()?;
     let bounds = bounds(&args.bounds)?;
     let memory = bytes("--memory", &args.memory)?;
-    let budget = args.time_budget.as_deref().map(time_budget).transpose()?;
+    let budget = args.time_budget.as_deref().map(|text| duration("--time-budget", text)).transpose()?;
+    let deadline = duration("--deadline", &args.deadline)?;
     let thresholds = args.fail_under.iter().map(|text| Threshold::parse(text)).collect::<Result<Vec<_>>>()?;
     let (flag, specs) = match (args.suite, &args.attacks) {
         (Some(suite), _) => ("--suite", Some(suite.specs()?)),
@@ -54,8 +57,8 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     let load = begun.elapsed();
 
     let start = Instant::now();
-    let place = Place::open(args.device.as_deref())?;
-    let identity = identity(&place, (model_facts, images.facts(&model)), &specs, &shared, args.limit);
+    let place = Place::open(args.device.as_deref(), Some(deadline))?;
+    let identity = identity(&place, (model_facts, images.facts(&model)), &specs, &shared, args);
     let folder = match &args.out {
         None => None,
         Some(out) => match EvalFolder::open(out, &identity, model.input, args.fresh)? {
@@ -74,10 +77,10 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     let held = forecast::images_in(memory, images.source.dims.len(), runner.engine().model().logits());
     let chunk = args.chunk.unwrap_or(usize::MAX).min(held);
     let chunk = if chunk > runner.batch() { chunk - chunk % runner.batch() } else { chunk };
-    let mut job = Job { images, shared, runner, folder, chunk, ledger: Ledger::default() };
+    let keep_going = args.keep_going;
+    let mut job = Job { images, shared, runner, folder, chunk, keep_going, ledger: Ledger::default() };
     let clean = job.clean()?;
-    let deadline = budget.map(|budget| begun + budget);
-    let (struck, times) = job.strike(&specs, &attacks, deadline)?;
+    let (struck, times) = job.strike(&specs, &attacks, budget.map(|budget| begun + budget))?;
 
     let milliseconds = |t: Duration| (t.as_secs_f64() * 1e6).round() / 1e3;
     let timing = EvalTiming {
@@ -112,6 +115,11 @@ fn conclude(evaluation: &Evaluation, args: &EvalArgs, thresholds: &[Threshold], 
         advise_of_radius(&config.eps, f64::from(config.effective_eps()));
         advise_of_snapping(evaluation.evidence.snapped);
     }
+    let (marked, all) = (evaluation.evidence.nonfinite_samples, evaluation.samples);
+    if marked > 0 {
+        let what = "they are delivered as they were, marked in `health`, and count as neither turned nor robust";
+        warn(format!("NaN or infinity arose in {marked} of {all} images: {what}"));
+    }
     if evaluation.evidence.unsound_images > 0 {
         warn(format!("{} delivered images are not what they should be", evaluation.evidence.unsound_images));
     }
@@ -140,6 +148,8 @@ struct Job {
     folder: Option<EvalFolder>,
     /// Images that are in memory at once.
     chunk: usize,
+    /// Whether images in which NaN or infinity arises end nothing.
+    keep_going: bool,
     ledger: Ledger,
 }
 
@@ -155,13 +165,14 @@ impl Job {
             let (start, compiled) = (Instant::now(), self.runner.compile_time());
             let seen = self.runner.engine().logits(&pixels)?;
             time += start.elapsed().saturating_sub(self.runner.compile_time().saturating_sub(compiled));
-            if let Some((i, health)) = seen.health.iter().enumerate().find(|(_, h)| !h.is_healthy()) {
+            let marked = seen.health.iter().enumerate().find(|(_, h)| !h.is_healthy());
+            if let (Some((i, health)), false) = (marked, self.keep_going) {
                 return Err(Error::NonFinite { sample: first + i, stage: health.describe().into() });
             }
             if let Some(folder) = &mut self.folder {
                 folder.keep(first, &pixels)?;
             }
-            self.ledger.open(&self.images.source.labels[first..end], &pixels, &seen.logits, snapped);
+            self.ledger.open(&self.images.source.labels[first..end], &pixels, &seen, snapped);
         }
         Ok(time)
     }
@@ -171,7 +182,7 @@ impl Job {
         &mut self,
         specs: &[Spec],
         attacks: &[Attack],
-        deadline: Option<Instant>,
+        until: Option<Instant>,
     ) -> Result<(Vec<Struck>, Vec<Duration>)> {
         let mut step = self.step_time()?;
         self.announce(attacks, step);
@@ -179,7 +190,7 @@ impl Job {
         for (index, (spec, attack)) in specs.iter().zip(attacks).enumerate() {
             let rows = self.ledger.survivors();
             let foreseen = self.duration(attack, step, rows.len());
-            let fits = rows.is_empty() || deadline.is_none_or(|end| Instant::now() + foreseen <= end);
+            let fits = rows.is_empty() || until.is_none_or(|end| Instant::now() + foreseen <= end);
             let (tally, time) = if fits { self.run(index, attack, &rows)? } else { (Tally::default(), Duration::ZERO) };
             if time > TELLING && tally.gradients > 0 {
                 step = time.div_f64(tally.gradients as f64);
@@ -209,13 +220,17 @@ impl Job {
             let own = |&i: &usize| Own { id: i as u64, eps: attack.eps(), step_size: attack.effective_step_size() };
             let attack = attack.clone().each(rows.iter().map(own).collect());
             let (start, compiled) = (Instant::now(), self.runner.compile_time());
-            let outcome = attack.run_with(self.runner.engine(), &pixels, &labels, &mut |steps| {
+            let mut outcome = attack.run_with(self.runner.engine(), &pixels, &labels, &mut |steps| {
                 bar.inc(steps);
                 true
             })?;
             time += start.elapsed().saturating_sub(self.runner.compile_time().saturating_sub(compiled));
-            if let Some((place, health)) = outcome.first_unhealthy() {
-                return Err(Error::NonFinite { sample: rows[place], stage: health.describe().into() });
+            match outcome.first_unhealthy() {
+                Some(_) if self.keep_going => outcome.withhold_unhealthy(),
+                Some((place, health)) => {
+                    return Err(Error::NonFinite { sample: rows[place], stage: health.describe().into() });
+                }
+                None => {}
             }
             let folder = &mut self.folder;
             let keep = |i: usize, image: &[f32]| folder.as_mut().map_or(Ok(()), |folder| folder.keep(i, image));
@@ -270,17 +285,12 @@ fn suggested_eps(model: &Model, norm: Norm) -> Result<Distance> {
     }
 }
 
-fn time_budget(text: &str) -> Result<Duration> {
-    humantime::parse_duration(text)
-        .map_err(|e| Error::Usage(format!("--time-budget {text}: not a duration such as 90s, 10m or 1h 30m ({e})")))
-}
-
 fn identity(
     place: &Place,
     (model, data): (ModelFacts, DataFacts),
     specs: &[Spec],
     shared: &Shared,
-    limit: Option<usize>,
+    args: &EvalArgs,
 ) -> EvalIdentity {
     let config = EvalConfig {
         attacks: specs.iter().map(|spec| spec.canonical(&shared.eps)).collect(),
@@ -289,7 +299,8 @@ fn identity(
         bounds: shared.bounds,
         quantise: shared.quantise,
         seed: shared.seed,
-        limit,
+        limit: args.limit,
+        keep_going: args.keep_going,
     };
     EvalIdentity::new(place.math(), config, model, data, place.device())
 }

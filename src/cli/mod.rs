@@ -10,6 +10,7 @@ mod engine;
 mod eval;
 mod forecast;
 mod info;
+mod interrupt;
 mod merge;
 #[cfg(feature = "pipeline-cache")]
 mod pipelines;
@@ -33,6 +34,7 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::time::Duration;
 
 /// Weights that are used when no others are named.
 const DIGITS_CNN: &[u8] = include_bytes!("../../weights/digits-cnn.safetensors");
@@ -224,6 +226,9 @@ struct AttackArgs {
     /// Device: part of its name, its index in `signstep devices`, or reference (CPU, f64, slow)
     #[arg(long, value_name = "NAME|INDEX|reference", help_heading = "Running")]
     device: Option<String>,
+    /// Give up where one submission, of about a quarter of a second, takes the device longer than this (30s, 5m): exit code 6
+    #[arg(long, value_name = "TIME", default_value = "10m", help_heading = "Running")]
+    deadline: String,
     /// Largest number of images in one submission; results do not depend on it [default: what the device takes]
     #[arg(long, value_name = "N", help_heading = "Running")]
     batch: Option<usize>,
@@ -280,9 +285,16 @@ struct EvalArgs {
     /// Seed of everything random
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Attack")]
     seed: u64,
+    /// Go on where NaN or infinity arises, in place of ending with exit code 7: an image in which it does is delivered as it was,
+    /// marked in the tensor `health`, and counts as neither turned nor robust
+    #[arg(long, help_heading = "Attack")]
+    keep_going: bool,
     /// Device: part of its name, its index in `signstep devices`, or reference (CPU, f64, slow)
     #[arg(long, value_name = "NAME|INDEX|reference", help_heading = "Running")]
     device: Option<String>,
+    /// Give up where one submission, of about a quarter of a second, takes the device longer than this (30s, 5m): exit code 6
+    #[arg(long, value_name = "TIME", default_value = "10m", help_heading = "Running")]
+    deadline: String,
     /// Largest number of images in one submission; results do not depend on it [default: what the device takes]
     #[arg(long, value_name = "N", help_heading = "Running")]
     batch: Option<usize>,
@@ -333,6 +345,9 @@ struct StudyArgs {
     /// Device: part of its name, its index in `signstep devices`, or reference (CPU, f64, slow)
     #[arg(long, value_name = "NAME|INDEX|reference")]
     device: Option<String>,
+    /// Give up where one submission, of about a quarter of a second, takes the device longer than this (30s, 5m): exit code 6
+    #[arg(long, value_name = "TIME", default_value = "10m")]
+    deadline: String,
     /// Largest memory on the device for each network: 512M, 2G, 1GiB; a batch in training mode is never cut
     #[arg(long, value_name = "BYTES", default_value = "4G")]
     memory: String,
@@ -403,6 +418,9 @@ struct VerifyArgs {
     /// Device: part of its name, its index in `signstep devices`, or reference (CPU, f64, slow)
     #[arg(long, value_name = "NAME|INDEX|reference")]
     device: Option<String>,
+    /// Give up where one submission, of about a quarter of a second, takes the device longer than this (30s, 5m): exit code 6
+    #[arg(long, value_name = "TIME", default_value = "10m")]
+    deadline: String,
     /// Largest number of images in one submission; results do not depend on it [default: what the device takes]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
@@ -431,6 +449,9 @@ struct TuneArgs {
     /// Device: part of its name, or its index in `signstep devices`
     #[arg(long, value_name = "NAME|INDEX")]
     device: Option<String>,
+    /// Give up where one submission, of about a quarter of a second, takes the device longer than this (30s, 5m): exit code 6
+    #[arg(long, value_name = "TIME", default_value = "10m")]
+    deadline: String,
     /// Batch that is timed
     #[arg(long, value_name = "N", default_value_t = 16)]
     batch: u32,
@@ -453,18 +474,21 @@ struct InfoArgs {
 
 /// Runs what the arguments ask for.
 pub fn main() -> ExitCode {
-    run(std::env::args_os())
+    hush();
+    ExitCode::from(run(std::env::args_os()))
 }
 
 /// Runs `signstep bench PART` with the arguments that a bench target was given: what `cargo bench` calls.
 pub fn bench(part: &str) -> ExitCode {
     // Cargo says `--bench` to all of them.
     let given = std::env::args_os().skip(1).filter(|a| a != "--bench");
-    run(["signstep".into(), "bench".into(), part.into()].into_iter().chain(given))
+    hush();
+    ExitCode::from(run(["signstep".into(), "bench".into(), part.into()].into_iter().chain(given)))
 }
 
-fn run(arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
-    hush();
+/// Runs what `arguments` ask for, on this thread; gives the exit code. For tests.
+#[doc(hidden)]
+pub fn run(arguments: impl Iterator<Item = std::ffi::OsString>) -> u8 {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(e) => {
@@ -473,7 +497,7 @@ fn run(arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
                 ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => drop(e.print()),
                 _ => complain("error", &usage(&e)),
             }
-            return ExitCode::from(u8::try_from(e.exit_code()).unwrap_or(2));
+            return u8::try_from(e.exit_code()).unwrap_or(2);
         }
     };
     let result = match cli.command {
@@ -492,10 +516,10 @@ fn run(arguments: impl Iterator<Item = std::ffi::OsString>) -> ExitCode {
     #[cfg(feature = "pipeline-cache")]
     pipelines::keep();
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(e) => {
             complain("error", &e);
-            ExitCode::from(e.exit_code())
+            e.exit_code()
         }
     }
 }
@@ -705,6 +729,12 @@ fn load_images(args: &DataArgs, limit: Option<usize>, model: &Model) -> Result<I
 /// Refuses a count of zero.
 fn positive(flag: &str, value: Option<usize>) -> Result<()> {
     if value == Some(0) { Err(Error::Usage(format!("{flag} must be one or more"))) } else { Ok(()) }
+}
+
+/// Reads a duration.
+fn duration(flag: &str, text: &str) -> Result<Duration> {
+    humantime::parse_duration(text)
+        .map_err(|e| Error::Usage(format!("{flag} {text}: not a duration such as 90s, 10m or 1h 30m ({e})")))
 }
 
 /// Reads a number of bytes: `512M`, `2G`, `1GiB` count by 1,024, `1GB` by 1,000.

@@ -57,7 +57,8 @@ pub(super) fn run(args: &TuneArgs) -> Result<()> {
         return Err(Error::Usage("--batch must be one or more".into()));
     }
     let (model, _) = load_model(&args.network)?;
-    let Place::Gpu(gpu) = Place::open(args.device.as_deref())? else {
+    let Place::Gpu(gpu) = Place::open(args.device.as_deref(), Some(super::duration("--deadline", &args.deadline)?))?
+    else {
         return Err(Error::Usage("the reference has no tiles to choose from".into()));
     };
     let folder = folder().ok_or_else(|| Error::Usage("no folder to keep a tuning in: set SIGNSTEP_CACHE".into()))?;
@@ -80,7 +81,8 @@ fn row(choice: &Choice) -> [String; 5] {
         if let Some(Verdict::Time(t)) = verdict { format!("{:.3}", t * 1e3) } else { String::new() }
     };
     let refused = choice.candidates.iter().filter_map(|(tile, verdict)| match (tile, verdict) {
-        (Some(tile), Verdict::Wrong(why) | Verdict::Failed(why)) => Some(format!("{tile}: {why}")),
+        (Some(tile), Verdict::Wrong(why)) => Some(format!("{tile}: {why}")),
+        (Some(tile), Verdict::Failed(why)) => Some(format!("{tile}: {why}")),
         _ => None,
     });
     let best = choice.best.map(|tile| (tile.to_string(), time(Some(tile))));

@@ -107,8 +107,7 @@ impl Network {
             } else {
                 encoder.copy_buffer_to_buffer(&scratch, 0, buffer, 0, 4);
             }
-            self.gpu.submit(encoder);
-            Ok(())
+            self.gpu.submit(encoder).map(drop)
         };
         self.gpu.scope(name, probe).map_err(|e| match e {
             Error::Internal(why) => Error::Usage(format!("the buffer of {name} cannot be used on this device: {why}")),
@@ -134,8 +133,7 @@ impl Chunk<'_> {
                 let [first, place, count] = [first, place, count].map(|images| images as u64 * one);
                 encoder.copy_buffer_to_buffer(from, first, to, place, count);
             }
-            gpu.submit(encoder);
-            Ok(())
+            gpu.submit(encoder).map(drop)
         })
     }
 

@@ -29,6 +29,9 @@ pub struct EvalConfig {
     pub seed: u64,
     /// Largest number of samples read, if it was limited.
     pub limit: Option<usize>,
+    /// Whether samples in which NaN or infinity arose are delivered as they were, and marked, in place of an error.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub keep_going: bool,
 }
 
 impl EvalConfig {

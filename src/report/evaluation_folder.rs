@@ -108,18 +108,20 @@ impl EvalFolder {
         if report.exists() {
             fs::remove_file(&report).map_err(|e| output(&report, e))?;
         }
-        let sha256 = self.tensors(ledger)?;
+        let sha256 = self.tensors(ledger, evaluation.identity.config.keep_going)?;
         evaluation.files.insert(TENSORS.into(), sha256);
         write_file(&report, format!("{}\n", evaluation.json()).as_bytes())?;
         self.made.clear();
         Ok((evaluation, [TENSORS, REPORT]))
     }
 
-    fn tensors(&mut self, ledger: &Ledger) -> Result<String> {
+    fn tensors(&mut self, ledger: &Ledger, marked: bool) -> Result<String> {
         let n = ledger.samples();
         let Dims { c, h, w } = self.dims;
         let flags = |turned: &[i64]| turned.iter().map(|b| u8::from(*b >= 0)).collect::<Vec<u8>>();
         let (success, success_float) = (flags(&ledger.broken_by), flags(&ledger.broken_by_float));
+        let health: Vec<u8> = ledger.health.iter().map(|h| h.0 as u8).collect();
+        let marks = marked.then(|| ("health", Dtype::U8, View::u8(&[n], &health)));
         let small = [
             ("broken_by", Dtype::I64, View::i64(&[n], &ledger.broken_by)),
             ("broken_by_float", Dtype::I64, View::i64(&[n], &ledger.broken_by_float)),
@@ -130,6 +132,7 @@ impl EvalFolder {
             ("success", Dtype::U8, View::u8(&[n], &success)),
             ("success_float", Dtype::U8, View::u8(&[n], &success_float)),
         ];
+        let small: Vec<_> = small.into_iter().chain(marks).collect();
         let slot = |name: &str, dtype, shape: &[usize]| Slot { name: name.into(), dtype, shape: shape.to_vec() };
         let mut slots: Vec<Slot> = small.iter().map(|(name, dtype, _)| slot(name, *dtype, &[n])).collect();
         slots.push(slot("adversarial", Dtype::F32, &[n, c, h, w]));

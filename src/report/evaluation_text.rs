@@ -223,7 +223,7 @@ mod tests {
     use super::super::statistics::tests::outcome;
     use super::super::{EvalConfig, EvalIdentity, EvalTiming, Ledger};
     use super::*;
-    use crate::attack::{Attack, Method, Norm};
+    use crate::attack::{Attack, Logits, Method, Norm};
     use crate::model::Dims;
 
     fn evaluation(begun: bool) -> Evaluation {
@@ -236,10 +236,12 @@ mod tests {
             quantise: true,
             seed: 7,
             limit: None,
+            keep_going: false,
         };
         let o = outcome(Dims::new(1, 2, 2));
         let mut ledger = Ledger::default();
-        ledger.open(&o.labels, &o.clean, &o.clean_logits, 0.0);
+        let health = vec![Default::default(); o.labels.len()];
+        ledger.open(&o.labels, &o.clean, &Logits { logits: o.clean_logits.clone(), health }, 0.0);
         let attack = Attack::new(Method::Ifgsm, Norm::Linf, 2.0 / 255.0);
         let tally = ledger.add(0, &attack, &[0, 1, 2, 3], &o, |_, _| Ok::<_, ()>(())).unwrap();
         let struck = |name: &str, begun| Struck {

@@ -1,20 +1,22 @@
 //! What becomes of every sample under one attack after the other: who is still right, and what the strongest made of it.
 
 use super::statistics::rate;
-use crate::attack::{Attack, Norm, Outcome, argmax, budget, budget_l2, cross_entropy};
+use crate::attack::{Attack, Health, Logits, Norm, Outcome, argmax, budget, budget_l2, cross_entropy};
 use serde::{Deserialize, Serialize};
 
 /// No attack has turned it.
 pub(super) const UNTURNED: i64 = -1;
 /// The network is wrong without any attack.
 pub(super) const WRONG: i64 = -2;
+/// NaN or infinity arose in it under an attack: neither turned nor robust.
+pub(super) const MARKED: i64 = -3;
 
 /// One entry a sample, of samples in the order of the data.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Ledger {
     /// True classes.
     pub(super) labels: Vec<i64>,
-    /// Index of the first attack that turned it as delivered, [`UNTURNED`] or [`WRONG`].
+    /// Index of the first attack that turned it as delivered, [`UNTURNED`], [`WRONG`] or [`MARKED`].
     pub(super) broken_by: Vec<i64>,
     /// The same for the float iterate.
     pub(super) broken_by_float: Vec<i64>,
@@ -30,8 +32,8 @@ pub struct Ledger {
     without_gradient: Vec<bool>,
     /// Delivered images that were not on the grid, or not in the ball.
     unsound: usize,
-    /// Samples in which NaN or infinity arose, each counted once.
-    nonfinite: Vec<bool>,
+    /// Where NaN or infinity arose.
+    pub(super) health: Vec<Health>,
     snapped: f32,
     /// Rows of clean logits that could be probabilities.
     like_probabilities: usize,
@@ -85,7 +87,7 @@ pub struct Evidence {
     pub delivered_max: f32,
     /// Largest distance by which a clean image moved when it was rounded to 8 bits.
     pub snapped: f32,
-    /// Samples in which NaN or infinity arose; the program ends with an error at the first.
+    /// Samples in which NaN or infinity arose; unless it is told to keep going, the program ends with an error at the first.
     pub nonfinite_samples: usize,
     /// Samples for which one of the attacks never had a gradient.
     pub samples_without_gradient: usize,
@@ -100,12 +102,16 @@ pub struct Evidence {
 }
 
 impl Ledger {
-    /// Adds the next samples: clean images `[n, …]` with their logits `[n, K]`; `snapped` is how far one moved at most.
-    pub fn open(&mut self, labels: &[i64], images: &[f32], logits: &[f32], snapped: f32) {
+    /// Adds the next samples: clean images `[n, …]` with their logits `[n, K]`; `snapped` is how far one moved at most. One in which
+    /// NaN or infinity arose already is not right.
+    pub fn open(&mut self, labels: &[i64], images: &[f32], seen: &Logits, snapped: f32) {
+        let logits = &seen.logits;
         let (one, k) = (images.len() / labels.len().max(1), logits.len() / labels.len().max(1));
         for (i, &label) in labels.iter().enumerate() {
             let z = &logits[i * k..(i + 1) * k];
-            let state = if argmax(z) as i64 == label { UNTURNED } else { WRONG };
+            let is_right = seen.health[i].is_healthy() && argmax(z) as i64 == label;
+            let state = if is_right { UNTURNED } else { WRONG };
+            self.health.push(seen.health[i]);
             let loss = cross_entropy(z, label as usize);
             self.labels.push(label);
             self.broken_by.push(state);
@@ -120,7 +126,6 @@ impl Ledger {
         self.l2.resize(n, 0.0);
         self.tried.resize(n, false);
         self.without_gradient.resize(n, false);
-        self.nonfinite.resize(n, false);
         self.snapped = self.snapped.max(snapped);
     }
 
@@ -150,9 +155,8 @@ impl Ledger {
             let (clean, image) = (&outcome.clean[pixels.clone()], &outcome.adversarial[pixels]);
             let loss = cross_entropy(&outcome.adversarial_logits[place * k..(place + 1) * k], self.labels[i] as usize);
             self.unsound += usize::from(!is_sound(attack, clean, image));
-            self.nonfinite[i] |= !outcome.health[place].is_healthy();
-
-            if turned_float && self.broken_by_float[i] == UNTURNED {
+            let is_healthy = outcome.health[place].is_healthy();
+            if is_healthy && turned_float && self.broken_by_float[i] == UNTURNED {
                 self.broken_by_float[i] = index as i64;
                 tally.turned_float += 1;
             }
@@ -166,6 +170,10 @@ impl Ledger {
             if gradients > 0 && outcome.zero_gradients[place] >= one as u64 * gradients {
                 tally.samples_without_gradient += 1;
                 self.without_gradient[i] = true;
+            }
+            if !is_healthy {
+                self.mark(i, outcome.health[place], clean, &mut keep)?;
+                continue;
             }
             tally.samples_whose_loss_fell += usize::from(!turned && loss < self.clean_loss[i]);
             if self.broken_by[i] != UNTURNED {
@@ -185,6 +193,27 @@ impl Ledger {
             self.tried[i] = true;
         }
         Ok(tally)
+    }
+
+    /// NaN or infinity arose in a sample: no attack has it any more, and the clean image is delivered unless another one was turned.
+    fn mark<E>(
+        &mut self,
+        i: usize,
+        health: Health,
+        clean: &[f32],
+        keep: &mut impl FnMut(usize, &[f32]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        self.health[i].0 |= health.0;
+        if self.broken_by_float[i] == UNTURNED {
+            self.broken_by_float[i] = MARKED;
+        }
+        if self.broken_by[i] == UNTURNED {
+            self.broken_by[i] = MARKED;
+            self.loss[i] = self.clean_loss[i];
+            (self.linf[i], self.l2[i], self.range[i]) = (0.0, 0.0, extent(clean));
+            keep(i, clean)?;
+        }
+        Ok(())
     }
 
     /// Number of samples.
@@ -217,7 +246,7 @@ impl Ledger {
             delivered_min: self.range.iter().map(|r| r.0).fold(f32::INFINITY, f32::min),
             delivered_max: self.range.iter().map(|r| r.1).fold(f32::NEG_INFINITY, f32::max),
             snapped: self.snapped,
-            nonfinite_samples: self.nonfinite.iter().filter(|n| **n).count(),
+            nonfinite_samples: self.health.iter().filter(|h| !h.is_healthy()).count(),
             samples_without_gradient: self.without_gradient.iter().filter(|w| **w).count(),
             samples_whose_loss_fell: (0..self.samples()).filter(fell).count(),
             eight_bit: bytes.then_some(self.unsound == 0),
@@ -267,7 +296,7 @@ fn is_sound(attack: &Attack, clean: &[f32], image: &[f32]) -> bool {
 mod tests {
     use super::super::statistics::tests::outcome;
     use super::*;
-    use crate::attack::{Health, Method};
+    use crate::attack::Method;
     use crate::model::Dims;
 
     const DIMS: Dims = Dims { c: 1, h: 2, w: 3 };
@@ -276,9 +305,13 @@ mod tests {
         Attack::new(Method::Ifgsm, Norm::Linf, 2.0 / 255.0)
     }
 
+    fn seen(logits: &[f32], n: usize) -> Logits {
+        Logits { logits: logits.to_vec(), health: vec![Health::default(); n] }
+    }
+
     fn ledger(o: &Outcome) -> Ledger {
         let mut ledger = Ledger::default();
-        ledger.open(&o.labels, &o.clean, &o.clean_logits, 0.0);
+        ledger.open(&o.labels, &o.clean, &seen(&o.clean_logits, o.labels.len()), 0.0);
         ledger
     }
 
@@ -324,6 +357,37 @@ mod tests {
     }
 
     #[test]
+    fn what_is_marked_is_neither_turned_nor_robust_and_the_clean_image_is_delivered() {
+        let o = outcome(DIMS);
+        let rows = [0, 1, 2, 3];
+        let mut sick = o.clone();
+        (sick.health[0], sick.health[1], sick.health[3]) = (Health::GRADIENT, Health::LOGITS, Health::LOGITS);
+        let mut ledger = ledger(&o);
+        ledger.add(0, &attack(), &rows, &o, never).unwrap();
+        let mut kept = Vec::new();
+        let tally = ledger
+            .add(1, &attack(), &rows, &sick, |i, image| -> Result<(), ()> {
+                kept.push((i, image.to_vec()));
+                Ok(())
+            })
+            .unwrap();
+        // Sample 0 had been turned before, 3 in float alone; 2 is wrong when clean.
+        assert_eq!((tally.turned, tally.turned_float), (0, 0));
+        assert_eq!(ledger.broken_by, [0, MARKED, WRONG, MARKED]);
+        assert_eq!(ledger.broken_by_float, [0, MARKED, WRONG, 0]);
+        assert_eq!((ledger.robust(), ledger.robust_float(), ledger.clean_correct()), (0, 0, 3));
+        assert!(ledger.survivors().is_empty());
+        let clean = |i: usize| (i, o.clean[i * DIMS.len()..(i + 1) * DIMS.len()].to_vec());
+        assert_eq!(kept, [clean(1), clean(3)]);
+        assert_eq!((ledger.linf[3], ledger.evidence(true).nonfinite_samples), (0.0, 3));
+        // One that is not finite when clean is not right, and no attack gets it.
+        let mut ledger = Ledger::default();
+        let seen = Logits { health: vec![Health::LOGITS, Health::default()], ..seen(&[1.0, 0.0, 1.0, 0.0], 2) };
+        ledger.open(&[0, 0], &[0.0, 1.0], &seen, 0.0);
+        assert_eq!((ledger.clean_correct(), ledger.survivors()), (1, vec![1]));
+    }
+
+    #[test]
     fn images_off_the_grid_or_out_of_the_ball_are_found() {
         let clean = [10.0 / 255.0; 2];
         let with = |x: f32| [clean[0], x];
@@ -342,9 +406,9 @@ mod tests {
         assert!(could_be_probabilities(&[0.2, 0.8, 0.0]));
         assert!(!could_be_probabilities(&[0.2, 0.9, -0.1]) && !could_be_probabilities(&[0.5, 1.5]));
         let mut ledger = Ledger::default();
-        ledger.open(&[0, 1], &[0.0, 1.0], &[1.0, 0.0, 0.5, 0.5], 0.0);
+        ledger.open(&[0, 1], &[0.0, 1.0], &seen(&[1.0, 0.0, 0.5, 0.5], 2), 0.0);
         assert!(ledger.evidence(true).logits_look_like_probabilities);
-        ledger.open(&[0], &[0.0], &[2.0, 0.0], 0.0);
+        ledger.open(&[0], &[0.0], &seen(&[2.0, 0.0], 1), 0.0);
         assert!(!ledger.evidence(true).logits_look_like_probabilities);
     }
 }

@@ -65,7 +65,7 @@ pub fn guarded(gpu: &Gpu, dispatches: &[Dispatch], resources: &[Resource], sampl
             let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
             ready.iter().for_each(|bound| bound.record(&mut pass));
         }
-        gpu.wait(gpu.submit(encoder))
+        gpu.wait(gpu.submit(encoder)?)
     })?;
     let mut found = Guarded::default();
     for (id, fenced) in &all {
@@ -137,7 +137,7 @@ fn fence(gpu: &Gpu, resource: &Resource, name: &str, storage: Storage, samples: 
         gpu.queue().write_buffer(&buffer, 0, &canaries(size));
         let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         encoder.copy_buffer_to_buffer(memory.buffer(), 0, &buffer, GUARD, bytes);
-        gpu.submit(encoder);
+        gpu.submit(encoder)?;
         Ok(buffer)
     })?;
     // Uniform bindings are read only, and no larger than they may be.

@@ -3,6 +3,7 @@
 
 use flate2::Compression;
 use flate2::write::GzEncoder;
+use signstep::attack::{Health, Logits};
 use signstep::data::{self, View, write_safetensors};
 use signstep::model::{Dims, Layer, Linear};
 use signstep::report::{
@@ -542,11 +543,13 @@ fn evaluation(at: &Path) {
         quantise: true,
         seed: 1,
         limit: None,
+        keep_going: false,
     };
     let model = ModelFacts { arch: "custom".into(), sha256: "aa".into(), parameters: 10, description_sha256: None };
     let identity = report::EvalIdentity::new("f64", config, model, data, sound_device());
     let mut ledger = report::Ledger::default();
-    ledger.open(&[0, 1], &[0.0; 8], &[1.0, 0.0, 0.5, 0.25], 0.0);
+    let seen = Logits { logits: vec![1.0, 0.0, 0.5, 0.25], health: vec![Health::default(); 2] };
+    ledger.open(&[0, 1], &[0.0; 8], &seen, 0.0);
     let struck = report::Struck {
         attack: "fgsm".into(),
         description: "fgsm (ce, 1 step)".into(),

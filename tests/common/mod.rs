@@ -20,6 +20,17 @@ pub fn network(model: &Model, storage: Storage, variant: Variant) -> Network {
     Network::with_options(gpu(), model.clone(), &options).expect("a plan")
 }
 
+/// One of so many cases is tried, where there are many: all of them, unless `SIGNSTEP_TEST_THIN` says otherwise (`tests/each-adapter`).
+pub fn thinning() -> usize {
+    std::env::var("SIGNSTEP_TEST_THIN").map_or(1, |n| n.parse().expect("SIGNSTEP_TEST_THIN: a number"))
+}
+
+/// Cases with their numbers, thinned.
+pub fn thinned<T, const N: usize>(cases: [T; N]) -> impl Iterator<Item = (usize, T)> {
+    let every = thinning();
+    cases.into_iter().enumerate().filter(move |(i, _)| i % every == 0)
+}
+
 /// A stream of random numbers, the same on every machine.
 pub struct Rng(u64, u32);
 

@@ -58,6 +58,7 @@ pub fn names(folder: &Path) -> Vec<String> {
     names
 }
 
+#[allow(dead_code, reason = "not every program of tests reads JSON")]
 pub fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}:\n{text}"))
 }
