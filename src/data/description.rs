@@ -115,10 +115,12 @@ impl Chain {
 
     /// Adds a layer, if it can stand there.
     fn push(&mut self, layer: Layer) -> Result<()> {
+        // A batch norm is checked beside the convolution that it is folded into.
+        let after_conv = matches!(self.layers.last(), Some(Layer::Conv2d(_)));
         self.layers.push(layer);
-        // Beside the one before it, which decides too.
-        let from = self.layers.len().saturating_sub(2);
-        let left = weights::check_layers(&self.layers[from..], self.entered, self.depth == 0)?;
+        let n = self.layers.len();
+        let (from, x) = if after_conv { (n - 2, self.entered) } else { (n - 1, self.left) };
+        let left = weights::check_layers(&self.layers[from..], x, self.depth == 0)?;
         self.entered = std::mem::replace(&mut self.left, left);
         Ok(())
     }
