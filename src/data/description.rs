@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeFloat, DeInteger, DeTable, DeValue};
 
 /// Largest description that is read, in bytes.
 const MAX_FILE: u64 = 1 << 18;
@@ -388,8 +388,8 @@ impl Reader<'_> {
     }
 
     fn number(&self, path: &str, value: &Spanned<DeValue<'_>>) -> Result<f64> {
-        let text = value.get_ref().as_float().map(|n| n.as_str());
-        let text = text.or_else(|| value.get_ref().as_integer().filter(|n| n.radix() == 10).map(|n| n.as_str()));
+        let text = value.get_ref().as_float().map(DeFloat::as_str);
+        let text = text.or_else(|| value.get_ref().as_integer().filter(|n| n.radix() == 10).map(DeInteger::as_str));
         match text.and_then(|text| text.parse().ok()).filter(|number: &f64| number.is_finite()) {
             Some(number) => Ok(number),
             None => self.fail(&value.span(), path, "a finite number is expected"),
