@@ -67,21 +67,21 @@ fn written(layers: &[Layer], to: &mut String) {
             Layer::Normalise { .. } => panic!("mean and deviation stand above"),
             Layer::Conv2d(Conv2d { name, outputs, kernel, stride, padding, bias, .. }) => {
                 let sides = format!("kernel = {kernel}, stride = {stride}, padding = {padding}");
-                write!(to, "{{ conv = {name:?}, outputs = {outputs}, {sides}, bias = {bias} }},\n").unwrap();
+                writeln!(to, "{{ conv = {name:?}, outputs = {outputs}, {sides}, bias = {bias} }},").unwrap();
             }
-            Layer::BatchNorm { name, .. } => write!(to, "{{ batch_norm = {name:?} }},\n").unwrap(),
-            Layer::Affine { name, .. } => write!(to, "{{ affine = {name:?} }},\n").unwrap(),
+            Layer::BatchNorm { name, .. } => writeln!(to, "{{ batch_norm = {name:?} }},").unwrap(),
+            Layer::Affine { name, .. } => writeln!(to, "{{ affine = {name:?} }},").unwrap(),
             Layer::Relu => *to += "\"relu\",\n",
             Layer::GlobalAvgPool => *to += "\"global_avg_pool\",\n",
             Layer::Flatten => *to += "\"flatten\",\n",
             Layer::MaxPool { size, stride, padding } => {
-                write!(to, "{{ max_pool = {size}, stride = {stride}, padding = {padding} }},\n").unwrap();
+                writeln!(to, "{{ max_pool = {size}, stride = {stride}, padding = {padding} }},").unwrap();
             }
             Layer::AvgPool { size, stride, padding } => {
-                write!(to, "{{ avg_pool = {size}, stride = {stride}, padding = {padding} }},\n").unwrap();
+                writeln!(to, "{{ avg_pool = {size}, stride = {stride}, padding = {padding} }},").unwrap();
             }
             Layer::Linear(Linear { name, outputs, .. }) => {
-                write!(to, "{{ linear = {name:?}, outputs = {outputs} }},\n").unwrap();
+                writeln!(to, "{{ linear = {name:?}, outputs = {outputs} }},").unwrap();
             }
             Layer::Residual { body, shortcut } => {
                 *to += "{ residual = [\n";
@@ -160,7 +160,7 @@ layers = [
     assert_eq!(read_again.classes, ["cat", "dog"]);
     let layers = &read_again.arch.layers;
     assert_eq!(layers[0], Layer::Normalise { mean: vec![0.5], std: vec![1.0] });
-    let labels: Vec<String> = layers.iter().flat_map(|l| l.inner()).map(Layer::label).collect();
+    let labels: Vec<String> = layers.iter().flat_map(Layer::inner).map(Layer::label).collect();
     assert_eq!((layers.len(), labels), (7, vec!["block.1.a".to_string(), "block.2.a".to_string()]));
 
     // Mean and deviation of the file and of the weights: either, or the same.

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeFloat, DeInteger, DeTable, DeValue};
 
 /// Largest description that is read, in bytes.
 const MAX_FILE: u64 = 1 << 18;
@@ -100,8 +100,6 @@ struct Reader<'a> {
 /// Layers one after the other, as far as they are read.
 struct Chain {
     layers: Vec<Layer>,
-    /// What entered the last of them.
-    entered: Dims,
     /// What left it.
     left: Dims,
     /// Residual blocks around them.
@@ -110,16 +108,15 @@ struct Chain {
 
 impl Chain {
     fn new(x: Dims, depth: usize) -> Self {
-        Chain { layers: Vec::new(), entered: x, left: x, depth }
+        Chain { layers: Vec::new(), left: x, depth }
     }
 
     /// Adds a layer, if it can stand there.
     fn push(&mut self, layer: Layer) -> Result<()> {
+        let is_outermost = self.depth == 0;
+        self.left =
+            weights::check_layers(std::slice::from_ref(&layer), self.left, weights::Norms::Folded, is_outermost)?;
         self.layers.push(layer);
-        // Beside the one before it, which decides too.
-        let from = self.layers.len().saturating_sub(2);
-        let left = weights::check_layers(&self.layers[from..], self.entered, weights::Norms::Folded, self.depth == 0)?;
-        self.entered = std::mem::replace(&mut self.left, left);
         Ok(())
     }
 }
@@ -390,8 +387,8 @@ impl Reader<'_> {
     }
 
     fn number(&self, path: &str, value: &Spanned<DeValue<'_>>) -> Result<f64> {
-        let text = value.get_ref().as_float().map(|n| n.as_str());
-        let text = text.or_else(|| value.get_ref().as_integer().filter(|n| n.radix() == 10).map(|n| n.as_str()));
+        let text = value.get_ref().as_float().map(DeFloat::as_str);
+        let text = text.or_else(|| value.get_ref().as_integer().filter(|n| n.radix() == 10).map(DeInteger::as_str));
         match text.and_then(|text| text.parse().ok()).filter(|number: &f64| number.is_finite()) {
             Some(number) => Ok(number),
             None => self.fail(&value.span(), path, "a finite number is expected"),
