@@ -53,7 +53,7 @@ pub(super) fn run(args: &AttackArgs) -> Result<()> {
     let load = start.elapsed();
 
     let start = Instant::now();
-    let place = Place::open(args.device.as_deref())?;
+    let place = Place::open(args.device.as_deref(), args.math)?;
     let identity = Identity::new(
         place.math(),
         config.clone(),

@@ -54,7 +54,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     let load = begun.elapsed();
 
     let start = Instant::now();
-    let place = Place::open(args.device.as_deref())?;
+    let place = Place::open(args.device.as_deref(), args.math)?;
     let identity = identity(&place, &model, model_sha256, &images, &specs, &shared, args.limit);
     let folder = match &args.out {
         None => None,

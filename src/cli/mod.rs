@@ -24,7 +24,7 @@ mod verify;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::report::{self, Report};
-use crate::{data, weights};
+use crate::{Math, data, weights};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::fmt::Display;
@@ -199,6 +199,9 @@ struct AttackArgs {
     /// Device: part of its name, its index in `signstep devices`, or reference (CPU, f64, slow)
     #[arg(long, value_name = "NAME|INDEX|reference", help_heading = "Running")]
     device: Option<String>,
+    /// Arithmetic: f32, whose bits are the same on every device, or fast, whatever is fastest on this one, with other roundings
+    #[arg(long, value_name = "f32|fast", default_value_t, help_heading = "Running")]
+    math: Math,
     /// Largest number of images in one submission; results do not depend on it [default: what the device takes]
     #[arg(long, value_name = "N", help_heading = "Running")]
     batch: Option<usize>,
@@ -260,6 +263,9 @@ struct EvalArgs {
     /// Device: part of its name, its index in `signstep devices`, or reference (CPU, f64, slow)
     #[arg(long, value_name = "NAME|INDEX|reference", help_heading = "Running")]
     device: Option<String>,
+    /// Arithmetic: f32, whose bits are the same on every device, or fast, whatever is fastest on this one, with other roundings
+    #[arg(long, value_name = "f32|fast", default_value_t, help_heading = "Running")]
+    math: Math,
     /// Largest number of images in one submission; results do not depend on it [default: what the device takes]
     #[arg(long, value_name = "N", help_heading = "Running")]
     batch: Option<usize>,
@@ -384,6 +390,9 @@ struct VerifyArgs {
     /// Device: part of its name, its index in `signstep devices`, or reference (CPU, f64, slow)
     #[arg(long, value_name = "NAME|INDEX|reference")]
     device: Option<String>,
+    /// Arithmetic: f32, whose bits are the same on every device, or fast, whatever is fastest on this one, with other roundings
+    #[arg(long, value_name = "f32|fast", default_value_t)]
+    math: Math,
     /// Largest number of images in one submission; results do not depend on it [default: what the device takes]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,

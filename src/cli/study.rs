@@ -9,7 +9,7 @@ use crate::model::Model;
 use crate::report::{DataFacts, Distance, ModelFacts};
 use crate::study::batch::{Batch, Budget, healthy};
 use crate::study::{self, Bench, Config, Findings, Found, Identity, Net, Opened, Repeatable, Timing, examples};
-use crate::{Network, Options, Reference, Training, data, weights};
+use crate::{Math, Network, Options, Reference, Training, data, weights};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -48,7 +48,7 @@ pub(super) fn run(args: &StudyArgs) -> Result<()> {
         return Err(Error::Usage(format!("--eps {}: must be more than zero and finite", eps.text)));
     }
     let mut images = load_images(args.data.as_deref(), Some(args.limit.unwrap_or(LIMIT)), &model)?;
-    let place = Place::open(args.device.as_deref())?;
+    let place = Place::open(args.device.as_deref(), Math::F32)?;
     if matches!(place, Place::Reference) && rows.contains(&0) {
         complain("note", &"row 0 is left out: its network is too large for the reference");
         rows.retain(|row| *row != 0);
@@ -237,7 +237,7 @@ impl Work<'_> {
         let examples_ms = milliseconds(begun.elapsed());
 
         let training = match self.place {
-            Place::Gpu(gpu) => Some(Training::load_with(gpu, self.file, &self.options())?),
+            Place::Gpu(gpu, _) => Some(Training::load_with(gpu, self.file, &self.options())?),
             Place::Reference => None,
         };
         let gradient = |x: &[f32], targets: &[u32]| match &training {
@@ -306,7 +306,7 @@ impl Work<'_> {
         let batch = examples::images(config.seed, config.examples, arch.input.len(), model.logits());
         let (layers, input) = (arch.layers, arch.input);
         let (rows, runs) = match self.place {
-            Place::Gpu(gpu) => {
+            Place::Gpu(gpu, _) => {
                 let engine = Network::with_options(gpu, model, &self.options())?;
                 let training = Training::from_layers_with(gpu, layers, input, tensors.clone(), &self.options())?;
                 let gradient = |x: &[f32], targets: &[u32]| in_training(&training, x, targets);

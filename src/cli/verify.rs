@@ -101,7 +101,7 @@ pub(super) fn run(args: &VerifyArgs) -> Result<()> {
         .as_deref()
         .map(|file| Theirs::open(file, images.samples, args.limit.is_some(), model.logits()))
         .transpose()?;
-    let place = Place::open(args.device.as_deref())?;
+    let place = Place::open(args.device.as_deref(), args.math)?;
     let (arch, source, data_sha256) = (model.arch.clone(), images.source.name.clone(), images.source.sha256.clone());
     let runner = place.load(model, args.batch, memory)?;
     let n = images.samples;
