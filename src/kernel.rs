@@ -49,6 +49,7 @@ const FILES: &[(&str, &str)] = &[
     ("subgroup", include_str!("../shaders/subgroup.wgsl")),
     ("sums", include_str!("../shaders/sums.wgsl")),
     ("values", include_str!("../shaders/values.wgsl")),
+    ("winograd", include_str!("../shaders/winograd.wgsl")),
     ("workgroup", include_str!("../shaders/workgroup.wgsl")),
 ];
 
@@ -213,6 +214,9 @@ impl Kernel {
             "conv2d_input_grad_parity" => c("IC4"),
             "conv2d_forward_broadcast" | "conv2d_input_grad_broadcast" => c("IC4") * c("R"),
             "conv2d_input_grad_parity_broadcast" => c("IC4") * (1 + c("R")),
+            // Columns, rows and places of a block; what leaves at the end.
+            "conv2d_forward_winograd" | "conv2d_input_grad_winograd" => c("IC4") * (1 + 6 + 6 + 72) + 72 + 28,
+            "conv2d_forward_winograd_products" | "conv2d_input_grad_winograd_products" => c("IC4"),
             "linear_forward_broadcast" | "linear_input_grad_broadcast" => c("L"),
             "linear_forward" | "linear_input_grad" => c("L"),
             "conv2d_forward_workgroup"

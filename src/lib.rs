@@ -101,6 +101,8 @@
 //! - A run is a row of parts, each whole or not there; shards and resumed runs are the same mechanism (`report/folder.rs`).
 //! - Three families of kernels with the same bits ([`plan::Family`]): register tiles anywhere, weights handed round in subgroups on
 //!   software adapters, tiles of whole workgroups on hardware. A tuning ([`tune`]) chooses otherwise where that is faster.
+//! - Arithmetic ([`Math`]) changes bits and is the user's choice; a variant or a tuning never does. [`Math::Fast`] is Winograd's convolution
+//!   where it was measured to be faster (`ops/winograd.rs`), in one order in each of its kernels, decided by shape and device; elsewhere f32.
 //! - Register tiles read their weights from slices that fit a uniform binding; where one tile does not fit, from a storage buffer,
 //!   slower. The other families read them as texels of any number.
 //! - What is done with a gradient is a [`attack::Rule`]: a dispatch for the whole batch. Where a sample has to be looked at as a whole it
@@ -186,7 +188,7 @@ pub use gpu::fault;
 pub use gpu::{Adapter, AdapterSummary, Gpu, Limits, Storage};
 pub use model::Model;
 pub use network::{Network, Options};
-pub use plan::{Plan, Target, Variant};
+pub use plan::{Math, Plan, Target, Variant};
 pub use reference::Reference;
 pub use task::Task;
 pub use tensor::{Kind, Resource};

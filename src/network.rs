@@ -12,7 +12,7 @@ use crate::gpu::{Gpu, Storage};
 use crate::kernel::{Bound, Dispatch};
 use crate::model::{Dims, Layer, Model};
 use crate::ops::step::LANES;
-use crate::plan::{Plan, Target, Tuning, Variant};
+use crate::plan::{Math, Plan, Target, Tuning, Variant};
 use crate::tensor::{Allocated, Kind};
 use crate::weights::Tensors;
 use std::cell::OnceCell;
@@ -33,6 +33,8 @@ const SUBMISSION_DISPATCHES: u64 = 8192;
 pub struct Options {
     /// Where activations lie; `None` leaves it to the adapter.
     pub storage: Option<Storage>,
+    /// Which arithmetic.
+    pub math: Math,
     /// Which kernels.
     pub variant: Variant,
     /// Tiles that were measured on this device ([`crate::tune`]). Results do not depend on them.
@@ -47,6 +49,7 @@ impl Default for Options {
     fn default() -> Self {
         Options {
             storage: None,
+            math: Math::default(),
             variant: Variant::default(),
             tuning: Tuning::default(),
             memory: DEFAULT_MEMORY,
@@ -148,6 +151,7 @@ impl Network {
     pub fn with_options(gpu: &Gpu, model: Model, options: &Options) -> Result<Self> {
         let target = Target {
             storage: options.storage.unwrap_or(gpu.storage()),
+            math: options.math,
             variant: options.variant,
             tuning: options.tuning.clone(),
             ..Target::of(gpu)?

@@ -20,7 +20,7 @@ mod training;
 
 pub use crate::ops::shared::Shared;
 pub use crate::ops::step::Steps;
-pub use crate::ops::{Family, Target, Tile, Tuning, Variant};
+pub use crate::ops::{Family, Math, Target, Tile, Tuning, Variant};
 pub use training::TrainingPlan;
 
 /// Dispatches of one network, in order, and what they run on.
@@ -249,6 +249,11 @@ impl Plan {
     /// What the plan was made for.
     pub fn target(&self) -> &Target {
         &self.target
+    }
+
+    /// Whether any layer is computed in other arithmetic than that of [`Math::F32`].
+    pub fn is_fast(&self) -> bool {
+        self.dispatches().any(|d| d.kernel.entry.contains("winograd"))
     }
 
     /// Bytes on the device that grow with the batch, for one sample; without what rules remember.

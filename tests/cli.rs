@@ -288,6 +288,7 @@ fn outputs_that_cannot_be_written_are_refused_first() {
 #[test]
 fn an_unknown_device_is_named() {
     let bench = Bench::new();
+    bench.refused("attack --limit 2 --device reference --math fast", 2, &["--math fast", "f64"]);
     bench.refused("attack --limit 2 --device nonesuch", 4, &["nonesuch", "--device reference"]);
     bench.refused("attack --limit 2 --device 99", 4, &["99"]);
 }

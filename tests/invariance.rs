@@ -5,8 +5,8 @@ mod common;
 
 use common::*;
 use signstep::attack::{Engine, Job, Sample};
-use signstep::model::known;
-use signstep::{Model, Network, Options, weights};
+use signstep::model::{Dims, Layer, known};
+use signstep::{Math, Model, Network, Options, weights};
 
 /// Batch sizes, the largest last, and how an attack on them is cut.
 struct Sizes {
@@ -94,9 +94,13 @@ fn check(what: &str, net: &Network, alone: &[Fate], images: &[f32], ids: &[usize
 }
 
 fn invariance(name: &str, model: &Model, sizes: &Sizes) {
+    invariance_in(Math::F32, name, model, sizes);
+}
+
+fn invariance_in(math: Math, name: &str, model: &Model, sizes: &Sizes) {
     let Sizes { batches, cuts, steps } = *sizes;
     let gpu = gpu();
-    let net = Network::new(gpu, model.clone()).unwrap();
+    let net = Network::with_options(gpu, model.clone(), &Options { math, ..Options::default() }).unwrap();
     let one = model.input.len();
     let all = batches[batches.len() - 1];
     let short = sizes.steps < FULL.steps;
@@ -133,7 +137,7 @@ fn invariance(name: &str, model: &Model, sizes: &Sizes) {
 
     let ids: Vec<usize> = (0..all).collect();
     for &batch in cuts {
-        let options = Options { batch: Some(batch), ..Options::default() };
+        let options = Options { math, batch: Some(batch), ..Options::default() };
         let cut = Network::with_options(gpu, model.clone(), &options).unwrap();
         assert!(cut.chunk() <= batch);
         check(&format!("{name}, cut by {batch}"), &cut, &alone, &images, &ids, steps);
@@ -154,6 +158,17 @@ fn resnet20() {
 #[test]
 fn activations_first() {
     invariance("wrn-16-1", &seeded::seeded("wrn-16-1"), &SHORT);
+}
+
+/// Fast arithmetic, where the device has it: two tiles to an image, so that a subgroup's tiles are of several samples, and a batch's
+/// last group is of none.
+#[test]
+fn fast_arithmetic() {
+    let block = residual(vec![conv("b", 128, 128, 3, 1, 1), Layer::Relu, conv("c", 128, 128, 3, 1, 1)], 0);
+    let layers = vec![conv("a", 3, 128, 3, 1, 1), Layer::Relu, block, Layer::Relu];
+    let layers = [layers, vec![Layer::GlobalAvgPool, linear("z", 128, 5)]].concat();
+    let model = random_model(&mut Rng::new(8), Dims::new(3, 4, 8), layers);
+    invariance_in(Math::Fast, "fast arithmetic", &model, &FULL);
 }
 
 /// Every other network, with the weights of its formula.

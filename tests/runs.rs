@@ -348,6 +348,7 @@ fn a_folder_holds_one_run() {
         ("--limit 5 --eps 0.1", "config.limit"),
         ("--limit 4 --eps 0.1 --seed 1", "config.seed is 0 there and 1 here"),
         ("--limit 4 --eps 0.1 --device reference", "math"),
+        ("--limit 4 --eps 0.1 --math fast", "math is \"f32\" there and \"fast\" here"),
         ("--limit 4 --eps 0.1 --shard 0/2", "shard"),
     ] {
         bench.refused(&format!("attack {other}"), 8, &["signstep-out", "--out", "--fresh", differs]);

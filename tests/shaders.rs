@@ -5,7 +5,8 @@ mod common;
 use naga::back::{glsl, hlsl, msl, spv};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use signstep::kernel::{Access, Dispatch, Kernel};
-use signstep::plan::{Tile, TrainingPlan};
+use signstep::model::Layer;
+use signstep::plan::{Math, Tile, TrainingPlan};
 use signstep::{Model, Plan, Storage, Target, Variant, weights};
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,17 +17,14 @@ fn models() -> Vec<Model> {
     let resnet = weights::load(include_bytes!("golden/resnet20-random.weights.safetensors")).unwrap();
     // A lone ReLU, and a convolution too wide for a uniform slice.
     let odd = vec![
-        signstep::model::Layer::MaxPool { size: 2, stride: 1, padding: 0 },
-        signstep::model::Layer::Relu,
+        Layer::MaxPool { size: 2, stride: 1, padding: 0 },
+        Layer::Relu,
         common::affine("bare", 300),
-        common::residual(
-            vec![common::affine("n", 300), signstep::model::Layer::Relu, common::conv("c", 300, 300, 1, 1, 0)],
-            0,
-        ),
+        common::residual(vec![common::affine("n", 300), Layer::Relu, common::conv("c", 300, 300, 1, 1, 0)], 0),
         common::conv("wide", 300, 300, 3, 2, 1),
-        signstep::model::Layer::AvgPool { size: 2, stride: 1, padding: 1 },
+        Layer::AvgPool { size: 2, stride: 1, padding: 1 },
         common::projected(vec![common::conv("b", 300, 9, 7, 2, 3)], common::conv("p", 300, 9, 1, 2, 0)),
-        signstep::model::Layer::GlobalAvgPool,
+        Layer::GlobalAvgPool,
         common::linear("z", 9, 5),
     ];
     let odd = common::random_model(&mut common::Rng::new(1), signstep::model::Dims::new(300, 6, 5), odd);
@@ -61,6 +59,17 @@ fn dispatches() -> Vec<Dispatch> {
                 all.extend(TrainingPlan::new(&model, &device).unwrap().dispatches().cloned());
             }
         }
+    }
+    // Fast arithmetic, where it is offered, with every epilogue.
+    let mut rng = common::Rng::new(2);
+    let block = common::residual(vec![common::conv("b", 128, 128, 3, 1, 1)], 0);
+    let layers = vec![common::conv("a", 128, 128, 3, 1, 1), Layer::Relu, block, Layer::Relu];
+    let layers = [layers, vec![Layer::GlobalAvgPool, common::linear("z", 128, 3)]].concat();
+    let model = common::random_model(&mut rng, signstep::model::Dims::new(128, 8, 7), layers);
+    let (math, storage) = (Math::Fast, Storage::Texture);
+    for variant in [Variant::Naive, Variant::Fast] {
+        let target = Target { math, is_software: true, subgroup: 8, storage, variant, ..Target::default() };
+        all.extend(Plan::new(&model, &target).unwrap().dispatches().cloned());
     }
     all
 }

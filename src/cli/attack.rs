@@ -58,7 +58,7 @@ pub(super) fn run(args: &AttackArgs) -> Result<()> {
     let load = start.elapsed();
 
     let start = Instant::now();
-    let place = Place::open(args.device.as_deref(), Some(deadline))?;
+    let place = Place::open(args.device.as_deref(), Some(deadline), args.math)?;
     let identity = Identity::new(place.math(), config.clone(), model_facts, images.facts(&model), shard);
     let (dims, classes, out) = (model.input, model.logits(), args.out.display());
     let interrupt = Interrupt::listen();

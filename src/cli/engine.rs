@@ -1,16 +1,16 @@
 //! What a command runs on: a device, or the f64 reference on the CPU.
 
-use super::warn;
+use super::{complain, warn};
 use crate::attack::Engine;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::report::Device;
-use crate::{Adapter, Gpu, Network, Options, Reference};
+use crate::{Adapter, Gpu, Math, Network, Options, Reference};
 use std::time::Duration;
 
-/// Where to run, opened but without a network.
+/// Where to run, and in which arithmetic; opened but without a network.
 pub(super) enum Place {
-    Gpu(Gpu),
+    Gpu(Gpu, Math),
     Reference,
 }
 
@@ -22,8 +22,11 @@ pub(super) enum Runner {
 
 impl Place {
     /// Opens the device asked for, and gives it up where it does not answer in time.
-    pub(super) fn open(device: Option<&str>, deadline: Option<Duration>) -> Result<Self> {
+    pub(super) fn open(device: Option<&str>, deadline: Option<Duration>, math: Math) -> Result<Self> {
         let adapter = match device {
+            Some("reference") if math == Math::Fast => {
+                return Err(Error::Usage("--math fast: the reference computes in f64".into()));
+            }
             Some("reference") => {
                 warn("running the f64 reference on the CPU: right, but slow");
                 return Ok(Place::Reference);
@@ -36,20 +39,20 @@ impl Place {
         #[cfg(not(feature = "pipeline-cache"))]
         let gpu = Gpu::new(&adapter)?;
         gpu.set_deadline(deadline);
-        Ok(Place::Gpu(gpu))
+        Ok(Place::Gpu(gpu, math))
     }
 
     /// Arithmetic of networks there.
     pub(super) fn math(&self) -> &'static str {
         match self {
-            Place::Gpu(_) => "f32",
+            Place::Gpu(_, math) => math.name(),
             Place::Reference => "f64",
         }
     }
 
     pub(super) fn device(&self) -> Device {
         match self {
-            Place::Gpu(gpu) => {
+            Place::Gpu(gpu, _) => {
                 let a = gpu.summary();
                 let [name, backend, kind, driver] = [&a.name, &a.backend, &a.kind, &a.driver].map(String::clone);
                 Device { name, backend, kind, driver }
@@ -64,10 +67,17 @@ impl Place {
     /// Puts a network there; batches and their memory are bounded.
     pub(super) fn load(&self, model: Model, batch: Option<usize>, memory: u64) -> Result<Runner> {
         Ok(match self {
-            Place::Gpu(gpu) => {
+            Place::Gpu(gpu, math) => {
                 let tuning = super::tune::known(gpu);
-                let options = Options { tuning, memory, batch, ..Options::default() };
-                Runner::Gpu(Box::new(Network::with_options(gpu, model, &options)?))
+                let options = Options { math: *math, tuning, memory, batch, ..Options::default() };
+                let network = Network::with_options(gpu, model, &options)?;
+                if *math == Math::Fast && !network.plan().is_fast() {
+                    complain(
+                        "note",
+                        &"--math fast: nothing faster than f32 is known for this network and device: it runs in f32",
+                    );
+                }
+                Runner::Gpu(Box::new(network))
             }
             Place::Reference => Runner::Reference(Box::new(Reference::new(model)?)),
         })

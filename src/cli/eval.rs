@@ -57,7 +57,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     let load = begun.elapsed();
 
     let start = Instant::now();
-    let place = Place::open(args.device.as_deref(), Some(deadline))?;
+    let place = Place::open(args.device.as_deref(), Some(deadline), args.math)?;
     let identity = identity(&place, (model_facts, images.facts(&model)), &specs, &shared, args);
     let folder = match &args.out {
         None => None,

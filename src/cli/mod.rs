@@ -26,7 +26,7 @@ use crate::data::{Description, Framing};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::report::{self, DataFacts, ModelFacts, Report};
-use crate::{data, weights};
+use crate::{Math, data, weights};
 use clap::error::ErrorKind;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::fmt::Display;
@@ -229,6 +229,9 @@ struct AttackArgs {
     /// Give up where one submission, of about a quarter of a second, takes the device longer than this (30s, 5m): exit code 6
     #[arg(long, value_name = "TIME", default_value = "10m", help_heading = "Running")]
     deadline: String,
+    /// Arithmetic: f32, whose bits are the same on every device, or fast, whatever is fastest on this one, with other roundings
+    #[arg(long, value_name = "f32|fast", default_value_t, help_heading = "Running")]
+    math: Math,
     /// Largest number of images in one submission; results do not depend on it [default: what the device takes]
     #[arg(long, value_name = "N", help_heading = "Running")]
     batch: Option<usize>,
@@ -295,6 +298,9 @@ struct EvalArgs {
     /// Give up where one submission, of about a quarter of a second, takes the device longer than this (30s, 5m): exit code 6
     #[arg(long, value_name = "TIME", default_value = "10m", help_heading = "Running")]
     deadline: String,
+    /// Arithmetic: f32, whose bits are the same on every device, or fast, whatever is fastest on this one, with other roundings
+    #[arg(long, value_name = "f32|fast", default_value_t, help_heading = "Running")]
+    math: Math,
     /// Largest number of images in one submission; results do not depend on it [default: what the device takes]
     #[arg(long, value_name = "N", help_heading = "Running")]
     batch: Option<usize>,
@@ -421,6 +427,9 @@ struct VerifyArgs {
     /// Give up where one submission, of about a quarter of a second, takes the device longer than this (30s, 5m): exit code 6
     #[arg(long, value_name = "TIME", default_value = "10m")]
     deadline: String,
+    /// Arithmetic: f32, whose bits are the same on every device, or fast, whatever is fastest on this one, with other roundings
+    #[arg(long, value_name = "f32|fast", default_value_t)]
+    math: Math,
     /// Largest number of images in one submission; results do not depend on it [default: what the device takes]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,

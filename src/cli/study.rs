@@ -9,7 +9,7 @@ use crate::model::Model;
 use crate::report::Distance;
 use crate::study::batch::{Batch, Budget, healthy};
 use crate::study::{self, Bench, Config, Findings, Found, Identity, Net, Opened, Repeatable, Timing, examples};
-use crate::{Network, Options, Reference, Training, weights};
+use crate::{Math, Network, Options, Reference, Training, weights};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -48,7 +48,7 @@ pub(super) fn run(args: &StudyArgs) -> Result<()> {
         return Err(Error::Usage(format!("--eps {}: must be more than zero and finite", eps.text)));
     }
     let mut images = load_images(&args.data, Some(args.limit.unwrap_or(LIMIT)), &model)?;
-    let place = Place::open(args.device.as_deref(), Some(super::duration("--deadline", &args.deadline)?))?;
+    let place = Place::open(args.device.as_deref(), Some(super::duration("--deadline", &args.deadline)?), Math::F32)?;
     if matches!(place, Place::Reference) && rows.contains(&0) {
         complain("note", &"row 0 is left out: its network is too large for the reference");
         rows.retain(|row| *row != 0);
@@ -232,7 +232,7 @@ impl Work<'_> {
         let examples_ms = milliseconds(begun.elapsed());
 
         let training = match self.place {
-            Place::Gpu(gpu) => Some(match &self.weights.description {
+            Place::Gpu(gpu, _) => Some(match &self.weights.description {
                 None => Training::load_with(gpu, &self.weights.bytes, &self.options())?,
                 Some(d) => Training::load_as(gpu, &self.weights.bytes, &d.arch, &self.options())?,
             }),
@@ -304,7 +304,7 @@ impl Work<'_> {
         let batch = examples::images(config.seed, config.examples, arch.input.len(), model.logits());
         let (layers, input) = (arch.layers, arch.input);
         let (rows, runs) = match self.place {
-            Place::Gpu(gpu) => {
+            Place::Gpu(gpu, _) => {
                 let engine = Network::with_options(gpu, model, &self.options())?;
                 let training = Training::from_layers_with(gpu, layers, input, tensors.clone(), &self.options())?;
                 let gradient = |x: &[f32], targets: &[u32]| in_training(&training, x, targets);

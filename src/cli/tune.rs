@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::plan::Tuning;
 use crate::trial::Clock;
 use crate::tune::{self, Choice, Verdict};
-use crate::{Gpu, data, kernel, report};
+use crate::{Gpu, Math, data, kernel, report};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -57,7 +57,8 @@ pub(super) fn run(args: &TuneArgs) -> Result<()> {
         return Err(Error::Usage("--batch must be one or more".into()));
     }
     let (model, _) = load_model(&args.network)?;
-    let Place::Gpu(gpu) = Place::open(args.device.as_deref(), Some(super::duration("--deadline", &args.deadline)?))?
+    let Place::Gpu(gpu, _) =
+        Place::open(args.device.as_deref(), Some(super::duration("--deadline", &args.deadline)?), Math::F32)?
     else {
         return Err(Error::Usage("the reference has no tiles to choose from".into()));
     };

@@ -1,7 +1,7 @@
 //! What a plan is made for, and a plan in the making: resources and dispatches as the layers add them.
 
 use super::tile::{SHARE, Tuning, WHOLE};
-use super::{Value, Variant, sign_words, texels};
+use super::{Math, Value, Variant, sign_words, texels};
 use crate::error::Result;
 use crate::gpu::{Gpu, Limits, Storage};
 use crate::habits::{self, Habits};
@@ -17,6 +17,8 @@ pub struct Target {
     pub limits: Limits,
     /// Where activations lie.
     pub storage: Storage,
+    /// Which arithmetic.
+    pub math: Math,
     /// Which kernels.
     pub variant: Variant,
     /// The smallest subgroup of the device, where its lanes were found to be in the order of invocations; else 0.
@@ -37,6 +39,7 @@ impl Default for Target {
         Target {
             limits: Limits::default(),
             storage: Storage::Buffer,
+            math: Math::default(),
             variant: Variant::default(),
             subgroup: 0,
             subgroup_most: WHOLE,

@@ -1,6 +1,7 @@
 //! Convolution: `shaders/conv2d.wgsl`. The input gradient is a convolution with the weights transposed and turned by 180°.
 
 use super::tile::{Family, SHARE, Tile};
+use super::winograd;
 use super::workgroup::{Gemm, LARGEST};
 use super::{Build, Variant};
 use super::{Epilogue, Value, blocks, slice_bytes, slices, workgroup};
@@ -8,24 +9,24 @@ use crate::kernel::{Dispatch, Grid, Kernel};
 use crate::model::{Conv2d, Dims, Params};
 
 /// Weights as a gather sees them: output channel, input channel, kernel row, kernel column.
-struct Gather<'a> {
-    layer: &'a str,
-    pass: Pass,
-    x: Value,
-    y: Value,
-    kernel: usize,
+pub(super) struct Gather<'a> {
+    pub layer: &'a str,
+    pub pass: Pass,
+    pub x: Value,
+    pub y: Value,
+    pub kernel: usize,
     /// Step in the input from one output to the next.
-    stride: usize,
+    pub stride: usize,
     /// The input is spread out by this much first.
-    dilate: usize,
-    padding: i32,
+    pub dilate: usize,
+    pub padding: i32,
     weight: &'a dyn Fn(usize, usize, usize, usize) -> f32,
     bias: &'a dyn Fn(usize) -> f32,
     flops: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Pass {
+pub(super) enum Pass {
     Forward,
     InputGrad,
 }
@@ -77,6 +78,7 @@ fn emit(build: &mut Build, g: &Gather, epilogue: Epilogue) {
     let first = build.dispatches.len();
     let shape = g.shape(&epilogue);
     match g.tile(build, &shape, &epilogue) {
+        _ if winograd::is_chosen(build.target, g) => winograd::emit(build, g, epilogue),
         Some(tile) if tile.family == Family::Broadcast => broadcast(build, g, tile, epilogue),
         Some(tile) if tile.family == Family::Workgroup => product(build, g, tile, epilogue),
         tile => sliced(build, g, tile, epilogue),
@@ -86,7 +88,7 @@ fn emit(build: &mut Build, g: &Gather, epilogue: Epilogue) {
 
 impl Gather<'_> {
     /// Blocks of four channels, read and written.
-    fn blocks(&self) -> (usize, usize) {
+    pub fn blocks(&self) -> (usize, usize) {
         (blocks(self.x.dims.c) as usize, blocks(self.y.dims.c) as usize)
     }
 
@@ -171,14 +173,14 @@ impl Gather<'_> {
     }
 
     /// Four output channels' weights for one input channel and tap; what does not exist is zero.
-    fn weights(&self, block: usize, i: usize, r: usize, s: usize) -> [f32; 4] {
+    pub fn weights(&self, block: usize, i: usize, r: usize, s: usize) -> [f32; 4] {
         std::array::from_fn(|j| {
             let o = 4 * block + j;
             if o < self.y.dims.c && i < self.x.dims.c { (self.weight)(o, i, r, s) } else { 0.0 }
         })
     }
 
-    fn biases(&self, block: usize) -> [f32; 4] {
+    pub fn biases(&self, block: usize) -> [f32; 4] {
         std::array::from_fn(|j| if 4 * block + j < self.y.dims.c { (self.bias)(4 * block + j) } else { 0.0 })
     }
 }

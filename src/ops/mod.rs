@@ -10,16 +10,19 @@ mod build;
 pub(crate) mod conv;
 pub(crate) mod linear;
 pub(crate) mod loss;
+mod math;
 pub(crate) mod pointwise;
 pub(crate) mod pool;
 pub(crate) mod quantise;
 pub(crate) mod shared;
 pub(crate) mod step;
 mod tile;
+mod winograd;
 mod workgroup;
 
 pub use build::Target;
 pub(crate) use build::{ACTIVATIONS, Build, Ids};
+pub use math::Math;
 pub use tile::{Family, Tile, Tuning, Variant};
 
 use crate::kernel::{Dispatch, Grid, Kernel};

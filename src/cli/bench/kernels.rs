@@ -6,7 +6,7 @@ use crate::Options;
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Storage};
 use crate::kernel::{Dispatch, Grid, Kernel};
-use crate::plan::{Target, Tile, Tuning, Variant};
+use crate::plan::{Math, Target, Tile, Tuning, Variant};
 use crate::probe::{self, Probe};
 use crate::trial::{self, Clock, Custom, Setup, Trial, Written};
 use glob::Pattern;
@@ -88,8 +88,8 @@ impl Bench<'_> {
     }
 
     /// How networks are put on the device.
-    pub(super) fn options(&self) -> Options {
-        Options { memory: self.memory, tuning: self.tuning.clone(), ..Options::default() }
+    pub(super) fn options(&self, math: Math) -> Options {
+        Options { math, memory: self.memory, tuning: self.tuning.clone(), ..Options::default() }
     }
 
     /// Bytes that no cache holds.

@@ -13,7 +13,7 @@ use super::{answer, bytes, complain, warn};
 use crate::data;
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Storage};
-use crate::plan::Tuning;
+use crate::plan::{Math, Tuning};
 use crate::trial::Clock;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -132,6 +132,9 @@ pub(super) struct BenchArgs {
     /// Device: part of its name, or its index in `signstep devices`
     #[arg(long, value_name = "NAME|INDEX", help_heading = "Running")]
     device: Option<String>,
+    /// Arithmetic of steps: f32, fast, or both with a comma, in turns; kernels are timed in f32
+    #[arg(long, value_name = "f32|fast", value_delimiter = ',', default_value = "f32", help_heading = "Running")]
+    math: Vec<Math>,
     /// Rounds that medians are taken of
     #[arg(long, value_name = "N", default_value_t = 7, help_heading = "Running")]
     rounds: usize,
@@ -187,11 +190,12 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
         networks: args.network.clone(),
         models: args.model.clone(),
         batches: batches(args)?,
+        maths: args.math.clone(),
         rounds: args.rounds,
         max_seconds: args.max_seconds,
     };
     let models = if steps { steps::networks(&choice)? } else { Vec::new() };
-    let Place::Gpu(gpu) = Place::open(args.device.as_deref(), None)? else {
+    let Place::Gpu(gpu, math) = Place::open(args.device.as_deref(), None, Math::F32)? else {
         return Err(Error::Usage("--device reference: bench times kernels of a device; the reference has none".into()));
     };
     let bench = kernels::Bench {
@@ -204,7 +208,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
     let mut results = Results {
         schema_version: results::SCHEMA,
         version: env!("CARGO_PKG_VERSION").into(),
-        device: Place::Gpu(gpu.clone()).device(),
+        device: Place::Gpu(gpu.clone(), math).device(),
         clock: bench.clock.name().into(),
         rounds: args.rounds,
         probes: Vec::new(),

@@ -9,7 +9,7 @@ use crate::cli::Weights;
 use crate::error::{Error, Result};
 use crate::kernel::Dispatch;
 use crate::model::{Model, known};
-use crate::plan::Plan;
+use crate::plan::{Math, Plan};
 use crate::trial::{Clock, Scatter, Setup, Trial};
 use crate::{Gpu, Network};
 use glob::Pattern;
@@ -32,6 +32,7 @@ pub(super) struct Choice {
     pub networks: Vec<String>,
     pub models: Vec<PathBuf>,
     pub batches: Vec<usize>,
+    pub maths: Vec<Math>,
     pub rounds: usize,
     pub max_seconds: f64,
 }
@@ -90,10 +91,10 @@ pub(super) fn run(
     mut told: impl FnMut(&str, usize),
 ) -> Result<Vec<StepRow>> {
     let mut subjects = Vec::new();
-    for model in models {
+    for (model, &math) in models.iter().flat_map(|m| choice.maths.iter().map(move |math| (m, math))) {
         told(&model.arch, 1);
-        let start_up = start_up(bench, &model)?;
-        let net = Network::with_options(bench.gpu, model, &bench.options())?;
+        let start_up = start_up(bench, model, math)?;
+        let net = Network::with_options(bench.gpu, model.clone(), &bench.options(math))?;
         let rows = choice.batches.iter().map(|&batch| Row::new(batch)).collect();
         subjects.push(Subject { net, start_up, rows });
     }
@@ -115,11 +116,11 @@ pub(super) fn run(
 
 /// Seconds from nothing but the weights in memory to the end of the first step: the device opened, the plan made, kernels
 /// compiled (by a driver that may have them in a cache of its own), weights uploaded.
-fn start_up(bench: &Bench<'_>, model: &Model) -> Result<f64> {
+fn start_up(bench: &Bench<'_>, model: &Model, math: Math) -> Result<f64> {
     let batch = Batch::new(model.input.len(), 1);
     let start = Instant::now();
     let gpu = Gpu::new(&crate::Adapter::Index(bench.gpu.summary().index))?;
-    let net = Network::with_options(&gpu, model.clone(), &bench.options())?;
+    let net = Network::with_options(&gpu, model.clone(), &bench.options(math))?;
     batch.attack(&net, 1)?;
     Ok(start.elapsed().as_secs_f64())
 }
@@ -203,6 +204,7 @@ impl Subject {
 
     fn told(&self, clock: &Clock<'_>) -> Vec<StepRow> {
         let plan = self.net.plan();
+        let math = if plan.target().math == Math::Fast { ", fast" } else { "" };
         let flops = (plan.flops_forward() + plan.flops_backward()) as f64;
         let mut rows: Vec<StepRow> = self
             .rows
@@ -213,7 +215,7 @@ impl Subject {
                 let device = if matches!(clock, Clock::Process(_)) { spread(&row.cpu) } else { spread(&both) };
                 let shares: Vec<f64> = row.parts.iter().map(|(conv, other)| other / (conv + other)).collect();
                 StepRow {
-                    network: self.net.model().arch.clone(),
+                    network: format!("{}{math}", self.net.model().arch),
                     batch: row.batch,
                     skipped: row.skipped.clone(),
                     chunk: row.batch.min(self.net.chunk()),

@@ -1,0 +1,41 @@
+//! Arithmetic: which roundings a network's results come from.
+
+use crate::error::{Error, Result};
+use std::fmt;
+use std::str::FromStr;
+
+/// Which arithmetic a plan uses. A choice of the user, for it changes bits, as a [`super::Variant`] never does. Within each, a sample's
+/// bits are the same alone and in any batch.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Math {
+    /// Sums of f32 in the canonical order, the same on every device.
+    #[default]
+    F32,
+    /// What is fastest on a device of this class, layer by layer: chosen from its shape alone, never from the batch. Where nothing is
+    /// faster than [`Math::F32`], that.
+    Fast,
+}
+
+const NAMES: [(Math, &str); 2] = [(Math::F32, "f32"), (Math::Fast, "fast")];
+
+impl Math {
+    /// As reports and the program call it.
+    pub fn name(self) -> &'static str {
+        NAMES.iter().find(|(math, _)| *math == self).map_or("", |(_, name)| name)
+    }
+}
+
+impl fmt::Display for Math {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Math {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let known = NAMES.iter().find(|(_, name)| *name == text).map(|(math, _)| *math);
+        known.ok_or_else(|| Error::Usage(format!("no arithmetic {text:?}: f32 or fast")))
+    }
+}
