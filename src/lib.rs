@@ -124,8 +124,8 @@
 //! - Every call to the GPU library that can fail asks for the device or the queue first; there tests let the n-th fail (`gpu/fault.rs`).
 //! - Sums begin at a zero that compilers cannot see, for some move one that they see.
 //! - Known limits: a residual body begins and ends with a convolution; on software adapters the gradient of strides 3 and 4 runs on
-//!   the naive kernel; on GL, which waits while work is handed over, a deadline is noticed only when the work has ended; no
-//!   hardware GPU has run this yet.
+//!   the naive kernel; on GL, which waits while work is handed over, a deadline is noticed only when the work has ended, and
+//!   one thread at a time may use the device (wgpu gives up where another one holds it for 6 s); no hardware GPU has run this yet.
 //!
 //! # Adding a rule
 //! 1. A variant of [`attack::Rule`] with the images it remembers, and the method that uses it.
