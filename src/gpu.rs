@@ -476,8 +476,8 @@ impl Gpu {
         let internal = pollster::block_on(internal.pop());
         let memory = pollster::block_on(memory.pop());
         if memory.is_some() || validation.is_some() || internal.is_some() {
-            // That a device is lost is told when it is looked at, and what is made on a lost device is invalid.
-            let _ = self.poll(wgpu::PollType::Poll);
+            // What is made on a lost device is invalid, and that it is lost is told when all that it had to do has ended.
+            let _ = self.poll(wgpu::PollType::Wait { submission_index: None, timeout: Some(FAREWELL) });
         }
         self.alive()?;
         let short = memory.map(|e| e.to_string()).or_else(|| self.fails(Fault::Memory).then(|| "a test".into()));
@@ -572,6 +572,9 @@ impl Gpu {
         })
     }
 }
+
+/// How long a device may take to say that it is lost, after it has refused something.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 fn late(deadline: Duration) -> Error {
     Error::DeviceLost(format!("a submission did not end within the deadline of {deadline:?}"))
