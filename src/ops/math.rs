@@ -11,7 +11,7 @@ pub enum Math {
     /// Sums of f32 in the canonical order, the same on every device.
     #[default]
     F32,
-    /// What is fastest on a device of this class, layer by layer: chosen from its shape alone, never from the batch. Where nothing is
+    /// What is fastest for batches on a device of this class, layer by layer: chosen from its shape alone, never from the batch. Where nothing is
     /// faster than [`Math::F32`], that.
     Fast,
 }
