@@ -336,7 +336,7 @@ fn what_does_not_end_in_time_is_an_error_and_the_network_goes_on() {
         refused(&bench.run(&format!("{line} --deadline 1ns")), line, 6, &["deadline of 1ns"]);
         assert_eq!(names(bench.folder.path()), Vec::<String>::new(), "{line}");
     }
-    refused(&bench.run("attack --deadline soon"), "attack", 2, &["--deadline soon"]);
+    refused(&bench.run("attack --deadline soon"), "attack", 2, &["--deadline", "soon", "90s"]);
     bench.ok(&format!("{ATTACK} --deadline 10m --out late"));
     bench.ok(&format!("{ATTACK} --out whole"));
     assert!(tensors(&bench, "late") == tensors(&bench, "whole"));

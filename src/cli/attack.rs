@@ -3,7 +3,7 @@
 
 use super::engine::{Place, Runner};
 use super::interrupt::Interrupt;
-use super::{AttackArgs, Images, bytes, complain, duration, forecast, load_images, load_model, positive, tell, warn};
+use super::{AttackArgs, Images, bytes, complain, forecast, load_images, load_model, positive, tell, warn};
 use crate::attack::{Attack, Loss, Method, Norm, Outcome, Own, Rung, Targets};
 use crate::data;
 use crate::error::{Error, Result};
@@ -41,7 +41,6 @@ pub(super) fn run(args: &AttackArgs) -> Result<()> {
     args.step_size.as_deref().map(|v| distance("--step-size", v)).transpose()?;
     let bounds = bounds(&args.bounds)?;
     let memory = bytes("--memory", &args.memory)?;
-    let deadline = duration("--deadline", &args.deadline)?;
     let shard = args.shard.as_deref().map(Shard::parse).transpose()?;
 
     let start = Instant::now();
@@ -58,7 +57,7 @@ pub(super) fn run(args: &AttackArgs) -> Result<()> {
     let load = start.elapsed();
 
     let start = Instant::now();
-    let place = Place::open(args.device.as_deref(), Some(deadline), args.math)?;
+    let place = Place::open(&args.place.device, args.place.math)?;
     let identity = Identity::new(place.math(), config.clone(), model_facts, images.facts(&model), shard);
     let (dims, classes, out) = (model.input, model.logits(), args.out.display());
     let interrupt = Interrupt::listen();

@@ -1,6 +1,6 @@
 //! What a command runs on: a device, or the f64 reference on the CPU.
 
-use super::{complain, warn};
+use super::{DeviceArgs, complain, warn};
 use crate::attack::Engine;
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -22,7 +22,16 @@ pub(super) enum Runner {
 
 impl Place {
     /// Opens the device asked for, and gives it up where it does not answer in time.
-    pub(super) fn open(device: Option<&str>, deadline: Option<Duration>, math: Math) -> Result<Self> {
+    pub(super) fn open(args: &DeviceArgs, math: Math) -> Result<Self> {
+        let place = Place::without_deadline(args.device.as_deref(), math)?;
+        if let Place::Gpu(gpu, _) = &place {
+            gpu.set_deadline(Some(args.deadline));
+        }
+        Ok(place)
+    }
+
+    /// The same, and waits for as long as it takes.
+    pub(super) fn without_deadline(device: Option<&str>, math: Math) -> Result<Self> {
         let adapter = match device {
             Some("reference") if math == Math::Fast => {
                 return Err(Error::Usage("--math fast: the reference computes in f64".into()));
@@ -38,7 +47,6 @@ impl Place {
         let gpu = super::pipelines::open(&adapter)?;
         #[cfg(not(feature = "pipeline-cache"))]
         let gpu = Gpu::new(&adapter)?;
-        gpu.set_deadline(deadline);
         Ok(Place::Gpu(gpu, math))
     }
 

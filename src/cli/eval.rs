@@ -4,9 +4,7 @@ use super::attack::{advise_of_radius, advise_of_snapping, bounds, default_eps, d
 use super::engine::{Place, Runner};
 use super::specs::{Shared, Spec, Suite, default_list, list};
 use super::thresholds::Threshold;
-use super::{
-    EvalArgs, Format, Images, answer, bytes, complain, duration, forecast, load_images, load_model, positive, warn,
-};
+use super::{EvalArgs, Format, Images, answer, bytes, complain, forecast, load_images, load_model, positive, warn};
 use crate::attack::{Attack, Norm, Own, snap};
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -33,8 +31,6 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     let eps = args.eps.as_deref().map(|text| distance("--eps", text)).transpose()?;
     let bounds = bounds(&args.bounds)?;
     let memory = bytes("--memory", &args.memory)?;
-    let budget = args.time_budget.as_deref().map(|text| duration("--time-budget", text)).transpose()?;
-    let deadline = duration("--deadline", &args.deadline)?;
     let thresholds = args.fail_under.iter().map(|text| Threshold::parse(text)).collect::<Result<Vec<_>>>()?;
     let (flag, specs) = match (args.suite, &args.attacks) {
         (Some(suite), _) => ("--suite", Some(suite.specs()?)),
@@ -57,7 +53,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     let load = begun.elapsed();
 
     let start = Instant::now();
-    let place = Place::open(args.device.as_deref(), Some(deadline), args.math)?;
+    let place = Place::open(&args.place.device, args.place.math)?;
     let identity = identity(&place, (model_facts, images.facts(&model)), &specs, &shared, args);
     let folder = match &args.out {
         None => None,
@@ -80,7 +76,8 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     let keep_going = args.keep_going;
     let mut job = Job { images, shared, runner, folder, chunk, keep_going, ledger: Ledger::default() };
     let clean = job.clean()?;
-    let (struck, times) = job.strike(&specs, &attacks, budget.map(|budget| begun + budget))?;
+    let (struck, times) =
+        job.strike(&specs, &attacks, args.time_budget.and_then(|budget| begun.checked_add(budget)))?;
 
     let milliseconds = |t: Duration| (t.as_secs_f64() * 1e6).round() / 1e3;
     let timing = EvalTiming {

@@ -146,6 +146,28 @@ struct DataArgs {
     crop: Option<u32>,
 }
 
+/// What a command runs on.
+#[derive(Args, Debug)]
+struct DeviceArgs {
+    /// Device: part of its name, its index in `signstep devices`, or reference (CPU, f64, slow; `tune` has no use for it)
+    #[arg(long, value_name = "NAME|INDEX|reference", help_heading = "Running")]
+    device: Option<String>,
+    /// Give up where one submission, of about a quarter of a second, takes the device longer than this (30s, 5m): exit code 6
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration, help_heading = "Running")]
+    deadline: Duration,
+}
+
+/// What a command runs on, and how it computes there.
+#[derive(Args, Debug)]
+struct PlaceArgs {
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Arithmetic: f32, where every sum has one order whatever the device, or fast, whatever is fastest on this one, with other
+    /// roundings
+    #[arg(long, value_name = "f32|fast", default_value_t, help_heading = "Running")]
+    math: Math,
+}
+
 /// What `attack` can be told. Distances are in pixel units of [0, 1], as decimals or fractions (8/255).
 #[derive(Args, Debug)]
 struct AttackArgs {
@@ -223,15 +245,8 @@ struct AttackArgs {
     /// code 7; the others are as they would be without them
     #[arg(long, help_heading = "Attack")]
     keep_going: bool,
-    /// Device: part of its name, its index in `signstep devices`, or reference (CPU, f64, slow)
-    #[arg(long, value_name = "NAME|INDEX|reference", help_heading = "Running")]
-    device: Option<String>,
-    /// Give up where one submission, of about a quarter of a second, takes the device longer than this (30s, 5m): exit code 6
-    #[arg(long, value_name = "TIME", default_value = "10m", help_heading = "Running")]
-    deadline: String,
-    /// Arithmetic: f32, whose bits are the same on every device, or fast, whatever is fastest on this one, with other roundings
-    #[arg(long, value_name = "f32|fast", default_value_t, help_heading = "Running")]
-    math: Math,
+    #[command(flatten)]
+    place: PlaceArgs,
     /// Largest number of images in one submission; results do not depend on it [default: what the device takes]
     #[arg(long, value_name = "N", help_heading = "Running")]
     batch: Option<usize>,
@@ -292,15 +307,8 @@ struct EvalArgs {
     /// marked in the tensor `health`, and counts as neither turned nor robust
     #[arg(long, help_heading = "Attack")]
     keep_going: bool,
-    /// Device: part of its name, its index in `signstep devices`, or reference (CPU, f64, slow)
-    #[arg(long, value_name = "NAME|INDEX|reference", help_heading = "Running")]
-    device: Option<String>,
-    /// Give up where one submission, of about a quarter of a second, takes the device longer than this (30s, 5m): exit code 6
-    #[arg(long, value_name = "TIME", default_value = "10m", help_heading = "Running")]
-    deadline: String,
-    /// Arithmetic: f32, whose bits are the same on every device, or fast, whatever is fastest on this one, with other roundings
-    #[arg(long, value_name = "f32|fast", default_value_t, help_heading = "Running")]
-    math: Math,
+    #[command(flatten)]
+    place: PlaceArgs,
     /// Largest number of images in one submission; results do not depend on it [default: what the device takes]
     #[arg(long, value_name = "N", help_heading = "Running")]
     batch: Option<usize>,
@@ -311,8 +319,8 @@ struct EvalArgs {
     #[arg(long, value_name = "N", help_heading = "Running")]
     chunk: Option<usize>,
     /// Do not begin an attack that would end later than this after the start (90s, 10m, 1h 30m); what is left out is said
-    #[arg(long, value_name = "TIME", help_heading = "Running")]
-    time_budget: Option<String>,
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Running")]
+    time_budget: Option<Duration>,
     /// Exit code 1 where a rate is lower: clean_accuracy, or robust_accuracy (the lower of float and delivered); can be repeated
     #[arg(long, value_name = "RATE=FRACTION", help_heading = "Output")]
     fail_under: Vec<String>,
@@ -348,12 +356,8 @@ struct StudyArgs {
     /// Seed of everything random
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
-    /// Device: part of its name, its index in `signstep devices`, or reference (CPU, f64, slow)
-    #[arg(long, value_name = "NAME|INDEX|reference")]
-    device: Option<String>,
-    /// Give up where one submission, of about a quarter of a second, takes the device longer than this (30s, 5m): exit code 6
-    #[arg(long, value_name = "TIME", default_value = "10m")]
-    deadline: String,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Largest memory on the device for each network: 512M, 2G, 1GiB; a batch in training mode is never cut
     #[arg(long, value_name = "BYTES", default_value = "4G")]
     memory: String,
@@ -421,15 +425,8 @@ struct VerifyArgs {
     /// Read only the first N images
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// Device: part of its name, its index in `signstep devices`, or reference (CPU, f64, slow)
-    #[arg(long, value_name = "NAME|INDEX|reference")]
-    device: Option<String>,
-    /// Give up where one submission, of about a quarter of a second, takes the device longer than this (30s, 5m): exit code 6
-    #[arg(long, value_name = "TIME", default_value = "10m")]
-    deadline: String,
-    /// Arithmetic: f32, whose bits are the same on every device, or fast, whatever is fastest on this one, with other roundings
-    #[arg(long, value_name = "f32|fast", default_value_t)]
-    math: Math,
+    #[command(flatten)]
+    place: PlaceArgs,
     /// Largest number of images in one submission; results do not depend on it [default: what the device takes]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
@@ -455,12 +452,8 @@ struct DevicesArgs {
 struct TuneArgs {
     #[command(flatten)]
     network: NetworkArgs,
-    /// Device: part of its name, or its index in `signstep devices`
-    #[arg(long, value_name = "NAME|INDEX")]
-    device: Option<String>,
-    /// Give up where one submission, of about a quarter of a second, takes the device longer than this (30s, 5m): exit code 6
-    #[arg(long, value_name = "TIME", default_value = "10m")]
-    deadline: String,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Batch that is timed
     #[arg(long, value_name = "N", default_value_t = 16)]
     batch: u32,
@@ -741,9 +734,8 @@ fn positive(flag: &str, value: Option<usize>) -> Result<()> {
 }
 
 /// Reads a duration.
-fn duration(flag: &str, text: &str) -> Result<Duration> {
-    humantime::parse_duration(text)
-        .map_err(|e| Error::Usage(format!("{flag} {text}: not a duration such as 90s, 10m or 1h 30m ({e})")))
+fn duration(text: &str) -> std::result::Result<Duration, String> {
+    humantime::parse_duration(text).map_err(|e| format!("not a duration such as 90s, 10m or 1h 30m ({e})"))
 }
 
 /// Reads a number of bytes: `512M`, `2G`, `1GiB` count by 1,024, `1GB` by 1,000.

@@ -48,7 +48,7 @@ pub(super) fn run(args: &StudyArgs) -> Result<()> {
         return Err(Error::Usage(format!("--eps {}: must be more than zero and finite", eps.text)));
     }
     let mut images = load_images(&args.data, Some(args.limit.unwrap_or(LIMIT)), &model)?;
-    let place = Place::open(args.device.as_deref(), Some(super::duration("--deadline", &args.deadline)?), Math::F32)?;
+    let place = Place::open(&args.device, Math::F32)?;
     if matches!(place, Place::Reference) && rows.contains(&0) {
         complain("note", &"row 0 is left out: its network is too large for the reference");
         rows.retain(|row| *row != 0);

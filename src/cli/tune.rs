@@ -57,9 +57,7 @@ pub(super) fn run(args: &TuneArgs) -> Result<()> {
         return Err(Error::Usage("--batch must be one or more".into()));
     }
     let (model, _) = load_model(&args.network)?;
-    let Place::Gpu(gpu, _) =
-        Place::open(args.device.as_deref(), Some(super::duration("--deadline", &args.deadline)?), Math::F32)?
-    else {
+    let Place::Gpu(gpu, _) = Place::open(&args.device, Math::F32)? else {
         return Err(Error::Usage("the reference has no tiles to choose from".into()));
     };
     let folder = folder().ok_or_else(|| Error::Usage("no folder to keep a tuning in: set SIGNSTEP_CACHE".into()))?;

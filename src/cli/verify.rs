@@ -101,7 +101,7 @@ pub(super) fn run(args: &VerifyArgs) -> Result<()> {
         .as_deref()
         .map(|file| Theirs::open(file, images.samples, args.limit.is_some(), model.logits()))
         .transpose()?;
-    let place = Place::open(args.device.as_deref(), Some(super::duration("--deadline", &args.deadline)?), args.math)?;
+    let place = Place::open(&args.place.device, args.place.math)?;
     let (arch, data) = (model.arch.clone(), images.facts(&model));
     let source = &data.source;
     let runner = place.load(model, args.batch, memory)?;

@@ -195,7 +195,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
         max_seconds: args.max_seconds,
     };
     let models = if steps { steps::networks(&choice)? } else { Vec::new() };
-    let Place::Gpu(gpu, math) = Place::open(args.device.as_deref(), None, Math::F32)? else {
+    let Place::Gpu(gpu, math) = Place::without_deadline(args.device.as_deref(), Math::F32)? else {
         return Err(Error::Usage("--device reference: bench times kernels of a device; the reference has none".into()));
     };
     let bench = kernels::Bench {
