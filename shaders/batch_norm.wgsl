@@ -78,54 +78,28 @@ fn $entry(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index)
 }
 
 //# kernel batch_norm_forward
-// One invocation for each word of signs: 8 channels × 4 pixels of a row.
+// y = γ·x̂ + β, x̂ = (x − mean) / deviation.
 //# x: activation read                         [N, OC4, OH, OW] of 4 channels
 //# y: activation write                        [N, OC4, OH, OW] of 4 channels
 //# shared_sums: storage read array<vec4<f32>>  [OC4, 4] of 4 channels: mean, 1/deviation, …
 //# affine: storage read array<vec4<f32>>      [OC4, 2] of 4 channels: γ, β
 //# include epilogue
-@compute @workgroup_size(WG)
-fn batch_norm_forward(@builtin(global_invocation_id) id: vec3<u32>) {
-    if (id.x >= OC8 * OH * OW4) {
-        return;
-    }
-    let n = id.z;
-    let w4 = id.x % OW4;
-    let h = (id.x / OW4) % OH;
-    let c8 = id.x / (OW4 * OH);
-    var word = 0u;
-    var bad = false;
-//# for k in 0..2
-    if (2u * c8 + $(k)u < OC4) {
-        let c4 = 2u * c8 + $(k)u;
-        let mean = shared_sums[4u * c4];
-        let inverse = shared_sums[4u * c4 + 1u];
-        let gain = affine[2u * c4];
-        let bias = affine[2u * c4 + 1u];
-//# for p in 0..4
-        if (4u * w4 + $(p)u < OW) {
-            let w = 4u * w4 + $(p)u;
-            let i = out_index(n, c4, h, w);
-            let v = residual(fma((x_at(i) - mean) * inverse, gain, bias), n, c4, h, w);
-//# if RELU == 1
-            bad |= not_finite(v);
-            let bits = positive(v);
-            word |= bits << $(8*p+4*k)u;
-            y_put(i, gate(v, bits));
-//# else
-            y_put(i, v);
-//# end
-        }
-//# end
-    }
-//# end
-//# if RELU == 1
-    if (bad) {
-        atomicOr(&health[n], 1u);
-    }
-    signs[sign_index(n, c8, h, w4)] = word;
-//# end
+struct Channel {
+    mean: vec4<f32>,
+    inverse: vec4<f32>,
+    gain: vec4<f32>,
+    bias: vec4<f32>,
 }
+
+fn channel(c4: u32) -> Channel {
+    return Channel(shared_sums[4u * c4], shared_sums[4u * c4 + 1u], affine[2u * c4], affine[2u * c4 + 1u]);
+}
+
+fn value(its: Channel, i: u32) -> vec4<f32> {
+    return fma((x_at(i) - its.mean) * its.inverse, its.gain, its.bias);
+}
+
+//# include words
 
 //# kernel batch_norm_input_grad_sample
 // One workgroup for a plane of four channels.

@@ -47,38 +47,21 @@ fn normalise_input_grad(@builtin(global_invocation_id) id: vec3<u32>) {
 }
 
 //# kernel relu_forward
-// One invocation for each word of signs. Backward there is nothing to do: whoever computes the gradient of this ReLU's
-// output masks it with the signs as it stores it.
+// Backward there is nothing to do: whoever computes the gradient of this ReLU's output masks it with the signs as it stores it.
 //# x: activation read                         [N, OC4, OH, OW] of 4 channels
 //# y: activation write                        [N, OC4, OH, OW] of 4 channels
 //# include epilogue
-@compute @workgroup_size(WG)
-fn relu_forward(@builtin(global_invocation_id) id: vec3<u32>) {
-    if (id.x >= OC8 * OH * OW4) {
-        return;
-    }
-    let n = id.z;
-    let w4 = id.x % OW4;
-    let h = (id.x / OW4) % OH;
-    let c8 = id.x / (OW4 * OH);
-    var word = 0u;
-    for (var k = 0u; k < 2u; k++) {
-        for (var p = 0u; p < 4u; p++) {
-            let c4 = 2u * c8 + k;
-            let w = 4u * w4 + p;
-            if (c4 < OC4 && w < OW) {
-                let v = x_at(out_index(n, c4, h, w));
-                if (not_finite(v)) {
-                    atomicOr(&health[n], 1u);
-                }
-                let bits = positive(v);
-                word |= bits << (8u * p + 4u * k);
-                y_put(out_index(n, c4, h, w), gate(v, bits));
-            }
-        }
-    }
-    signs[sign_index(n, c8, h, w4)] = word;
+alias Channel = u32;
+
+fn channel(c4: u32) -> Channel {
+    return c4;
 }
+
+fn value(its: Channel, i: u32) -> vec4<f32> {
+    return x_at(i);
+}
+
+//# include words
 
 //# kernel logits_forward
 // Texels become plain numbers, for reading back.

@@ -50,6 +50,7 @@ const FILES: &[(&str, &str)] = &[
     ("sums", include_str!("../shaders/sums.wgsl")),
     ("values", include_str!("../shaders/values.wgsl")),
     ("winograd", include_str!("../shaders/winograd.wgsl")),
+    ("words", include_str!("../shaders/words.wgsl")),
     ("workgroup", include_str!("../shaders/workgroup.wgsl")),
 ];
 

@@ -41,40 +41,40 @@ fn model(rng: &mut Rng, (c, k, h, w): (usize, usize, usize, usize)) -> Model {
 fn every_kernel_gives_the_bits_of_its_twin_and_is_near_the_reference() {
     let mut rng = Rng::new(21);
     // One shape: the naive kernels compile for a minute.
-    for shape in [SHAPES[0]] {
-        let model = model(&mut rng, shape);
-        let n = 3;
-        let images = rng.images(n * model.input.len());
-        let naive = with(&model, Math::Fast, Variant::Naive);
-        if !is_offered() {
-            assert_eq!(uses(&naive), 0);
-            return;
-        }
-        assert_eq!(uses(&naive), 6, "{shape:?}");
-        let z = naive.logits(&images).unwrap();
-        let g = naive.input_gradient(&images, &[0, 1, 2]).unwrap();
-        assert!(z.health.iter().chain(&g.health).all(|h| h.is_healthy()), "{shape:?}");
-        assert!(g.gradient.iter().any(|v| *v != 0.0));
-        for variant in [Variant::Fast, Variant::Only(Tile::new(Family::Register, 2, 4))] {
-            let fast = with(&model, Math::Fast, variant);
-            assert_eq!(uses(&fast), 6);
-            let what = format!("{shape:?} {variant}");
-            assert_bits(&what, &fast.logits(&images).unwrap().logits, &z.logits);
-            assert_bits(&what, &fast.input_gradient(&images, &[0, 1, 2]).unwrap().gradient, &g.gradient);
-        }
-        // A layer's error is some 1e-6 of its values: its transforms multiply roundings by up to a hundred. The f32 kernels meet
-        // 1e-4 of the largest logit with room to spare; ten times the error of theirs stays within it.
-        let reference = Reference::new(model.clone()).unwrap();
-        assert_close(&format!("{shape:?}"), &z.logits, &reference.logits_f64(&images).unwrap(), 1e-5, 1e-4);
-        // Three layers on, a ReLU that decides otherwise than in f64 costs more than all roundings: such are left out by counting.
-        let want = reference.input_gradient_f64(&images, &[0, 1, 2]).unwrap();
-        let error = relative_l2(&g.gradient, &want);
-        let direct = with(&model, Math::F32, Variant::Fast);
-        assert_eq!(uses(&direct), 0);
-        let other = relative_l2(&direct.input_gradient(&images, &[0, 1, 2]).unwrap().gradient, &want);
-        println!("{shape:?}: gradient off by {error:.1e}, in f32 by {other:.1e}");
-        assert!(error <= 2e-3, "{shape:?}: gradient off by {error:e}");
+    let shape = SHAPES[0];
+    let model = model(&mut rng, shape);
+    let n = 3;
+    let images = rng.images(n * model.input.len());
+    let naive = with(&model, Math::Fast, Variant::Naive);
+    if !is_offered() {
+        assert_eq!(uses(&naive), 0);
+        return;
     }
+    assert_eq!(uses(&naive), 6, "{shape:?}");
+    let z = naive.logits(&images).unwrap();
+    let g = naive.input_gradient(&images, &[0, 1, 2]).unwrap();
+    assert!(z.health.iter().chain(&g.health).all(|h| h.is_healthy()), "{shape:?}");
+    assert!(g.gradient.iter().any(|v| *v != 0.0));
+    for variant in [Variant::Fast, Variant::Only(Tile::new(Family::Register, 2, 4))] {
+        let fast = with(&model, Math::Fast, variant);
+        assert_eq!(uses(&fast), 6);
+        let what = format!("{shape:?} {variant}");
+        assert_bits(&what, &fast.logits(&images).unwrap().logits, &z.logits);
+        assert_bits(&what, &fast.input_gradient(&images, &[0, 1, 2]).unwrap().gradient, &g.gradient);
+    }
+    // A layer's error is some 1e-6 of its values: its transforms multiply roundings by up to a hundred. The f32 kernels meet
+    // 1e-4 of the largest logit with room to spare; ten times the error of theirs stays within it.
+    let reference = Reference::new(model.clone()).unwrap();
+    assert_close(&format!("{shape:?}"), &z.logits, &reference.logits_f64(&images).unwrap(), 1e-5, 1e-4);
+    // A ReLU that decides otherwise than in f64 would cost more than all roundings together. With this seed none does, and what
+    // is left is the roundings of three layers, as below where there is no ReLU.
+    let want = reference.input_gradient_f64(&images, &[0, 1, 2]).unwrap();
+    let error = relative_l2(&g.gradient, &want);
+    let direct = with(&model, Math::F32, Variant::Fast);
+    assert_eq!(uses(&direct), 0);
+    let other = relative_l2(&direct.input_gradient(&images, &[0, 1, 2]).unwrap().gradient, &want);
+    println!("{shape:?}: gradient off by {error:.1e}, in f32 by {other:.1e}");
+    assert!(error <= 1e-5, "{shape:?}: gradient off by {error:e}");
 }
 
 /// Without a ReLU nothing is decided, and only roundings are left.
