@@ -62,9 +62,10 @@ fn residual(v: vec4<f32>, n: u32, c4: u32, h: u32, w: u32) -> vec4<f32> {
 }
 //# end
 
-// NaN and infinity have the exponent 255; comparing bits, for compilers may assume that there are none.
+// Of positive numbers the bits are in the order of the numbers: infinity and NaN are above the most that y holds. By bits, for compilers
+// may assume that there are none.
 fn not_finite(v: vec4<f32>) -> bool {
-    return any((bitcast<vec4<u32>>(v) & vec4<u32>(0x7f800000u)) == vec4<u32>(0x7f800000u));
+    return any((bitcast<vec4<u32>>(v) & vec4<u32>(0x7fffffffu)) > vec4<u32>(Y_MOST));
 }
 
 // Four bits: which of the four channels are positive.

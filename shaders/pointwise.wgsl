@@ -31,6 +31,9 @@ fn normalise_forward(@builtin(global_invocation_id) id: vec3<u32>) {
 //# channels: uniform Channels
 //# dy: activation read                        [N, C4, H, W] of 4 channels
 //# dx: storage update array<f32>              [N, C, H, W], per pixel unit
+//# if SCALED == 1
+//# unscale: storage read array<f32>           [N], a power of two
+//# end
 @compute @workgroup_size(WG)
 fn normalise_input_grad(@builtin(global_invocation_id) id: vec3<u32>) {
     if (id.x >= C4 * H * W) {
@@ -38,7 +41,11 @@ fn normalise_input_grad(@builtin(global_invocation_id) id: vec3<u32>) {
     }
     let c4 = id.x / (H * W);
     let i = (id.z * C + 4u * c4) * H * W + id.x % (H * W);
+//# if SCALED == 1
+    let v = dy_at(id.z * C4 * H * W + id.x) * channels.inv_std[c4] * unscale[id.z];
+//# else
     let v = dy_at(id.z * C4 * H * W + id.x) * channels.inv_std[c4];
+//# end
 //# for i in 0..4
     if (4u * c4 + $(i)u < C) {
         dx[i + $(i)u * H * W] = v[$i];

@@ -111,6 +111,7 @@ struct Inner {
     storage: Storage,
     /// Smallest and largest subgroup; (0, 0) where the device has none.
     subgroup_sizes: (u32, u32),
+    converts_f16: bool,
     /// Smallest subgroup whose lanes were found sound; 0 for none.
     subgroup: OnceLock<u32>,
     /// What the adapter answered when it was asked about its habits.
@@ -317,6 +318,7 @@ impl Gpu {
             limits,
             storage,
             subgroup_sizes: if has_subgroups { (info.subgroup_min_size, info.subgroup_max_size) } else { (0, 0) },
+            converts_f16: adapter.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::SHADER_F16_IN_F32),
             subgroup: OnceLock::new(),
             answers: OnceLock::new(),
             pipelines: Mutex::default(),
@@ -337,6 +339,11 @@ impl Gpu {
     /// Limits that plans for this device obey.
     pub fn limits(&self) -> &Limits {
         &self.0.limits
+    }
+
+    /// Whether shaders may turn f32 into f16 and back.
+    pub(crate) fn converts_f16(&self) -> bool {
+        self.0.converts_f16
     }
 
     /// Where activations lie unless a plan says otherwise.

@@ -48,12 +48,12 @@ pub struct Habits {
 
 /// The kernel that asks.
 pub fn kernel() -> Kernel {
-    Kernel { entry: "habits_check", consts: Vec::new(), storage: Storage::Buffer }
+    Kernel::new("habits_check", Vec::new(), Storage::Buffer)
 }
 
 /// The kernel that shows what subgroups do.
 pub fn subgroup_kernel() -> Kernel {
-    Kernel { entry: "subgroup_check", consts: Vec::new(), storage: Storage::Buffer }
+    Kernel::new("subgroup_check", Vec::new(), Storage::Buffer)
 }
 
 impl Habits {

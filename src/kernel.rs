@@ -19,6 +19,7 @@
 
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Pipeline, Storage};
+use crate::tensor::texel_format;
 use crate::tensor::{Allocated, Resource};
 use std::fmt::Write as _;
 use std::sync::Arc;
@@ -42,6 +43,7 @@ const FILES: &[(&str, &str)] = &[
     ("quantise", include_str!("../shaders/quantise.wgsl")),
     ("rules", include_str!("../shaders/rules.wgsl")),
     ("sample", include_str!("../shaders/sample.wgsl")),
+    ("scale", include_str!("../shaders/scale.wgsl")),
     ("shared", include_str!("../shaders/shared.wgsl")),
     ("square", include_str!("../shaders/square.wgsl")),
     ("step", include_str!("../shaders/step.wgsl")),
@@ -63,6 +65,8 @@ pub struct Kernel {
     pub consts: Vec<(&'static str, u32)>,
     /// Where activations lie.
     pub storage: Storage,
+    /// Bindings whose texels are four f16; the kernel's own text sees f32 all the same.
+    pub halves: Vec<&'static str>,
 }
 
 /// Rounds of all loops of one invocation together. Some software adapters leave a loop after 65,535, and say nothing.
@@ -70,6 +74,9 @@ pub(crate) const MAX_ROUNDS: u64 = 32_000;
 
 /// The largest batch whose samples have anything in common: kernels that look at all of them go round for each.
 pub(crate) const MAX_BATCH: u64 = 1 << 16;
+
+/// The largest f16.
+const HALF_MOST: f32 = 65_504.0;
 
 /// How a kernel sees a binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,7 +94,7 @@ pub enum Access {
 }
 
 impl Access {
-    fn binding_type(self, storage: Storage) -> wgpu::BindingType {
+    fn binding_type(self, storage: Storage, is_half: bool) -> wgpu::BindingType {
         let buffer = |ty| wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None };
         match (self, storage) {
             (Access::Uniform, _) => buffer(wgpu::BufferBindingType::Uniform),
@@ -97,7 +104,7 @@ impl Access {
                     Access::ActivationRead => wgpu::StorageTextureAccess::ReadOnly,
                     _ => wgpu::StorageTextureAccess::WriteOnly,
                 },
-                format: wgpu::TextureFormat::Rgba32Float,
+                format: texel_format(is_half),
                 view_dimension: wgpu::TextureViewDimension::D2,
             },
             (Access::StorageRead | Access::ActivationRead, _) => {
@@ -190,6 +197,11 @@ pub(crate) struct Bound {
 }
 
 impl Kernel {
+    /// A kernel whose texels are all of f32.
+    pub fn new(entry: &'static str, consts: Vec<(&'static str, u32)>, storage: Storage) -> Self {
+        Kernel { entry, consts, storage, halves: Vec::new() }
+    }
+
     /// Every entry point there is.
     pub fn entries() -> Vec<&'static str> {
         let lines = FILES.iter().flat_map(|(_, text)| text.lines());
@@ -198,7 +210,8 @@ impl Kernel {
     }
 
     fn types(&self, source: &Source) -> Vec<wgpu::BindingType> {
-        source.bindings.iter().map(|(_, access)| access.binding_type(self.storage)).collect()
+        let is_half = |name: &String| self.halves.iter().any(|half| half == name);
+        source.bindings.iter().map(|(name, access)| access.binding_type(self.storage, is_half(name))).collect()
     }
 
     /// The value of a constant, where there is one of that name.
@@ -227,6 +240,7 @@ impl Kernel {
                 let slabs = (c("IC4") * c("R").div_ceil(c("STEP"))).div_ceil(c("LS")) + 1;
                 slabs * (1 + c("LS") * (1 + c("WIDEST").div_ceil(c("TAPS")))) + 2 * c("WORDS").div_ceil(c("WG")) + 4
             }
+            "scale_input_grad" => 2 * c("K").div_ceil(4),
             "cross_entropy_forward" => 2 * c("K") + c("K").div_ceil(4),
             "margin_forward" | "dlr_forward" | "difference_forward" => c("K") + c("K").div_ceil(4),
             // Rounds over the image, halvings of the sums, and those of the random numbers.
@@ -287,6 +301,9 @@ impl Kernel {
         let mut out = Expander { kernel: self, text: String::new(), bindings: Vec::new(), vars: Vec::new() };
         for (name, value) in &self.consts {
             let _ = writeln!(out.text, "const {name}: u32 = {value}u;");
+        }
+        if !self.halves.is_empty() {
+            out.text.push_str(include_str!("../shaders/half.wgsl"));
         }
         let rest = out.block(&lines, true)?;
         if !rest.is_empty() {
@@ -370,33 +387,37 @@ impl Expander<'_> {
         let k = self.bindings.len();
         let at = format!("@group(0) @binding({k})");
         let texture = self.kernel.storage == Storage::Texture;
+        let half = self.kernel.halves.contains(&name);
+        let (format, texel) = if half { ("rgba16float", "vec2<u32>") } else { ("rgba32float", "vec4<f32>") };
+        // Names of the conversions, where there are any.
+        let [stored, packed, unpacked] = if half { ["rounded_to_half", "to_half", "from_half"] } else { [""; 3] };
         let (access, text) = match words {
             ["activation" | "texels", "read", ..] if texture => (
                 Access::ActivationRead,
                 format!(
-                    "{at} var {name}_tex: texture_storage_2d<rgba32float, read>;\n\
+                    "{at} var {name}_tex: texture_storage_2d<{format}, read>;\n\
                      fn {name}_at(i: u32) -> vec4<f32> {{ return textureLoad({name}_tex, vec2<u32>(i & 2047u, i >> 11u)); }}"
                 ),
             ),
             ["activation" | "texels", "read", ..] => (
                 Access::ActivationRead,
                 format!(
-                    "{at} var<storage, read> {name}_buf: array<vec4<f32>>;\n\
-                     fn {name}_at(i: u32) -> vec4<f32> {{ return {name}_buf[i]; }}"
+                    "{at} var<storage, read> {name}_buf: array<{texel}>;\n\
+                     fn {name}_at(i: u32) -> vec4<f32> {{ return {unpacked}({name}_buf[i]); }}"
                 ),
             ),
             ["activation", "write", ..] if texture => (
                 Access::ActivationWrite,
                 format!(
-                    "{at} var {name}_tex: texture_storage_2d<rgba32float, write>;\n\
-                     fn {name}_put(i: u32, v: vec4<f32>) {{ textureStore({name}_tex, vec2<u32>(i & 2047u, i >> 11u), v); }}"
+                    "{at} var {name}_tex: texture_storage_2d<{format}, write>;\n\
+                     fn {name}_put(i: u32, v: vec4<f32>) {{ textureStore({name}_tex, vec2<u32>(i & 2047u, i >> 11u), {stored}(v)); }}"
                 ),
             ),
             ["activation", "write", ..] => (
                 Access::ActivationWrite,
                 format!(
-                    "{at} var<storage, read_write> {name}_buf: array<vec4<f32>>;\n\
-                     fn {name}_put(i: u32, v: vec4<f32>) {{ {name}_buf[i] = v; }}"
+                    "{at} var<storage, read_write> {name}_buf: array<{texel}>;\n\
+                     fn {name}_put(i: u32, v: vec4<f32>) {{ {name}_buf[i] = {packed}(v); }}"
                 ),
             ),
             ["storage", "read", ty, ..] => (Access::StorageRead, format!("{at} var<storage, read> {name}: {ty};")),
@@ -409,6 +430,10 @@ impl Expander<'_> {
             ["uniform" | "weights", ty, ..] => (Access::Uniform, format!("{at} var<uniform> {name}: {ty};")),
             _ => return self.fail(name),
         };
+        if access == Access::ActivationWrite {
+            let most = if half { HALF_MOST } else { f32::MAX };
+            let _ = writeln!(self.text, "const {}_MOST: u32 = {}u;", name.to_uppercase(), most.to_bits());
+        }
         self.bindings.push((name.to_string(), access));
         self.text.push_str(&text);
         self.text.push('\n');

@@ -156,6 +156,9 @@ impl Network {
             tuning: options.tuning.clone(),
             ..Target::of(gpu)?
         };
+        if target.math == Math::F16 && !gpu.converts_f16() {
+            return Err(Error::Usage(format!("math f16: {} has no conversions to f16 and back", gpu.summary().name)));
+        }
         let plan = Plan::new(&model, &target)?;
         let largest = |rule| -> Result<usize> {
             Ok(plan.largest_batch_of(rule, options.memory)?.min(options.batch.unwrap_or(usize::MAX)).max(1))

@@ -10,7 +10,7 @@ use crate::gpu::Storage;
 use crate::kernel::Dispatch;
 use crate::model::{Conv2d, Dims, Layer, Linear, Model, Shortcut};
 use crate::ops::pool::Window;
-use crate::ops::{self, ACTIVATIONS, Build, Epilogue, Ids, Residual, ResidualKind, Value};
+use crate::ops::{self, ACTIVATIONS, Activation, Build, Epilogue, Ids, Residual, ResidualKind, Value};
 use crate::tensor::{Kind, Resource, most_texels};
 use std::collections::BTreeMap;
 use std::fmt;
@@ -147,7 +147,7 @@ impl Plan {
             _ => (None, &model.layers[..]),
         };
         let channels = ops::pointwise::channels(&mut build, model.input, normalise);
-        let image = build.activation("image", model.input, None);
+        let image = build.activation(model.input, None);
         ops::pointwise::normalise_forward(&mut build, channels, ids.x, image);
         let mut tape = Vec::new();
         let z = forward(&mut build, model, layers, image, Tail::default(), &mut tape)?;
@@ -157,13 +157,24 @@ impl Plan {
         let forward_end = build.dispatches.len();
 
         ops::pointwise::logits_forward(&mut build, z, ids.logits);
-        let dz = build.activation("d logits", z.dims, None);
+        let mut dz = build.activation(z.dims, None);
         let loss = |l| ops::loss::forward(&build, l, z, dz, &ids);
         let losses = [Loss::Margin, Loss::Dlr, Loss::Difference].map(|l| (l, loss(l)));
         let cross_entropy = loss(Loss::CrossEntropy);
         build.push(cross_entropy);
+        // What stands before the first layer and behind the last one is f32 in every arithmetic.
+        let mut whole = vec![image.id, z.id, dz.id];
+        let unscale = (target.math == Math::F16).then(|| {
+            let (scaled, unscale) = ops::scale::input_grad(&mut build, dz);
+            dz = scaled;
+            unscale
+        });
         let dimage = backward(&mut build, model, &tape, dz, None);
-        ops::pointwise::normalise_input_grad(&mut build, channels, dimage, ids.dx);
+        ops::pointwise::normalise_input_grad(&mut build, channels, dimage, ids.dx, unscale);
+        whole.extend([dz.id, dimage.id]);
+        if target.math == Math::F16 {
+            build.halve_except(&whole);
+        }
 
         let start = ops::step::random_start(&build, model.input, &ids);
         let step = ops::step::sign_step(&build, model.input, &ids);
@@ -253,7 +264,7 @@ impl Plan {
 
     /// Whether any layer is computed in other arithmetic than that of [`Math::F32`].
     pub fn is_fast(&self) -> bool {
-        self.dispatches().any(|d| d.kernel.entry.contains("winograd"))
+        self.dispatches().any(|d| d.kernel.entry.contains("winograd") || !d.kernel.halves.is_empty())
     }
 
     /// Bytes on the device that grow with the batch, for one sample; without what rules remember.
@@ -363,8 +374,8 @@ fn largest_batch<'d>(
     let mut tightest = ("dispatch", 0, "workgroups in a dimension".to_string());
     for r in resources {
         let (allowed, limit) = match (&r.kind, target.storage) {
-            (Kind::Activation | Kind::Texels(_), Storage::Texture) => {
-                (16 * most_texels(limits.texture_side), "texture side")
+            (kind, Storage::Texture) if kind.is_texels() => {
+                (kind.texel_bytes() * most_texels(limits.texture_side), "texture side")
             }
             (Kind::Constant(_) | Kind::Uniform | Kind::Texels(_), _) => {
                 (limits.storage_binding.min(limits.buffer), "binding")
@@ -443,7 +454,7 @@ fn forward<'m>(
         match layer {
             Layer::Conv2d(conv) => {
                 let signs = relu.then(|| build.signs(&label, dims));
-                let y = build.activation(&label, dims, signs);
+                let y = build.activation(dims, signs);
                 let epilogue = Epilogue { residual, relu: signs, mask: None };
                 ops::conv::forward(build, conv, params(&conv.name)?, x, y, epilogue);
                 tape.push(Node::Conv { conv, x });
@@ -451,7 +462,7 @@ fn forward<'m>(
             }
             Layer::Linear(linear) => {
                 let signs = relu.then(|| build.signs(&label, dims));
-                let y = build.activation(&label, dims, signs);
+                let y = build.activation(dims, signs);
                 ops::linear::forward(
                     build,
                     linear,
@@ -466,7 +477,7 @@ fn forward<'m>(
             Layer::Affine { name, .. } => {
                 let affine = ops::affine::weights(build, name, params(name)?);
                 let signs = relu.then(|| build.signs(&label, dims));
-                let y = build.activation(&label, dims, signs);
+                let y = build.activation(dims, signs);
                 let epilogue = Epilogue { relu: signs, ..Epilogue::default() };
                 ops::affine::forward(build, name, affine, x, y, epilogue);
                 tape.push(Node::Affine { name, affine, x });
@@ -474,13 +485,13 @@ fn forward<'m>(
             }
             Layer::Relu => {
                 let signs = build.signs(&label, dims);
-                let y = build.activation(&label, dims, Some(signs));
+                let y = build.activation(dims, Some(signs));
                 ops::pointwise::relu_forward(build, x, y, signs);
                 x = y;
             }
             Layer::MaxPool { size, stride, padding } => {
                 let window = Window { size: *size, stride: *stride, padding: *padding };
-                let y = build.activation(&label, dims, None);
+                let y = build.activation(dims, None);
                 let argmax = build.resource(format!("{label} argmax"), Kind::Words, ops::texels(dims));
                 ops::pool::max_forward(build, window, x, y, argmax);
                 tape.push(Node::MaxPool { window, x, argmax });
@@ -488,13 +499,13 @@ fn forward<'m>(
             }
             Layer::AvgPool { size, stride, padding } => {
                 let window = Window { size: *size, stride: *stride, padding: *padding };
-                let y = build.activation(&label, dims, None);
+                let y = build.activation(dims, None);
                 ops::pool::avg_forward(build, window, x, y);
                 tape.push(Node::AvgPool { window, x });
                 x = y;
             }
             Layer::GlobalAvgPool => {
-                let y = build.activation(&label, dims, None);
+                let y = build.activation(dims, None);
                 ops::pool::mean_forward(build, x, y);
                 tape.push(Node::GlobalAvgPool { x });
                 x = y;
@@ -523,7 +534,7 @@ fn forward<'m>(
                         let [Layer::Conv2d(conv)] = &layers[..] else {
                             return unsupported(layer, "a projection must be one convolution");
                         };
-                        let r = build.activation(&conv.name, dims, None);
+                        let r = build.activation(dims, None);
                         ops::conv::forward(build, conv, params(&conv.name)?, x, r, Epilogue::default());
                         (Residual { id: r.id, dims, kind: ResidualKind::Same }, Back::Projected { conv, x })
                     }
@@ -545,38 +556,38 @@ fn backward(build: &mut Build, model: &Model, tape: &[Node], dy: Value, extra: O
     let mut g = dy;
     for (i, node) in tape.iter().enumerate().rev() {
         let residual = if i == 0 { extra } else { None };
-        let mut grad = |label: &str, x: &Value| {
+        let mut grad = |x: &Value| {
             let epilogue = Epilogue { residual, relu: None, mask: x.signs };
-            (build.activation(&format!("d {label}"), x.dims, None), epilogue)
+            (build.activation(x.dims, None), epilogue)
         };
         g = match node {
             Node::Conv { conv, x } => {
-                let (dx, epilogue) = grad(&conv.name, x);
+                let (dx, epilogue) = grad(x);
                 ops::conv::input_grad(build, conv, &model.params[&conv.name], g, dx, epilogue);
                 dx
             }
             Node::Linear { linear, x } => {
-                let (dx, epilogue) = grad(&linear.name, x);
+                let (dx, epilogue) = grad(x);
                 ops::linear::input_grad(build, linear, &model.params[&linear.name], g, dx, epilogue);
                 dx
             }
             Node::Affine { name, affine, x } => {
-                let (dx, epilogue) = grad(name, x);
+                let (dx, epilogue) = grad(x);
                 ops::affine::input_grad(build, name, *affine, g, dx, epilogue);
                 dx
             }
             Node::MaxPool { window, x, argmax } => {
-                let (dx, epilogue) = grad("max_pool", x);
+                let (dx, epilogue) = grad(x);
                 ops::pool::max_input_grad(build, *window, g, dx, *argmax, epilogue);
                 dx
             }
             Node::AvgPool { window, x } => {
-                let (dx, epilogue) = grad("avg_pool", x);
+                let (dx, epilogue) = grad(x);
                 ops::pool::avg_input_grad(build, *window, g, dx, epilogue);
                 dx
             }
             Node::GlobalAvgPool { x } => {
-                let (dx, epilogue) = grad("global_avg_pool", x);
+                let (dx, epilogue) = grad(x);
                 ops::pool::mean_input_grad(build, g, dx, epilogue);
                 dx
             }
@@ -590,7 +601,7 @@ fn backward(build: &mut Build, model: &Model, tape: &[Node], dy: Value, extra: O
                         Residual { id: g.id, dims: g.dims, kind }
                     }
                     Back::Projected { conv, x } => {
-                        let dx = build.activation(&format!("d {}", conv.name), x.dims, None);
+                        let dx = build.activation(x.dims, None);
                         ops::conv::input_grad(build, conv, &model.params[&conv.name], g, dx, Epilogue::default());
                         Residual { id: dx.id, dims: dx.dims, kind: ResidualKind::Same }
                     }
@@ -604,39 +615,44 @@ fn backward(build: &mut Build, model: &Model, tape: &[Node], dy: Value, extra: O
 
 /// Gives every activation a slot that is free from its first writer to its last reader, and puts the slots among the
 /// resources. A free slot that is large enough is taken first, the smallest such; else the largest one grows.
-fn assign_slots(activations: &[(String, u64)], dispatches: &mut [Dispatch], resources: &mut Vec<Resource>) {
+/// Texels of f32 and of f16 never share a slot.
+fn assign_slots(activations: &[Activation], dispatches: &mut [Dispatch], resources: &mut Vec<Resource>) {
     let mut last_use = BTreeMap::new();
     for (at, d) in dispatches.iter().enumerate() {
         for (_, id) in d.bindings.iter().filter(|(_, id)| *id >= ACTIVATIONS) {
             last_use.insert(*id, at);
         }
     }
-    let mut slots: Vec<(u64, usize)> = Vec::new(); // texels, and when it is free again
+    let mut slots: Vec<(u64, bool, usize)> = Vec::new(); // texels, whether of f16, and when it is free again
     let mut slot_of = BTreeMap::new();
     for (at, d) in dispatches.iter().enumerate() {
         for (_, id) in d.bindings.iter().filter(|(_, id)| *id >= ACTIVATIONS) {
             if slot_of.contains_key(id) {
                 continue;
             }
-            let need = activations[id - ACTIVATIONS].1;
-            let free = slots.iter().enumerate().filter(|(_, (_, until))| *until < at);
-            let best = free.min_by_key(|(_, (texels, _))| (*texels < need, texels.abs_diff(need))).map(|(s, _)| s);
+            let Activation { texels: need, is_half } = activations[id - ACTIVATIONS];
+            let free = slots.iter().enumerate().filter(|(_, (_, half, until))| *until < at && *half == is_half);
+            let best = free.min_by_key(|(_, (texels, ..))| (*texels < need, texels.abs_diff(need))).map(|(s, _)| s);
             let slot = best.unwrap_or_else(|| {
-                slots.push((0, 0));
+                slots.push((0, is_half, 0));
                 slots.len() - 1
             });
-            slots[slot] = (slots[slot].0.max(need), last_use[id]);
+            slots[slot] = (slots[slot].0.max(need), is_half, last_use[id]);
             slot_of.insert(*id, slot);
         }
     }
     let first = resources.len();
-    for (i, (texels, _)) in slots.iter().enumerate() {
-        resources.push(Resource { label: format!("activation {i}"), kind: Kind::Activation, per_sample: *texels });
+    for (i, (texels, is_half, _)) in slots.iter().enumerate() {
+        let kind = if *is_half { Kind::Half } else { Kind::Activation };
+        resources.push(Resource { label: format!("activation {i}"), kind, per_sample: *texels });
     }
     for d in dispatches {
-        for (_, id) in &mut d.bindings {
+        for (name, id) in &mut d.bindings {
             if let Some(slot) = slot_of.get(id) {
                 *id = first + slot;
+                if slots[*slot].1 {
+                    d.kernel.halves.push(name);
+                }
             }
         }
     }

@@ -79,7 +79,7 @@ fn probe(
     groups: u32,
 ) -> Dispatch {
     Dispatch {
-        kernel: Kernel { entry, consts: [&[("WG", 64)], consts].concat(), storage },
+        kernel: Kernel::new(entry, [&[("WG", 64)], consts].concat(), storage),
         layer: "probe".into(),
         bindings: bindings.iter().copied().zip(0..).collect(),
         grid: Grid::PerSample(groups, 1),
@@ -151,6 +151,7 @@ fn dispatch(storage: Storage) -> Probe {
 
 /// Every kernel of `shaders/probe.wgsl`, for tests of shader text.
 pub fn kernels(storage: Storage) -> Vec<Kernel> {
-    let helpers = [texel_dispatch("probe_fill", "y", 1, storage), texel_dispatch("probe_read", "x", 1, storage)];
+    let one = texels("texel", 1);
+    let helpers = [texel_dispatch("probe_fill", "y", &one, storage), texel_dispatch("probe_read", "x", &one, storage)];
     all(storage, true).into_iter().map(|p| p.dispatch).chain(helpers).map(|d| d.kernel).collect()
 }

@@ -25,6 +25,8 @@ pub(crate) fn most_texels(texture_side: u64) -> u64 {
 pub enum Kind {
     /// Texels of four f32.
     Activation,
+    /// Texels of four f16.
+    Half,
     /// u32: sign bits, pooling positions, counters, marks.
     Words,
     /// f32: images, gradients, logits, losses.
@@ -43,6 +45,23 @@ pub enum Kind {
     Whole(u64),
 }
 
+impl Kind {
+    /// Whether it lies in a texture where activations do.
+    pub(crate) fn is_texels(&self) -> bool {
+        matches!(self, Kind::Activation | Kind::Half | Kind::Texels(_))
+    }
+
+    /// Bytes of a texel.
+    pub(crate) fn texel_bytes(&self) -> u64 {
+        if *self == Kind::Half { 8 } else { 16 }
+    }
+}
+
+/// Of textures, by what a texel is made of.
+pub(crate) fn texel_format(is_half: bool) -> wgpu::TextureFormat {
+    if is_half { wgpu::TextureFormat::Rgba16Float } else { wgpu::TextureFormat::Rgba32Float }
+}
+
 /// One resource of a plan.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Resource {
@@ -59,8 +78,11 @@ impl Resource {
     pub fn bytes(&self, n: u64, storage: Storage) -> Option<u64> {
         let elements = self.per_sample.checked_mul(n)?;
         match (&self.kind, storage) {
-            (Kind::Activation, Storage::Texture) => rows(elements).checked_mul(TEXTURE_WIDTH * 16),
-            (Kind::Activation, Storage::Buffer) | (Kind::Samples, _) => elements.checked_mul(16),
+            (Kind::Activation | Kind::Half, Storage::Texture) => {
+                rows(elements).checked_mul(TEXTURE_WIDTH * self.kind.texel_bytes())
+            }
+            (Kind::Activation | Kind::Half, Storage::Buffer) => elements.checked_mul(self.kind.texel_bytes()),
+            (Kind::Samples, _) => elements.checked_mul(16),
             (Kind::Words | Kind::Floats | Kind::Memory, _) => elements.checked_mul(4),
             (Kind::Texels(bytes), Storage::Texture) => Some(rows(bytes.len() as u64 / 16) * TEXTURE_WIDTH * 16),
             (Kind::Constant(bytes) | Kind::Texels(bytes), _) => Some(bytes.len() as u64),
@@ -76,8 +98,8 @@ impl Resource {
     pub fn charged(&self, n: u64, storage: Storage) -> Option<u64> {
         let bytes = self.bytes(n, storage)?;
         match (&self.kind, storage) {
-            (Kind::Activation | Kind::Texels(_), Storage::Texture) => {
-                bytes.checked_next_multiple_of(4 * TEXTURE_WIDTH * 16)
+            (kind, Storage::Texture) if kind.is_texels() => {
+                bytes.checked_next_multiple_of(4 * TEXTURE_WIDTH * kind.texel_bytes())
             }
             _ => Some(bytes),
         }
@@ -105,10 +127,10 @@ impl Allocated {
             bytes: u64::MAX,
             limit: "more than any address".into(),
         })?;
-        if let (Kind::Activation | Kind::Texels(_), Storage::Texture) = (&resource.kind, storage) {
+        if resource.kind.is_texels() && storage == Storage::Texture {
             let size = wgpu::Extent3d {
                 width: TEXTURE_WIDTH as u32,
-                height: (bytes / 16 / TEXTURE_WIDTH) as u32,
+                height: (bytes / resource.kind.texel_bytes() / TEXTURE_WIDTH) as u32,
                 depth_or_array_layers: 1,
             };
             let texture = gpu.device().create_texture(&wgpu::TextureDescriptor {
@@ -117,10 +139,10 @@ impl Allocated {
                 mip_level_count: 1,
                 sample_count: 1,
                 dimension: wgpu::TextureDimension::D2,
-                format: wgpu::TextureFormat::Rgba32Float,
+                format: texel_format(resource.kind == Kind::Half),
                 usage: match &resource.kind {
-                    Kind::Activation => wgpu::TextureUsages::STORAGE_BINDING,
-                    _ => wgpu::TextureUsages::STORAGE_BINDING | wgpu::TextureUsages::COPY_DST,
+                    Kind::Texels(_) => wgpu::TextureUsages::STORAGE_BINDING | wgpu::TextureUsages::COPY_DST,
+                    _ => wgpu::TextureUsages::STORAGE_BINDING,
                 },
                 view_formats: &[],
             });

@@ -225,7 +225,7 @@ impl Trial {
             let floats = matches!(resource.kind, Kind::Activation | Kind::Floats);
             let length = resource.bytes(u64::from(self.samples), Storage::Buffer).unwrap_or(0);
             let bytes = match (&resource.kind, self.storage) {
-                (Kind::Activation, Storage::Texture) => self.read_texels(resource, memory)?,
+                (Kind::Activation | Kind::Half, Storage::Texture) => self.read_texels(resource, memory)?,
                 _ => self.gpu.read(&[(memory.buffer(), length)])?.remove(0),
             };
             all.push(Written { name, floats, bytes });
@@ -238,8 +238,8 @@ impl Trial {
         let plain = Resource { label: "texels".into(), kind: Kind::Samples, per_sample: resource.per_sample };
         let n = u64::from(self.samples);
         let copy = self.gpu.scope("memory for reading", || Allocated::new(&self.gpu, &plain, n, self.storage))?;
-        let dispatch = texel_dispatch("probe_read", "x", resource.per_sample, self.storage);
-        run_on_texels(&self.gpu, &dispatch, resource.per_sample, 0, self.samples, memory, Some(&copy))?;
+        let dispatch = texel_dispatch("probe_read", "x", resource, self.storage);
+        run_on_texels(&self.gpu, &dispatch, resource, 0, self.samples, memory, Some(&copy))?;
         Ok(self.gpu.read(&[(copy.buffer(), plain.bytes(n, self.storage).unwrap_or(0))])?.remove(0))
     }
 
@@ -414,9 +414,9 @@ fn fill(
     let mut scatter = Scatter(u64::from(seed) << 32);
     let bytes: Vec<u8> = match &resource.kind {
         Kind::Constant(_) | Kind::Texels(_) => return Ok(()),
-        Kind::Activation => {
-            let dispatch = texel_dispatch("probe_fill", "y", resource.per_sample, storage);
-            return run_on_texels(gpu, &dispatch, resource.per_sample, seed, samples, memory, None);
+        Kind::Activation | Kind::Half => {
+            let dispatch = texel_dispatch("probe_fill", "y", resource, storage);
+            return run_on_texels(gpu, &dispatch, resource, seed, samples, memory, None);
         }
         Kind::Words if matches!(name, "health" | "zero_gradients") => vec![0; 4 * count],
         Kind::Words => {
@@ -448,12 +448,13 @@ fn fill(
 }
 
 /// A dispatch over all texels of an activation (`shaders/probe.wgsl`).
-pub(crate) fn texel_dispatch(entry: &'static str, name: &'static str, per_sample: u64, storage: Storage) -> Dispatch {
+pub(crate) fn texel_dispatch(entry: &'static str, name: &'static str, texels: &Resource, storage: Storage) -> Dispatch {
+    let halves = if texels.kind == Kind::Half { vec![name] } else { Vec::new() };
     Dispatch {
-        kernel: Kernel { entry, consts: vec![("WG", 64)], storage },
+        kernel: Kernel { halves, ..Kernel::new(entry, vec![("WG", 64)], storage) },
         layer: "probe".into(),
         bindings: vec![("params", 0), (name, 1), ("z", 2)],
-        grid: Grid::PerSample(per_sample.div_ceil(64) as u32, 1),
+        grid: Grid::PerSample(texels.per_sample.div_ceil(64) as u32, 1),
         flops: 0,
     }
 }
@@ -461,21 +462,22 @@ pub(crate) fn texel_dispatch(entry: &'static str, name: &'static str, per_sample
 fn run_on_texels(
     gpu: &Gpu,
     dispatch: &Dispatch,
-    per_sample: u64,
+    resource: &Resource,
     seed: u32,
     samples: u32,
     texels: &Allocated,
     plain: Option<&Allocated>,
 ) -> Result<()> {
-    let words = [per_sample as u32, seed, 0, 0];
+    let words = [resource.per_sample as u32, seed, 0, 0];
     let params =
         Resource { label: "params".into(), kind: Kind::Constant(bytemuck::cast_slice(&words).to_vec()), per_sample: 0 };
-    let bytes = per_sample * u64::from(samples) * 16;
+    let bytes = resource.per_sample * u64::from(samples) * 16;
+    let read = resource.bytes(u64::from(samples), Storage::Buffer).unwrap_or(0);
     gpu.scope(dispatch.kernel.entry, || {
         let params = Allocated::new(gpu, &params, 1, dispatch.kernel.storage)?;
         let bound = dispatch.bind(gpu, samples, |id| match id {
             0 => (&params, 16),
-            1 => (texels, bytes),
+            1 => (texels, read),
             _ => (plain.unwrap_or(texels), bytes),
         })?;
         let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());

@@ -89,10 +89,10 @@ fn no_kernel_touches_what_is_not_its_own() {
     let device = Target::of(gpu()).unwrap();
     let (mut words, mut runs, mut kernels) = (0, 0, BTreeSet::new());
     let mut touched: BTreeMap<String, usize> = BTreeMap::new();
-    let mut known: BTreeMap<(&str, Storage), Vec<Kernel>> = BTreeMap::new();
+    let mut known: BTreeMap<(&str, Storage, bool), Vec<Kernel>> = BTreeMap::new();
     let mut run = |d: &Dispatch, resources: &[Resource], storage: Storage| {
-        // Compiling takes longest: so many shapes of a kernel in either storage.
-        let shapes: &mut Vec<Kernel> = known.entry((d.kernel.entry, storage)).or_default();
+        // Compiling takes longest: so many shapes of a kernel in either storage, in f32 and in f16.
+        let shapes: &mut Vec<Kernel> = known.entry((d.kernel.entry, storage, d.kernel.halves.is_empty())).or_default();
         if shapes.len() == SHAPES || shapes.contains(&d.kernel) {
             return;
         }
@@ -134,9 +134,11 @@ fn no_kernel_touches_what_is_not_its_own() {
             let of = |family| offered.iter().find(|t| t.family == family).map(|t| Variant::Only(*t));
             let tiles = [Family::Register, Family::Broadcast, Family::Workgroup].into_iter().filter_map(of);
             for variant in [Variant::Naive].into_iter().chain(tiles) {
-                let plan = Plan::new(&model, &Target { variant, ..target.clone() }).unwrap();
-                for d in plan.dispatches() {
-                    run(d, &plan.resources, storage);
+                for math in [Math::F32, Math::F16] {
+                    let plan = Plan::new(&model, &Target { math, variant, ..target.clone() }).unwrap();
+                    for d in plan.dispatches() {
+                        run(d, &plan.resources, storage);
+                    }
                 }
             }
         }

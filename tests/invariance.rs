@@ -171,6 +171,12 @@ fn fast_arithmetic() {
     invariance_in(Math::Fast, "fast arithmetic", &model, &FULL);
 }
 
+/// Activations of f16: sums are those of f32, and each sample has a power of two of its own.
+#[test]
+fn activations_of_f16() {
+    invariance_in(Math::F16, "digits-cnn in f16", &digits(), &FULL);
+}
+
 /// Every other network, with the weights of its formula.
 #[test]
 fn every_known_network() {

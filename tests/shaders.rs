@@ -71,6 +71,27 @@ fn dispatches() -> Vec<Dispatch> {
         let target = Target { math, is_software: true, subgroup: 8, storage, variant, ..Target::default() };
         all.extend(Plan::new(&model, &target).unwrap().dispatches().cloned());
     }
+    // Activations of f16, with every kernel that there is for a device.
+    let layers = vec![
+        common::conv("a", 3, 9, 3, 1, 1),
+        Layer::Relu,
+        common::residual(vec![common::conv("b", 9, 17, 3, 2, 1)], 8),
+        Layer::MaxPool { size: 2, stride: 2, padding: 0 },
+        common::affine("n", 17),
+        Layer::Relu,
+        Layer::AvgPool { size: 2, stride: 2, padding: 0 },
+        Layer::GlobalAvgPool,
+        common::linear("z", 17, 3),
+    ];
+    let model = common::random_model(&mut rng, signstep::model::Dims::new(3, 16, 16), layers);
+    for storage in [Storage::Buffer, Storage::Texture] {
+        let device = Target { math: Math::F16, storage, subgroup: 8, ..Target::default() };
+        let tiles = Tile::all(&device).into_iter().map(Variant::Only);
+        for variant in [Variant::Naive, Variant::Fast].into_iter().chain(tiles) {
+            let plan = Plan::new(&model, &Target { variant, ..device.clone() }).unwrap();
+            all.extend(plan.dispatches().filter(|d| !d.kernel.halves.is_empty() || d.layer == "scale").cloned());
+        }
+    }
     all
 }
 
@@ -90,9 +111,10 @@ fn every_shader_translates_for_every_back_end() {
             |stage: &str, e: &dyn std::fmt::Debug| -> ! { panic!("{} {stage}: {e:?}\n{}", kernel.entry, source.text) };
         let module = naga::front::wgsl::parse_str(&source.text)
             .unwrap_or_else(|e| fail("parse", &e.emit_to_string(&source.text)));
-        let info = Validator::new(ValidationFlags::all(), Capabilities::SUBGROUP)
-            .validate(&module)
-            .unwrap_or_else(|e| fail("validate", &e));
+        let info =
+            Validator::new(ValidationFlags::all(), Capabilities::SUBGROUP | Capabilities::SHADER_FLOAT16_IN_FLOAT32)
+                .validate(&module)
+                .unwrap_or_else(|e| fail("validate", &e));
         let options = spv::Options { lang_version: (1, 3), ..spv::Options::default() };
         let words = spv::write_vec(&module, &info, &options, None).unwrap_or_else(|e| fail("SPIR-V", &e));
         fs::write(spirv.join(format!("{}-{}.spv", kernel.entry, seen.len())), bytemuck::cast_slice(&words)).unwrap();

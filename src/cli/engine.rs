@@ -33,8 +33,8 @@ impl Place {
     /// The same, and waits for as long as it takes.
     pub(super) fn without_deadline(device: Option<&str>, math: Math) -> Result<Self> {
         let adapter = match device {
-            Some("reference") if math == Math::Fast => {
-                return Err(Error::Usage("--math fast: the reference computes in f64".into()));
+            Some("reference") if math != Math::F32 => {
+                return Err(Error::Usage(format!("--math {math}: the reference computes in f64")));
             }
             Some("reference") => {
                 warn("running the f64 reference on the CPU: right, but slow");

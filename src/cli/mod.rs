@@ -162,9 +162,9 @@ struct DeviceArgs {
 struct PlaceArgs {
     #[command(flatten)]
     device: DeviceArgs,
-    /// Arithmetic: f32, where every sum has one order whatever the device, or fast, whatever is fastest on this one, with other
-    /// roundings
-    #[arg(long, value_name = "f32|fast", default_value_t, help_heading = "Running")]
+    /// Arithmetic: f32, where every sum has one order whatever the device; fast, whatever is fastest on this one, with other roundings;
+    /// f16, activations kept in half the memory
+    #[arg(long, value_name = "f32|fast|f16", default_value_t, help_heading = "Running")]
     math: Math,
 }
 

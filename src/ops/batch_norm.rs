@@ -25,8 +25,8 @@ fn shape(d: Dims) -> Consts {
 }
 
 /// Two texels for each block of channels: what a sample brings to the sums.
-fn part(build: &mut Build, name: &str, d: Dims) -> Value {
-    build.activation(name, Dims::new(8 * d.c.div_ceil(4), 1, 1), None)
+fn part(build: &mut Build, d: Dims) -> Value {
+    build.activation(Dims::new(8 * d.c.div_ceil(4), 1, 1), None)
 }
 
 /// The sums of each sample, a workgroup for each block of channels.
@@ -52,7 +52,7 @@ fn push(
 ) {
     let mut consts = shape(d);
     consts.push(("WG", lanes));
-    let kernel = Kernel { entry, consts, storage: build.target.storage };
+    let kernel = Kernel::new(entry, consts, build.target.storage);
     build.push(Dispatch { kernel, layer: name.into(), bindings, grid, flops });
 }
 
@@ -74,7 +74,7 @@ pub(crate) fn forward<'m>(
         (0..blocks(d.c) as usize).flat_map(|b| [four(&p.weight, b), four(&p.bias, b)]).collect();
     let affine = build.constant(format!("{name} weights"), bytemuck::cast_slice(&texels).to_vec());
 
-    let part = part(build, name, d);
+    let part = part(build, d);
     each_sample(build, "batch_norm_forward_sample", name, d, vec![("x", x.id), ("part", part.id)]);
     whole_batch(build, "batch_norm_forward_batch", name, d, vec![("part", part.id), ("shared_sums", sums)]);
     let mut consts = Consts::new();
@@ -89,7 +89,7 @@ pub(crate) fn forward<'m>(
 /// dx from dy, through mean and variance. What entered was a convolution's output, so there is no epilogue.
 pub(crate) fn input_grad(build: &mut Build, norm: &Norm<'_>, dy: Value, dx: Value) {
     let Norm { name, x, sums, affine } = *norm;
-    let part = part(build, name, x.dims);
+    let part = part(build, x.dims);
     let reads = [("x", x.id), ("dy", dy.id), ("shared_sums", sums)];
     let bindings = [&reads[..], &[("part", part.id)]].concat();
     each_sample(build, "batch_norm_input_grad_sample", name, x.dims, bindings);

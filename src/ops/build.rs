@@ -111,10 +111,17 @@ pub(crate) struct Build<'a> {
     pub target: &'a Target,
     pub health: usize,
     pub resources: Vec<Resource>,
-    pub activations: Vec<(String, u64)>,
+    pub activations: Vec<Activation>,
     pub dispatches: Vec<Dispatch>,
     /// Where one of several tiles was chosen: its dispatches, and the shape that decided.
     pub sites: Vec<(Range<usize>, String)>,
+}
+
+/// An activation without a slot: texels of a sample, and whether they are of f16.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Activation {
+    pub texels: u64,
+    pub is_half: bool,
 }
 
 /// Ids of activations that have no slot yet begin here.
@@ -150,9 +157,16 @@ impl<'a> Build<'a> {
         self.dispatches.push(dispatch);
     }
 
-    pub fn activation(&mut self, label: &str, dims: Dims, signs: Option<usize>) -> Value {
-        self.activations.push((label.into(), texels(dims)));
+    pub fn activation(&mut self, dims: Dims, signs: Option<usize>) -> Value {
+        self.activations.push(Activation { texels: texels(dims), is_half: false });
         Value { id: ACTIVATIONS + self.activations.len() - 1, dims, signs }
+    }
+
+    /// Keeps every activation as f16 but those.
+    pub fn halve_except(&mut self, whole: &[usize]) {
+        for (i, activation) in self.activations.iter_mut().enumerate() {
+            activation.is_half = !whole.contains(&(ACTIVATIONS + i));
+        }
     }
 
     pub fn signs(&mut self, label: &str, dims: Dims) -> usize {

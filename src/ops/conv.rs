@@ -223,7 +223,7 @@ fn sliced(build: &mut Build, g: &Gather, tile: Option<Tile>, epilogue: Epilogue)
         let mut bindings = bindings.clone();
         bindings.push(("w", w));
         build.push(Dispatch {
-            kernel: Kernel { entry, consts: consts.clone(), storage: build.target.storage },
+            kernel: Kernel::new(entry, consts.clone(), build.target.storage),
             layer: g.layer.into(),
             bindings,
             grid: Grid::PerSample(items.div_ceil(size), (count / qt) as u32),
@@ -278,7 +278,7 @@ fn broadcast(build: &mut Build, g: &Gather, tile: Tile, epilogue: Epilogue) {
     texels.resize(texels.len().next_multiple_of(SHARE as usize) + SHARE as usize, [0.0; 4]);
     bindings.push(("w", build.texels(format!("{} weights", g.layer), bytemuck::cast_slice(&texels).to_vec())));
     build.push(Dispatch {
-        kernel: Kernel { entry, consts, storage: build.target.storage },
+        kernel: Kernel::new(entry, consts, build.target.storage),
         layer: g.layer.into(),
         bindings,
         grid: Grid::Flat { items, samples: 1, size, y: tiles as u32 * if parity { 2 } else { 1 } },

@@ -126,7 +126,7 @@ fn sliced(build: &mut Build, p: &Product, epilogue: Epilogue) {
         let mut bindings = bindings.clone();
         bindings.push(("w", w));
         build.push(Dispatch {
-            kernel: Kernel { entry: p.entries[0], consts: consts.clone(), storage: build.target.storage },
+            kernel: Kernel::new(p.entries[0], consts.clone(), build.target.storage),
             layer: p.layer.name.clone(),
             bindings,
             grid: Grid::PerSample(items.div_ceil(size), 1),
@@ -163,7 +163,7 @@ fn broadcast(build: &mut Build, p: &Product, tile: Tile, epilogue: Epilogue) {
     texels.resize(texels.len().next_multiple_of(SHARE as usize) + SHARE as usize, [0.0; 4]);
     bindings.push(("w", build.texels(format!("{} weights", p.layer.name), bytemuck::cast_slice(&texels).to_vec())));
     build.push(Dispatch {
-        kernel: Kernel { entry: p.entries[1], consts, storage: build.target.storage },
+        kernel: Kernel::new(p.entries[1], consts, build.target.storage),
         layer: p.layer.name.clone(),
         bindings,
         grid: Grid::Flat { items: 1, samples: tile.pixels, size, y: tiles as u32 },

@@ -15,7 +15,7 @@ pub(crate) fn forward(build: &Build, loss: Loss, x: Value, y: Value, ids: &Ids) 
         Loss::Difference => ("difference_forward", "difference"),
     };
     Dispatch {
-        kernel: Kernel { entry, consts: vec![("K", x.dims.c as u32), ("WG", size)], storage: build.target.storage },
+        kernel: Kernel::new(entry, vec![("K", x.dims.c as u32), ("WG", size)], build.target.storage),
         layer: layer.into(),
         bindings: vec![
             ("x", x.id),

@@ -14,9 +14,12 @@ pub enum Math {
     /// What is fastest for batches on a device of this class, layer by layer: chosen from its shape alone, never from the batch. Where nothing is
     /// faster than [`Math::F32`], that.
     Fast,
+    /// Activations and gradients kept as f16 between layers, in half the memory; images, weights, logits and every sum are f32. Gradients are
+    /// scaled by a power of two of each sample's own on their way back. An activation beyond 65,504 marks its sample.
+    F16,
 }
 
-const NAMES: [(Math, &str); 2] = [(Math::F32, "f32"), (Math::Fast, "fast")];
+const NAMES: [(Math, &str); 3] = [(Math::F32, "f32"), (Math::Fast, "fast"), (Math::F16, "f16")];
 
 impl Math {
     /// As reports and the program call it.
@@ -36,6 +39,6 @@ impl FromStr for Math {
 
     fn from_str(text: &str) -> Result<Self> {
         let known = NAMES.iter().find(|(_, name)| *name == text).map(|(math, _)| *math);
-        known.ok_or_else(|| Error::Usage(format!("no arithmetic {text:?}: f32 or fast")))
+        known.ok_or_else(|| Error::Usage(format!("no arithmetic {text:?}: f32, fast or f16")))
     }
 }

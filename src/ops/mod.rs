@@ -14,6 +14,7 @@ mod math;
 pub(crate) mod pointwise;
 pub(crate) mod pool;
 pub(crate) mod quantise;
+pub(crate) mod scale;
 pub(crate) mod shared;
 pub(crate) mod step;
 mod tile;
@@ -21,7 +22,7 @@ mod winograd;
 mod workgroup;
 
 pub use build::Target;
-pub(crate) use build::{ACTIVATIONS, Build, Ids};
+pub(crate) use build::{ACTIVATIONS, Activation, Build, Ids};
 pub use math::Math;
 pub use tile::{Family, Tile, Tuning, Variant};
 
@@ -153,7 +154,7 @@ fn per_item(
     let size = workgroup(items);
     consts.push(("WG", size));
     Dispatch {
-        kernel: Kernel { entry, consts, storage: build.target.storage },
+        kernel: Kernel::new(entry, consts, build.target.storage),
         layer: layer.into(),
         bindings,
         grid: Grid::PerSample(items.div_ceil(size), 1),

@@ -25,12 +25,14 @@ pub(crate) fn normalise_forward(build: &mut Build, channels: usize, x: usize, y:
     build.push(d);
 }
 
-/// dx = dy / std, from texels to pixels.
-pub(crate) fn normalise_input_grad(build: &mut Build, channels: usize, dy: Value, dx: usize) {
-    let bindings = vec![("channels", channels), ("dy", dy.id), ("dx", dx)];
+/// dx = dy / std, from texels to pixels; `unscale` is what each sample's gradients are multiplied by beforehand (`ops::scale`).
+pub(crate) fn normalise_input_grad(build: &mut Build, channels: usize, dy: Value, dx: usize, unscale: Option<usize>) {
+    let mut bindings = vec![("channels", channels), ("dy", dy.id), ("dx", dx)];
+    bindings.extend(unscale.map(|id| ("unscale", id)));
+    let mut consts = consts(dy.dims);
+    consts.push(("SCALED", u32::from(unscale.is_some())));
     let flops = dy.dims.len() as u64;
-    let d =
-        per_item(build, "normalise_input_grad", "normalise", texels(dy.dims) as u32, consts(dy.dims), bindings, flops);
+    let d = per_item(build, "normalise_input_grad", "normalise", texels(dy.dims) as u32, consts, bindings, flops);
     build.push(d);
 }
 

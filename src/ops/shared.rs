@@ -56,7 +56,7 @@ fn per_value(
     let size = workgroup(len);
     consts.push(("WG", size));
     Dispatch {
-        kernel: Kernel { entry, consts, storage: build.target.storage },
+        kernel: Kernel::new(entry, consts, build.target.storage),
         layer: "step".into(),
         bindings: bindings.to_vec(),
         grid: Grid::Once(len.div_ceil(size)),

@@ -129,7 +129,7 @@ pub(crate) fn per_workgroup(
     let len = d.len() as u32;
     let consts = [("LEN", len), ("WG", LANES)].into_iter().chain(consts.iter().copied()).collect();
     Dispatch {
-        kernel: Kernel { entry, consts, storage: build.target.storage },
+        kernel: Kernel::new(entry, consts, build.target.storage),
         layer: layer.into(),
         bindings,
         grid: Grid::PerSample(1, 1),

@@ -102,8 +102,8 @@ fn apart(build: &mut Build, g: &Gather, epilogue: Epilogue) {
     let m4 = groups * GROUP;
     let tiles = tiles(g);
     let transformed = |blocks: usize| Dims::new(4 * blocks, PLACES, tiles as usize);
-    let v = build.activation(&format!("{} transformed", g.layer), transformed(i4), None).id;
-    let m = build.activation(&format!("{} products", g.layer), transformed(m4), None).id;
+    let v = build.activation(transformed(i4), None).id;
+    let m = build.activation(transformed(m4), None).id;
     let [first, second, third] = match g.pass {
         Pass::Forward => {
             ["conv2d_forward_winograd_before", "conv2d_forward_winograd_products", "conv2d_forward_winograd_after"]
@@ -164,7 +164,7 @@ fn push(
     grid: Grid,
     flops_of_a_tile: u64,
 ) {
-    let kernel = Kernel { entry, consts, storage: build.target.storage };
+    let kernel = Kernel::new(entry, consts, build.target.storage);
     let flops = u64::from(tiles(g)) * flops_of_a_tile;
     build.push(Dispatch { kernel, layer: g.layer.into(), bindings, grid, flops });
 }

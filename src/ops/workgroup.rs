@@ -209,7 +209,7 @@ impl Gemm<'_> {
         let (items, samples) =
             if self.linear { (1, 4) } else { (phase(self.y.dims.h) * phase(self.y.dims.w).div_ceil(4), 1) };
         build.push(Dispatch {
-            kernel: Kernel { entry: self.entry, consts, storage: build.target.storage },
+            kernel: Kernel::new(self.entry, consts, build.target.storage),
             layer: self.layer.into(),
             bindings,
             grid: Grid::Flat { items, samples, size: groups, y: tiles * (self.step * self.step) as u32 },

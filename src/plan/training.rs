@@ -81,7 +81,7 @@ impl TrainingPlan {
             _ => (None, &model.layers[..]),
         };
         let channels = ops::pointwise::channels(&mut build, model.input, normalise);
-        let image = build.activation("image", model.input, None);
+        let image = build.activation(model.input, None);
         ops::pointwise::normalise_forward(&mut build, channels, ids.x, image);
         let mut tape = Vec::new();
         let z = forward(&mut build, model, layers, image, Tail::default(), &mut tape)?;
@@ -91,11 +91,11 @@ impl TrainingPlan {
         let forward_end = build.dispatches.len();
 
         ops::pointwise::logits_forward(&mut build, z, ids.logits);
-        let dz = build.activation("d logits", z.dims, None);
+        let dz = build.activation(z.dims, None);
         let losses = Loss::ALL.map(|l| (l, ops::loss::forward(&build, l, z, dz, &ids)));
         build.push(losses[0].1.clone());
         let dimage = backward(&mut build, model, &tape, dz, None);
-        ops::pointwise::normalise_input_grad(&mut build, channels, dimage, ids.dx);
+        ops::pointwise::normalise_input_grad(&mut build, channels, dimage, ids.dx, None);
 
         let Build { mut resources, activations, mut dispatches, .. } = build;
         assign_slots(&activations, &mut dispatches, &mut resources);
@@ -195,10 +195,10 @@ fn forward<'m>(
         match these {
             [layer @ Layer::Conv2d(conv), Layer::BatchNorm { name, .. }] => {
                 let dims = layer.output(x.dims)?;
-                let conv_y = build.activation(&conv.name, dims, None);
+                let conv_y = build.activation(dims, None);
                 ops::conv::forward(build, conv, &model.params[&conv.name], x, conv_y, Epilogue::default());
                 let signs = own.relu.then(|| build.signs(name, dims));
-                let y = build.activation(name, dims, signs);
+                let y = build.activation(dims, signs);
                 let epilogue = Epilogue { residual: own.residual, relu: signs, mask: None };
                 let norm = ops::batch_norm::forward(build, name, &model.params[name], conv_y, y, epilogue);
                 tape.push(Node::Normed { conv, x, norm });
@@ -244,9 +244,9 @@ fn backward(build: &mut Build, model: &Model, tape: &[Node], dy: Value, extra: O
         g = match node {
             Node::Plain(nodes) => super::backward(build, model, nodes, g, residual),
             Node::Normed { conv, x, norm } => {
-                let d_conv = build.activation(&format!("d {}", norm.name), norm.x.dims, None);
+                let d_conv = build.activation(norm.x.dims, None);
                 ops::batch_norm::input_grad(build, norm, g, d_conv);
-                let dx = build.activation(&format!("d {}", conv.name), x.dims, None);
+                let dx = build.activation(x.dims, None);
                 let epilogue = Epilogue { residual, relu: None, mask: x.signs };
                 ops::conv::input_grad(build, conv, &model.params[&conv.name], d_conv, dx, epilogue);
                 dx

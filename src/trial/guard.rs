@@ -72,7 +72,7 @@ pub fn guarded(gpu: &Gpu, dispatches: &[Dispatch], resources: &[Resource], sampl
         let (resource, name) = (&resources[*id], bound[id].name);
         match &fenced.memory {
             Allocated::Texture(_) => {
-                let after = read_texture(gpu, &fenced.memory, fenced.texels.len() as u64)?;
+                let after = read_texture(gpu, &fenced.memory, &all_rows(resource, samples))?;
                 found.look(name, &fenced.texels, &after, fenced.bytes as usize..after.len());
             }
             memory => {
@@ -112,13 +112,16 @@ fn fence(gpu: &Gpu, resource: &Resource, name: &str, storage: Storage, samples: 
     let memory = gpu.scope(&resource.label, || Allocated::new(gpu, resource, n, storage))?;
     fill(gpu, resource, &memory, name, storage, samples, 0)?;
     if let Allocated::Texture(_) = memory {
-        let (bytes, whole) = (resource.bytes(n, Storage::Buffer), resource.bytes(n, storage));
-        let (bytes, whole) = (bytes.unwrap_or(0), whole.unwrap_or(0));
-        if matches!(resource.kind, Kind::Activation) {
-            let dispatch = texel_dispatch("probe_fill", "y", whole / 16, storage);
-            run_on_texels(gpu, &dispatch, whole / 16, 7, 1, &memory, None)?;
+        let whole = all_rows(resource, samples);
+        if !matches!(resource.kind, Kind::Texels(_)) {
+            run_on_texels(gpu, &texel_dispatch("probe_fill", "y", &whole, storage), &whole, 7, 1, &memory, None)?;
         }
-        let texels = read_texture(gpu, &memory, whole)?;
+        let texels = read_texture(gpu, &memory, &whole)?;
+        // As they are read: f32 each.
+        let bytes = match &resource.kind {
+            Kind::Texels(data) => data.len() as u64,
+            _ => resource.per_sample * n * 16,
+        };
         return Ok(Fenced { memory, bytes, texels });
     }
     let bytes = resource.bytes(n, Storage::Buffer).unwrap_or(0);
@@ -145,10 +148,18 @@ fn fence(gpu: &Gpu, resource: &Resource, name: &str, storage: Storage, samples: 
     Ok(Fenced { memory: Allocated::Part { buffer, offset: GUARD, slack }, bytes, texels: Vec::new() })
 }
 
-fn read_texture(gpu: &Gpu, memory: &Allocated, bytes: u64) -> Result<Vec<u8>> {
-    let plain = Resource { label: "texels".into(), kind: Kind::Samples, per_sample: bytes / 16 };
+/// All that a texture holds, as texels of one sample.
+fn all_rows(resource: &Resource, samples: u32) -> Resource {
+    let whole = resource.bytes(u64::from(samples), Storage::Texture).unwrap_or(0);
+    let kind = if resource.kind == Kind::Half { Kind::Half } else { Kind::Activation };
+    Resource { label: "texels".into(), per_sample: whole / kind.texel_bytes(), kind }
+}
+
+/// Every texel as f32.
+fn read_texture(gpu: &Gpu, memory: &Allocated, texels: &Resource) -> Result<Vec<u8>> {
+    let plain = Resource { label: "texels".into(), kind: Kind::Samples, per_sample: texels.per_sample };
     let copy = gpu.scope("memory for reading", || Allocated::new(gpu, &plain, 1, Storage::Texture))?;
-    let dispatch = texel_dispatch("probe_read", "x", bytes / 16, Storage::Texture);
-    run_on_texels(gpu, &dispatch, bytes / 16, 0, 1, memory, Some(&copy))?;
-    Ok(gpu.read(&[(copy.buffer(), bytes)])?.remove(0))
+    let dispatch = texel_dispatch("probe_read", "x", texels, Storage::Texture);
+    run_on_texels(gpu, &dispatch, texels, 0, 1, memory, Some(&copy))?;
+    Ok(gpu.read(&[(copy.buffer(), texels.per_sample * 16)])?.remove(0))
 }
