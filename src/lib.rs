@@ -103,6 +103,8 @@
 //!   software adapters, tiles of whole workgroups on hardware. A tuning ([`tune`]) chooses otherwise where that is faster.
 //! - Arithmetic ([`Math`]) changes bits and is the user's choice; a variant or a tuning never does. [`Math::Fast`] is Winograd's convolution
 //!   where it was measured to be faster (`ops/winograd.rs`), in one order in each of its kernels, decided by shape and device; elsewhere f32.
+//!   [`Math::F16`] is f32's kernels and sums, with activations and gradients kept as f16 between them (`shaders/half.wgsl`); each sample's gradients are
+//!   scaled by a power of two on their way back (`ops/scale.rs`).
 //! - Register tiles read their weights from slices that fit a uniform binding; where one tile does not fit, from a storage buffer,
 //!   slower. The other families read them as texels of any number.
 //! - What is done with a gradient is a [`attack::Rule`]: a dispatch for the whole batch. Where a sample has to be looked at as a whole it

@@ -132,8 +132,8 @@ pub(super) struct BenchArgs {
     /// Device: part of its name, or its index in `signstep devices`
     #[arg(long, value_name = "NAME|INDEX", help_heading = "Running")]
     device: Option<String>,
-    /// Arithmetic of steps: f32, fast, or both with a comma, in turns; kernels are timed in f32
-    #[arg(long, value_name = "f32|fast", value_delimiter = ',', default_value = "f32", help_heading = "Running")]
+    /// Arithmetic of steps: f32, fast, f16, or several with commas, in turns; kernels are timed in f32
+    #[arg(long, value_name = "f32|fast|f16", value_delimiter = ',', default_value = "f32", help_heading = "Running")]
     math: Vec<Math>,
     /// Rounds that medians are taken of
     #[arg(long, value_name = "N", default_value_t = 7, help_heading = "Running")]

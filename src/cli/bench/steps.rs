@@ -204,7 +204,10 @@ impl Subject {
 
     fn told(&self, clock: &Clock<'_>) -> Vec<StepRow> {
         let plan = self.net.plan();
-        let math = if plan.target().math == Math::Fast { ", fast" } else { "" };
+        let math = match plan.target().math {
+            Math::F32 => String::new(),
+            other => format!(", {other}"),
+        };
         let flops = (plan.flops_forward() + plan.flops_backward()) as f64;
         let mut rows: Vec<StepRow> = self
             .rows
