@@ -67,7 +67,7 @@
 //! | [`attack`] (types) | [`Attack`], [`Outcome`], and [`attack::Engine`], what an attack runs on |
 //! | `reference` | [`Reference`]: the same network on the CPU in f64 |
 //! | `gpu`, `tensor`, `kernel` | the device, its memory, its kernels; the only files that name `wgpu` besides `network` |
-//! | [`habits`] | what an adapter does where WGSL leaves it open, asked once |
+//! | [`habits`] | what an adapter does where WGSL leaves it open, asked once in a process; the program keeps the answers |
 //! | `ops` | each layer's forward and input gradient as [`kernel::Dispatch`]es |
 //! | [`plan`] | the order of dispatches and the memory they share, as data |
 //! | `network` | [`Network`]: a plan on a device; images from slices or from the host program's buffers |
