@@ -2,6 +2,7 @@
 
 pub mod fault;
 mod pace;
+mod turns;
 
 use crate::error::{Error, Result};
 use fault::{Fault, Faults};
@@ -9,6 +10,7 @@ use pace::Pace;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
+pub(crate) use turns::Held;
 
 /// Which adapter to use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -293,6 +295,11 @@ impl Gpu {
     /// host's: that the device is lost is then noticed when a wait or a copy fails. What goes wrong in calls made here is
     /// caught in error scopes and comes out as [`Error`]; the host's own scopes and handlers see nothing of it. Waiting for
     /// the device may run callbacks of the host's own (of buffers that it maps) on the thread that waits.
+    ///
+    /// On GL a device has one context for all threads, and the library panics where a thread waits for it for 6 s. Networks take
+    /// turns there, whichever threads run them; of the host's own calls nothing is known. So on GL a host should leave the
+    /// device alone while another thread runs a network, should submit nothing that takes seconds, and its callbacks must not
+    /// wait for another thread's run.
     pub fn from_device(adapter: &wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Self {
         Self::wrap(adapter, 0, device, queue, Arc::default(), None)
     }
@@ -418,6 +425,11 @@ impl Gpu {
         self.0.summary.backend == "gl"
     }
 
+    /// Something of the library's that is dropped when it is this thread's turn.
+    pub(crate) fn hold<T>(&self, thing: T) -> Held<T> {
+        Held::new(thing, self.submits_and_waits())
+    }
+
     /// For tests: the next submission holds so many floating-point operations, whatever was measured.
     #[doc(hidden)]
     pub fn cut_at(&self, flops: u64) {
@@ -460,19 +472,20 @@ impl Gpu {
         }
         let start = Instant::now();
         let (entry, text, bindings) = make()?;
-        let made = Arc::new(
-            self.scope(entry, || Ok(Pipeline::new(self.device(), self.0.cache.as_ref(), entry, text, &bindings)))?,
-        );
+        let made =
+            Arc::new(self.scope(entry, || Ok(Pipeline::new(self, self.0.cache.as_ref(), entry, text, &bindings)))?);
         if let Ok(mut time) = self.0.compile_time.lock() {
             *time += start.elapsed();
         }
-        known()?.insert(key, made.clone());
+        // Where another thread was faster: dropped when the lock is free again.
+        let _other = known()?.insert(key, made.clone());
         Ok(made)
     }
 
-    /// Runs calls to the GPU library and turns whatever it complains of into an error. Scopes belong to a thread: `calls`
-    /// must not hand work to another one.
+    /// Runs calls to the GPU library, in turn where there are turns, and gives whatever it complains of as an error. Scopes
+    /// belong to a thread: `calls` must not hand work to another one, nor wait for it.
     pub(crate) fn scope<T>(&self, what: &str, calls: impl FnOnce() -> Result<T>) -> Result<T> {
+        let _turn = turns::take(self.submits_and_waits());
         self.alive()?;
         let scope = |filter| self.0.device.push_error_scope(filter);
         let memory = scope(wgpu::ErrorFilter::OutOfMemory);
@@ -499,11 +512,30 @@ impl Gpu {
 
     /// Looks at the device, whose library panics where a device is lost while it is waited for. `None` for that.
     fn poll(&self, how: wgpu::PollType) -> Option<std::result::Result<(), wgpu::PollError>> {
+        let is_gl = self.submits_and_waits();
+        let poll = |how| {
+            let _turn = turns::take(is_gl);
+            let poll = || self.0.device.poll(how).map(drop);
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(poll)).ok()
+        };
         if let Some(faults) = self.0.faults.get() {
+            let _turn = turns::take(is_gl);
             faults.strike(&self.0.device, false);
         }
-        let poll = || self.0.device.poll(how).map(drop);
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(poll)).ok()
+        let (index, timeout) = match how {
+            wgpu::PollType::Wait { submission_index, timeout } if is_gl => (submission_index, timeout),
+            other => return poll(other),
+        };
+        // In slices, so that others have their turns in between; and GL itself waits for no longer than 2.1 s.
+        let start = Instant::now();
+        loop {
+            let left = timeout.map_or(SLICE, |most| most.saturating_sub(start.elapsed()).min(SLICE));
+            let ended = poll(wgpu::PollType::Wait { submission_index: index.clone(), timeout: Some(left) });
+            let late = matches!(ended, Some(Err(wgpu::PollError::Timeout)));
+            if !late || self.alive().is_err() || timeout.is_some_and(|most| start.elapsed() >= most) {
+                return ended;
+            }
+        }
     }
 
     fn alive(&self) -> Result<()> {
@@ -583,6 +615,9 @@ impl Gpu {
 /// How long a device may take to say that it is lost, after it has refused something.
 const FAREWELL: Duration = Duration::from_secs(2);
 
+/// How long GL's context is held at most for looking at the device.
+const SLICE: Duration = Duration::from_millis(20);
+
 fn late(deadline: Duration) -> Error {
     Error::DeviceLost(format!("a submission did not end within the deadline of {deadline:?}"))
 }
@@ -590,18 +625,19 @@ fn late(deadline: Duration) -> Error {
 /// A compute pipeline and the layout of its one bind group.
 #[derive(Debug)]
 pub(crate) struct Pipeline {
-    pub pipeline: wgpu::ComputePipeline,
+    pub pipeline: Held<wgpu::ComputePipeline>,
     pub layout: wgpu::BindGroupLayout,
 }
 
 impl Pipeline {
     pub(crate) fn new(
-        device: &wgpu::Device,
+        gpu: &Gpu,
         cache: Option<&wgpu::PipelineCache>,
         entry: &str,
         text: String,
         bindings: &[wgpu::BindingType],
     ) -> Self {
+        let device = gpu.device();
         let module = device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(entry),
             source: wgpu::ShaderSource::Wgsl(text.into()),
@@ -633,6 +669,6 @@ impl Pipeline {
             },
             cache,
         });
-        Pipeline { pipeline, layout }
+        Pipeline { pipeline: gpu.hold(pipeline), layout }
     }
 }

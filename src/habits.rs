@@ -1,10 +1,13 @@
 //! What an adapter does where WGSL leaves it open: asked once for each device, before the first plan is made for it. Plans obey
-//! it ([`crate::Target`]), `signstep devices -v` shows it.
+//! it ([`crate::Target`]), `signstep devices -v` shows it. Asking takes milliseconds where the driver has compiled the two kernels
+//! before; the program keeps the [`Answers`] for its next start, the library asks in every process unless it is given some.
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Storage};
-use crate::kernel::{Dispatch, Grid, Kernel, run_alone};
+use crate::kernel::{Dispatch, Grid, Kernel, MAX_ROUNDS, run_alone};
 use crate::tensor::{Kind, Resource};
+use std::fmt;
+use std::str::FromStr;
 
 /// Rounds of the loop that is tried.
 const ROUNDS: u32 = 1 << 17;
@@ -22,6 +25,9 @@ const SMALL: f32 = 1.0;
 const DIVIDED: (f32, f32) = (5.0, 41.0);
 
 const TINY: f32 = 1e-40;
+
+/// Numbers that an adapter writes down when it is asked.
+const SEEN: usize = 13;
 
 /// Answers of an adapter. Nothing here is an error: kernels are written so that their results do not depend on them.
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +50,58 @@ pub struct Habits {
     pub reassociates: bool,
     /// Whether a quotient is the nearest number.
     pub divides_exactly: bool,
+}
+
+/// All that a device was asked, as text that a later process reads ([`Answers::recall`]). Only answers of a usual device are read:
+/// where a loop is left so early that plans have to bow to it, or a subgroup has a size that no kernel relies on, the device itself
+/// is asked each time. Plans' own bound on loops ([`crate::Target`]) holds whatever a text says. Whether it is a text of this device
+/// is for whoever keeps it to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answers {
+    seen: Vec<u32>,
+    subgroup: u32,
+}
+
+impl Answers {
+    /// Asks a device, or remembers what it answered.
+    ///
+    /// # Errors
+    /// Those of the device.
+    pub fn of(gpu: &Gpu) -> Result<Self> {
+        Ok(Answers { seen: gpu.answers_once(|| ask(gpu))?.to_vec(), subgroup: subgroup(gpu)? })
+    }
+
+    /// Takes what the same adapter answered an earlier process of the same program, with the same driver, in the place of asking.
+    /// `false`, and nothing is taken, where the device has no such subgroup.
+    pub fn recall(&self, gpu: &Gpu) -> bool {
+        let matches =
+            |least| if [0, least].contains(&self.subgroup) { Ok(self.subgroup) } else { Err(Error::Cancelled) };
+        gpu.subgroup_once(matches) == Ok(self.subgroup) && gpu.answers_once(|| Ok(self.seen.clone())).is_ok()
+    }
+}
+
+impl fmt::Display for Answers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.seen.iter().chain([&self.subgroup]).try_for_each(|word| writeln!(f, "{word:08x}"))
+    }
+}
+
+impl FromStr for Answers {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let bad = |detail: &str| Error::Usage(format!("answers of an adapter: {detail}"));
+        let word = |line| u32::from_str_radix(line, 16).map_err(|_| bad("no number"));
+        let mut seen = text.lines().take(SEEN + 2).map(word).collect::<Result<Vec<_>>>()?;
+        let subgroup = seen.pop().filter(|_| seen.len() == SEEN).ok_or_else(|| bad("too few or too many"))?;
+        if Habits::read(&seen).loop_cap.is_some_and(|cap| u64::from(cap) / 2 < MAX_ROUNDS) {
+            return Err(bad("a loop that is left so early is looked at each time"));
+        }
+        if ![0, 8, 16, 32, 64].contains(&subgroup) {
+            return Err(bad("no size of a subgroup that kernels rely on"));
+        }
+        Ok(Answers { seen, subgroup })
+    }
 }
 
 /// The kernel that asks.
@@ -71,9 +129,7 @@ impl Habits {
         // The place of the answer in the row of numbers; a number that is not in it is no count at all.
         let rounds = (0..ROUNDS).position(|_| {
             let here = walk == seen[0];
-            walk ^= walk << 13;
-            walk ^= walk >> 17;
-            walk ^= walk << 5;
+            walk = step(walk);
             here
         });
         Habits {
@@ -110,6 +166,13 @@ impl Habits {
     }
 }
 
+/// One round of the loop that is tried (xorshift).
+fn step(mut n: u32) -> u32 {
+    n ^= n << 13;
+    n ^= n >> 17;
+    n ^ (n << 5)
+}
+
 fn alone(kernel: Kernel, bindings: Vec<(&'static str, usize)>, groups: u32) -> Dispatch {
     Dispatch { layer: kernel.entry.into(), kernel, bindings, grid: Grid::PerSample(groups, 1), flops: 0 }
 }
@@ -122,9 +185,9 @@ fn ask(gpu: &Gpu) -> Result<Vec<u32>> {
     let floats = [1.0, TINY, f32::NAN, FACTOR, MINUS_PRODUCT, LARGE, SMALL, DIVIDED.0, DIVIDED.1];
     let given: Vec<u32> = [SEED, ROUNDS].into_iter().chain(floats.map(f32::to_bits)).collect();
     let dispatch = alone(kernel(), vec![("given", 0), ("seen", 1)], 1);
-    let resources = [words("given", given.len()), words("seen", 13)];
+    let resources = [words("given", given.len()), words("seen", SEEN)];
     let seen = run_alone(gpu, &dispatch, &resources, 1, &[(0, bytemuck::cast_slice(&given).to_vec())], 1)?;
-    Ok(bytemuck::pod_collect_to_vec(&seen))
+    Ok(bytemuck::pod_collect_to_vec(&seen[..4 * SEEN]))
 }
 
 /// The smallest subgroup of a device, where kernels can rely on its lanes (`shaders/subgroup.wgsl`): tried out once. 0 where
@@ -164,12 +227,34 @@ mod tests {
             if [0, 1, 65_535].contains(&rounds) {
                 assert_eq!(Habits::read(&answers(walk)).loop_cap, Some(rounds));
             }
-            walk ^= walk << 13;
-            walk ^= walk >> 17;
-            walk ^= walk << 5;
+            walk = step(walk);
         }
         assert_eq!(Habits::read(&answers(walk)).loop_cap, None);
         assert_eq!(Habits::read(&answers(0)).loop_cap, Some(0), "no number of the row");
+    }
+
+    #[test]
+    fn answers_are_read_as_they_were_written_and_no_others() {
+        let mut whole = SEED;
+        (0..ROUNDS).for_each(|_| whole = step(whole));
+        let sound = Answers { seen: answers(whole), subgroup: 8 };
+        assert_eq!(sound.to_string().parse(), Ok(sound.clone()));
+        let refused = |answers: &Answers| assert!(answers.to_string().parse::<Answers>().is_err(), "{answers:?}");
+        // No loop is left so late that a number of rounds would be one that plans have not.
+        let mut walk = SEED;
+        for rounds in 0..ROUNDS {
+            if [0, 1, 20, 63_999, 64_000, 65_535].contains(&rounds) {
+                let kept = Answers { seen: answers(walk), ..sound.clone() };
+                assert_eq!(kept.to_string().parse::<Answers>().is_ok(), rounds >= 64_000, "{rounds}");
+            }
+            walk = step(walk);
+        }
+        refused(&Answers { seen: answers(0), ..sound.clone() });
+        for subgroup in [1, 4, 7, 12, 128, u32::MAX] {
+            refused(&Answers { subgroup, ..sound.clone() });
+        }
+        refused(&Answers { seen: sound.seen[1..].to_vec(), subgroup: 8 });
+        refused(&Answers { seen: [&sound.seen[..], &[8]].concat(), subgroup: 8 });
     }
 
     #[test]

@@ -18,9 +18,8 @@
 //! Bindings are numbered in the order in which they appear. Shapes enter as `const` lines; the batch size never does.
 
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Pipeline, Storage};
-use crate::tensor::texel_format;
-use crate::tensor::{Allocated, Resource};
+use crate::gpu::{Gpu, Held, Pipeline, Storage};
+use crate::tensor::{Allocated, Resource, texel_format};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -192,7 +191,7 @@ pub(crate) struct Ready {
 #[derive(Debug)]
 pub(crate) struct Bound {
     pipeline: Arc<Pipeline>,
-    group: wgpu::BindGroup,
+    group: Held<wgpu::BindGroup>,
     grid: [u32; 3],
 }
 
@@ -577,13 +576,13 @@ impl Dispatch {
             layout: &ready.pipeline.layout,
             entries: &entries,
         });
-        Ok(Bound { pipeline: ready.pipeline.clone(), group, grid: self.grid.workgroups(n) })
+        Ok(Bound { pipeline: ready.pipeline.clone(), group: gpu.hold(group), grid: self.grid.workgroups(n) })
     }
 
     /// A pipeline of someone else's text that takes the bindings of this dispatch.
     pub(crate) fn pipeline_of(&self, gpu: &Gpu, entry: &str, text: &str) -> Result<Arc<Pipeline>> {
         let types = self.kernel.types(&self.kernel.source()?);
-        gpu.scope(entry, || Ok(Arc::new(Pipeline::new(gpu.device(), None, entry, text.into(), &types))))
+        gpu.scope(entry, || Ok(Arc::new(Pipeline::new(gpu, None, entry, text.into(), &types))))
     }
 }
 
@@ -592,7 +591,7 @@ impl Bound {
     pub fn record(&self, pass: &mut wgpu::ComputePass<'_>) {
         let [x, y, z] = self.grid;
         pass.set_pipeline(&self.pipeline.pipeline);
-        pass.set_bind_group(0, &self.group, &[]);
+        pass.set_bind_group(0, &*self.group, &[]);
         pass.dispatch_workgroups(x, y, z);
     }
 }

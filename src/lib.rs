@@ -67,7 +67,7 @@
 //! | [`attack`] (types) | [`Attack`], [`Outcome`], and [`attack::Engine`], what an attack runs on |
 //! | `reference` | [`Reference`]: the same network on the CPU in f64 |
 //! | `gpu`, `tensor`, `kernel` | the device, its memory, its kernels; the only files that name `wgpu` besides `network` |
-//! | [`habits`] | what an adapter does where WGSL leaves it open, asked once |
+//! | [`habits`] | what an adapter does where WGSL leaves it open, asked once in a process; the program keeps the answers |
 //! | `ops` | each layer's forward and input gradient as [`kernel::Dispatch`]es |
 //! | [`plan`] | the order of dispatches and the memory they share, as data |
 //! | `network` | [`Network`]: a plan on a device; images from slices or from the host program's buffers |
@@ -139,7 +139,8 @@
 //! - Known limits: a residual body begins with a convolution or a batch norm and ends with a convolution, and in training mode begins
 //!   with a convolution, too; of activations there is ReLU alone; on software adapters the gradient of strides 3 and 4 runs on
 //!   the naive kernel; on GL, which waits while work is handed over, a deadline is noticed only when the work has ended, and
-//!   one thread at a time may use the device (wgpu gives up where another one holds it for 6 s); no hardware GPU has run this yet.
+//!   threads take turns (`gpu/turns.rs`), for wgpu panics where one waits for 6 s: a host program's own calls have to keep out of
+//!   the way ([`Gpu::from_device`]); no hardware GPU has run this yet.
 //!
 //! # Adding a rule
 //! 1. A variant of [`attack::Rule`] with the images it remembers, and the method that uses it.

@@ -269,7 +269,7 @@ impl Plan {
 
     /// Bytes on the device that grow with the batch, for one sample; without what rules remember.
     pub fn bytes_per_sample(&self) -> u64 {
-        // A texture is whole rows: charged here as if a row could be split, in `bytes` as it is.
+        // A texture is whole rows: told here as if a row could be split, in `bytes` as it is.
         self.resources
             .iter()
             .filter(|r| r.kind != Kind::Memory)
@@ -410,15 +410,19 @@ fn largest_batch<'d>(
         most = fits;
         tightest = ("reading back", read_back, format!("buffer of {} bytes", limits.buffer));
     }
-    // A texture is whole rows: charged here as if a row could be split.
-    let bytes = |r: &&Resource| r.bytes(1, Storage::Buffer).unwrap_or(u64::MAX);
-    let (grows, stays): (Vec<&Resource>, Vec<&Resource>) = resources.iter().partition(|r| r.per_sample > 0);
-    let constants: u64 = stays.iter().map(bytes).sum();
-    let one = grows.iter().map(bytes).fold(0, u64::saturating_add);
-    let by_memory = memory.saturating_sub(constants) / one.max(1);
-    if by_memory < most {
-        most = by_memory;
-        tightest = ("one sample", one.saturating_add(constants), format!("memory budget of {memory} bytes"));
+    // Textures grow by rows: the largest batch is looked for, never falling short of what `bytes` says of it.
+    let bytes = |n: u64| {
+        let charged = |r: &&Resource| r.charged(n, target.storage).unwrap_or(u64::MAX);
+        resources.iter().map(charged).fold(0, u64::saturating_add)
+    };
+    if most > 0 && bytes(most) > memory {
+        let (mut fits, mut larger) = (0, most);
+        while larger - fits > 1 {
+            let middle = fits + (larger - fits) / 2;
+            if bytes(middle) <= memory { fits = middle } else { larger = middle }
+        }
+        most = fits;
+        tightest = ("one sample", bytes(1), format!("memory budget of {memory} bytes"));
     }
     if most == 0 {
         return Err(Error::OutOfMemory { what: tightest.0.into(), bytes: tightest.1, limit: tightest.2 });

@@ -4,7 +4,7 @@
 //! buffer or in a 2D texture [`TEXTURE_WIDTH`] texels wide, whichever the adapter reads faster; kernels see only the index.
 
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Storage};
+use crate::gpu::{Gpu, Held, Storage};
 
 /// Texels in a row of a texture that holds an activation; a power of two, as the generated accessors assume.
 pub(crate) const TEXTURE_WIDTH: u64 = 2048;
@@ -109,11 +109,11 @@ impl Resource {
 /// Memory on the device.
 #[derive(Debug)]
 pub(crate) enum Allocated {
-    Buffer(wgpu::Buffer),
-    Texture(wgpu::TextureView),
+    Buffer(Held<wgpu::Buffer>),
+    Texture(Held<wgpu::TextureView>),
     /// A part of a buffer; bindings reach over `slack` bytes more than are asked for. For tests ([`crate::trial::guarded`]).
     Part {
-        buffer: wgpu::Buffer,
+        buffer: Held<wgpu::Buffer>,
         offset: u64,
         slack: u64,
     },
@@ -155,7 +155,8 @@ impl Allocated {
                 };
                 gpu.queue().write_texture(texture.as_image_copy(), &rows, row, size);
             }
-            return Ok(Allocated::Texture(texture.create_view(&wgpu::TextureViewDescriptor::default())));
+            let view = texture.create_view(&wgpu::TextureViewDescriptor::default());
+            return Ok(Allocated::Texture(gpu.hold(view)));
         }
         let mut usage = wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::COPY_SRC;
         usage |= match &resource.kind {
@@ -172,7 +173,7 @@ impl Allocated {
         if let Kind::Constant(data) | Kind::Texels(data) = &resource.kind {
             gpu.queue().write_buffer(&buffer, 0, data);
         }
-        Ok(Allocated::Buffer(buffer))
+        Ok(Allocated::Buffer(gpu.hold(buffer)))
     }
 
     /// The buffer, where it is one.

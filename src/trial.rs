@@ -9,7 +9,7 @@ pub use guard::{Guarded, guarded};
 
 use crate::attack::{Sample, State};
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Pipeline, Storage};
+use crate::gpu::{Gpu, Held, Pipeline, Storage};
 use crate::kernel::{Access, Bound, Dispatch, Grid, Kernel, Ready};
 use crate::tensor::{Allocated, Kind, Resource};
 use std::cell::Cell;
@@ -319,8 +319,8 @@ impl Trial {
 
 /// Begin and end of one pass, by the device's own clock.
 struct Timestamps {
-    set: wgpu::QuerySet,
-    buffer: wgpu::Buffer,
+    set: Held<wgpu::QuerySet>,
+    buffer: Held<wgpu::Buffer>,
 }
 
 impl Timestamps {
@@ -337,7 +337,7 @@ impl Timestamps {
                 usage: wgpu::BufferUsages::QUERY_RESOLVE | wgpu::BufferUsages::COPY_SRC,
                 mapped_at_creation: false,
             });
-            Ok(Timestamps { set, buffer })
+            Ok(Timestamps { set: gpu.hold(set), buffer: gpu.hold(buffer) })
         })
     }
 

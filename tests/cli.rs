@@ -374,3 +374,72 @@ fn help_has_examples_and_a_reader_may_leave() {
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
 }
+
+/// What a device answered is kept beside the tunings: read again where it is whole and this device's and program's, else made anew,
+/// and never a reason for other results or an error.
+#[test]
+fn what_a_device_answered_is_kept_or_asked_again() {
+    let bench = Bench::new();
+    let cache = bench.path("cache");
+    let run = |cache: &Path| {
+        let mut command = bench.command("attack --method fgsm --eps 51/255 --limit 20 --out out --fresh");
+        let output = command.env("SIGNSTEP_CACHE", cache).output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{errors}");
+        assert!(!errors.contains("warning"), "{errors}");
+        fs::read(bench.path("out/adversarial.safetensors")).unwrap()
+    };
+    let want = run(&cache);
+    let list = names(&cache);
+    assert!(matches!(&list[..], [one] if one.starts_with("habits-")), "{list:?}");
+    let file = cache.join(&list[0]);
+    let whole = fs::read_to_string(&file).unwrap();
+    let lines: Vec<&str> = whole.lines().collect();
+    assert_eq!(lines.len(), 2 + 14, "{whole}");
+
+    // Kept: not written again. A slower way to the same bits is taken on the file's word.
+    let before = fs::metadata(&file).unwrap().modified().unwrap();
+    assert_eq!(run(&cache), want);
+    assert_eq!(fs::metadata(&file).unwrap().modified().unwrap(), before, "asked again");
+    let rest = [&lines[2..15], &["00000000", ""]].concat().join("\n");
+    let slower = signstep::cli::readers::sealed(lines[0], &rest);
+    fs::write(&file, &slower).unwrap();
+    assert_eq!(run(&cache), want);
+    assert_eq!(fs::read_to_string(&file).unwrap(), slower, "not read");
+
+    // A loop that is never begun would refuse every network, and no device has subgroups of five.
+    let lying = |at: usize, word| {
+        let mut words = lines[2..].to_vec();
+        words[at] = word;
+        signstep::cli::readers::sealed(lines[0], &(words.join("\n") + "\n"))
+    };
+    let other = |at: &str, by: &str| {
+        assert!(lines[0].contains(at), "{}", lines[0]);
+        whole.replacen(at, by, 1)
+    };
+    let broken = [
+        String::new(),
+        whole[..whole.len() / 2].into(),
+        whole[..whole.len() - 1].into(),
+        whole.replacen(lines[3], "00000000", 1),
+        other("signstep ", "signstep 9."),
+        other("(", "(another driver, "),
+        other("program of ", "program of 1"),
+        lying(0, "00000000"),
+        lying(13, "00000005"),
+    ];
+    for text in broken {
+        fs::write(&file, &text).unwrap();
+        assert_eq!(run(&cache), want, "{text}");
+        assert_eq!(fs::read_to_string(&file).unwrap(), whole, "not made anew: {text}");
+    }
+    // As does `devices -v`, whatever is there.
+    fs::write(&file, &slower).unwrap();
+    let mut devices = bench.command("devices -v");
+    assert!(devices.env("SIGNSTEP_CACHE", &cache).status().unwrap().success());
+    assert_eq!(fs::read_to_string(&file).unwrap().lines().last(), lines.last().copied());
+
+    // Where nothing can be kept: below a file.
+    assert_eq!(run(&file.join("cache")), want);
+    assert_eq!(names(&cache), list, "something was left behind");
+}

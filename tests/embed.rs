@@ -7,12 +7,15 @@ use common::*;
 use signstep::attack::{Engine, argmax};
 use signstep::model::{Dims, Layer};
 use signstep::weights::{self, Tensors};
-use signstep::{Attack, Error, Gpu, Model, Network, Norm, Options, Outcome, Reference, Storage, Targets, Task, wgpu};
+use signstep::{
+    Adapter, Attack, Error, Gpu, Model, Network, Norm, Options, Outcome, Reference, Storage, Targets, Task, wgpu,
+};
 use std::future::Future;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
 use wgpu::BufferUsages as Usage;
 
 /// A host program: an instance, adapter, device and queue of its own, with the limits that every device has, and a pipeline
@@ -333,6 +336,54 @@ fn buffers_that_do_not_fit_are_refused_by_name() {
     // After all that it works as ever.
     compare("after refusals", &host, &net, &attack, &images, &labels);
     host.assert_undisturbed();
+}
+
+/// One thread's submission may take longer than GL's library waits for its one context (6 s). Others wait for as long as it
+/// takes, whatever they do, and so does what they drop. Elsewhere nothing is held, and a short submission will do.
+#[test]
+fn threads_take_turns_however_long_one_has_the_device() {
+    let gpu = Gpu::new(&Adapter::Auto).unwrap();
+    let held = if gpu.summary().backend == "gl" { 9.0 } else { 0.2 };
+    let long = Network::new(&gpu, digits_model()).unwrap();
+    // As many as one submission may hold.
+    let steps = 8000 / long.plan().dispatches().count() as u32;
+    let attack = |steps| Attack::ifgsm(0.1).steps(steps).untargeted().attack_all(true);
+    let (images, labels) = digits(64);
+    attack(4).run(&long, &images, &labels).unwrap();
+    let start = Instant::now();
+    attack(40).run(&long, &images, &labels).unwrap();
+    let repeated = (held / (start.elapsed().as_secs_f64() / 40.0 * f64::from(steps))).ceil() as usize;
+    let (images, labels) = (images.repeat(repeated), labels.repeat(repeated));
+
+    let other = mixed(&mut Rng::new(8));
+    let seen = Rng::new(9).images(3 * other.input.len());
+    let logits = || Network::new(&gpu, other.clone()).unwrap().logits(&seen).unwrap().logits;
+    let (want, stop) = (logits(), AtomicBool::new(false));
+    let (mut longest, mut last) = (Duration::ZERO, Instant::now());
+    std::thread::scope(|threads| {
+        let beside = [0, 1].map(|_| {
+            threads.spawn(|| {
+                let mut rounds = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    assert_bits("beside", &logits(), &want);
+                    rounds += 1;
+                }
+                rounds
+            })
+        });
+        gpu.cut_at(u64::MAX);
+        let ended = attack(steps).run_with(&long, &images, &labels, &mut |_| {
+            longest = longest.max(last.elapsed());
+            last = Instant::now();
+            true
+        });
+        stop.store(true, Ordering::Relaxed);
+        let rounds = beside.map(|thread| thread.join().expect("no panic beside"));
+        println!("{steps} steps of {} images, {longest:?} at most in one go, {rounds:?} rounds beside", labels.len());
+        ended.unwrap();
+        assert!(rounds.iter().all(|n| *n > 0));
+    });
+    assert!(held < 1.0 || longest > Duration::from_secs(6), "held for {longest:?} only");
 }
 
 /// The host paints images, has them attacked and paints over them again, waiting for nothing; two networks on its device run

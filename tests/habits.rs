@@ -4,8 +4,9 @@
 mod common;
 
 use common::*;
-use signstep::habits::Habits;
-use signstep::{Error, Plan, Target, weights};
+use signstep::fault::Fault;
+use signstep::habits::{Answers, Habits};
+use signstep::{Adapter, Error, Gpu, Network, Plan, Target, attack::Engine, weights};
 
 #[test]
 fn known_adapters_answer_as_they_did() {
@@ -39,4 +40,32 @@ fn plans_obey_what_a_device_takes() {
         panic!("a plan for a device that leaves loops after 20 rounds")
     };
     assert!(detail.contains("rounds of loops in one invocation, fewer than 20 allowed"), "{detail}");
+}
+
+#[test]
+fn what_an_earlier_process_was_answered_need_not_be_asked() {
+    let text = Answers::of(gpu()).unwrap().to_string();
+    let later = Gpu::new(&Adapter::Auto).unwrap();
+    later.fail_at(u64::MAX, Fault::Lost);
+    assert!(text.parse::<Answers>().unwrap().recall(&later), "{text}");
+    assert_eq!(Target::of(&later), Target::of(gpu()));
+    assert_eq!(Habits::of(&later), Habits::of(gpu()));
+    assert_eq!(later.calls(), 0, "the device was asked");
+    let model = weights::load(include_bytes!("../weights/digits-cnn.safetensors")).unwrap();
+    let images = Rng::new(3).images(5 * 64);
+    let logits = |gpu| Network::new(gpu, model.clone()).unwrap().logits(&images).unwrap().logits;
+    assert_bits("with kept answers", &logits(&later), &logits(gpu()));
+}
+
+/// A subgroup that the device does not have is not believed: it is asked.
+#[test]
+fn answers_of_another_device_are_not_taken() {
+    let text = Answers::of(gpu()).unwrap().to_string();
+    let smallest = gpu().summary().limits.iter().find(|(name, _)| *name == "subgroup_min").unwrap().1;
+    let other = if smallest == 16 { 32 } else { 16 };
+    let at = text.trim_end().rfind('\n').unwrap() + 1;
+    let wrong: Answers = format!("{}{other:08x}\n", &text[..at]).parse().unwrap();
+    let gpu = Gpu::new(&Adapter::Auto).unwrap();
+    assert!(!wrong.recall(&gpu));
+    assert_eq!(Answers::of(&gpu).unwrap().to_string(), text);
 }

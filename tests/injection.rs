@@ -288,6 +288,7 @@ fn the_program_ends_with_the_right_code_and_goes_on_where_it_was() {
             let mut command = Command::new(std::env::current_exe().unwrap());
             command.args(["--exact", "the_program_with_a_fault", "--nocapture"]).stdin(Stdio::null());
             command.env(INJECTED, format!("{fault:?} {n} {line} --out run")).env("NODEVICE_SELECT", "1");
+            command.env("SIGNSTEP_CACHE", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
             let output = command.current_dir(bench.folder.path()).output().unwrap();
             let said = String::from_utf8_lossy(&output.stderr);
             let what = format!("{line}: {fault:?} at call {n}: {said}");

@@ -74,7 +74,7 @@ fn pictures_tables_and_descriptions() {
 
 #[test]
 fn what_the_program_wrote_itself() {
-    mutate(&["manifest", "part", "evaluation", "tuning", "baseline"], MUTATIONS);
+    mutate(&["manifest", "part", "evaluation", "tuning", "habits", "baseline"], MUTATIONS);
     mutate(&["report", "tensors"], FEW);
 }
 

@@ -222,14 +222,15 @@ fn fits(plan: &Plan, n: u64, memory: u64) -> Result<(), String> {
             Kind::Whole(values) => 4 * values,
             Kind::Memory => unreachable!("passed by above"),
         };
-        total += bytes;
         if matches!(kind, Kind::Activation | Kind::Half | Kind::Texels(_)) && plan.target().storage == Storage::Texture
         {
             let texel = if *kind == Kind::Half { 8 } else { 16 };
-            // Odd, and three or more.
+            // Odd, and three or more; drivers keep them in tiles four texels high.
             let rows = (bytes / texel).div_ceil(2048).max(3) | 1;
+            total += rows.next_multiple_of(4) * 2048 * texel;
             must(rows <= limits.texture_side && 2048 <= limits.texture_side, format!("{label}: {rows} rows"))?;
         } else {
+            total += bytes;
             must(bytes <= limits.storage_binding.min(limits.buffer), format!("{label}: {bytes} bytes"))?;
         }
     }
@@ -241,6 +242,7 @@ fn fits(plan: &Plan, n: u64, memory: u64) -> Result<(), String> {
     }
     let floats = plan.resources.iter().filter(|r| r.kind == Kind::Floats).map(|r| r.per_sample).max().unwrap();
     must((4 * floats + 8) * n + 24 <= limits.buffer, "reading back".into())?;
+    assert_eq!(total, plan.bytes(n), "what a plan says of {n} samples");
     must(total <= memory, format!("{total} bytes in all"))
 }
 

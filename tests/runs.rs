@@ -82,8 +82,8 @@ fn files_do_not_depend_on_the_chunk() {
         bench.ok(&format!("{ATTACK} --out chunk-{chunk} --chunk {chunk} --batch 50"));
         bench.same(&format!("chunks of {chunk}"), "whole", &format!("chunk-{chunk}"));
     }
-    bench.ok(&format!("{ATTACK} --out memory --memory 300K"));
-    bench.same("300 KiB", "whole", "memory");
+    bench.ok(&format!("{ATTACK} --out memory --memory 1600K"));
+    bench.same("1600 KiB", "whole", "memory");
 }
 
 #[test]
@@ -153,7 +153,7 @@ fn a_shared_perturbation_is_the_same_in_any_parts_and_outlives_a_kill() {
         assert!(shared("whole") == shared(out), "{what}: the perturbation differs");
     };
     for (i, parts) in
-        ["--chunk 1 --batch 7", "--chunk 7 --batch 1", "--chunk 64 --batch 64", "--memory 300K"].iter().enumerate()
+        ["--chunk 1 --batch 7", "--chunk 7 --batch 1", "--chunk 64 --batch 64", "--memory 1600K"].iter().enumerate()
     {
         bench.ok(&format!("{attack} --out parts-{i} {parts}"));
         same(parts, &format!("parts-{i}"));
@@ -579,7 +579,7 @@ fn a_network_is_verified_against_another_programs_logits() {
         write_safetensors(&bench.path(name), &tensors, &BTreeMap::new()).unwrap();
     };
     write("same.safetensors", "logits", 450, &logits);
-    let verified = json(&bench.ok("verify --json --logits same.safetensors --memory 300K"));
+    let verified = json(&bench.ok("verify --json --logits same.safetensors --memory 1600K"));
     assert_eq!(verified["clean_correct"], correct);
     assert_eq!((&verified["logits"]["passed"], &verified["logits"]["argmax_agree"]), (&true.into(), &450.into()));
     assert_eq!(verified["logits"]["max_absolute"]["value"], 0.0);

@@ -342,7 +342,7 @@ fn what_is_no_batch_is_refused() {
     assert!(net.logits(&[]).unwrap().logits.is_empty());
     let e = net.logits(&images).unwrap_err();
     assert!(e.exit_code() == 5 && e.to_string().contains("one batch of 5 samples"), "{e}");
-    let small = Options { memory: 1 << 15, ..Options::default() };
+    let small = Options { memory: 1 << 15, storage: Some(Storage::Buffer), ..Options::default() };
     let net = Training::from_layers_with(gpu(), layers.clone(), input, tensors.clone(), &small).unwrap();
     assert!(net.logits(&rng.images(500 * 18)).unwrap_err().to_string().contains("one batch of 500 samples"));
     assert!(net.logits(&images[1..]).unwrap_err().to_string().contains("2×3×3"));

@@ -1,7 +1,14 @@
-//! The folder for what can be found out again: tunings, and pipelines where they are kept.
+//! The folder for what can be found out again (tunings, what adapters answered, pipelines where they are kept), and the files of text
+//! in it: what a file holds for in its first line, then the checksum of the rest, then the rest. A file that holds for something
+//! else, or that is broken, is as good as none.
 
+use crate::data;
 use crate::error::{Error, Result};
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// Largest file of text that is read, in bytes.
+const MAX_BYTES: u64 = 1 << 20;
 
 /// Where it is: `SIGNSTEP_CACHE`, else the folder for such things on this system.
 pub(super) fn folder() -> Option<PathBuf> {
@@ -24,4 +31,17 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
         let _ = std::fs::remove_file(&part);
         Error::Output { place: path.display().to_string(), detail: e.to_string() }
     })
+}
+
+/// What a file of text keeps for `key`.
+pub(super) fn kept<T: FromStr>(path: &Path, key: &str) -> Option<T> {
+    let text = String::from_utf8(data::read(path, MAX_BYTES).ok()?).ok()?;
+    let (_, rest) = text.split_once('\n').filter(|(first, _)| *first == key)?;
+    let (sum, rest) = rest.split_once('\n')?;
+    (data::sha256([rest.as_bytes()]) == sum).then(|| rest.parse().ok())?
+}
+
+/// A file of text with its checksum.
+pub(super) fn sealed(key: &str, rest: &str) -> String {
+    format!("{key}\n{}\n{rest}", data::sha256([rest.as_bytes()]))
 }

@@ -22,9 +22,11 @@ pub(super) fn run(args: &DevicesArgs) -> Result<()> {
     Ok(())
 }
 
-/// What an adapter answers, each by name.
+/// What an adapter answers now, each by name; kept for the commands that follow.
 fn habits(a: &AdapterSummary) -> Result<Vec<(&'static str, String)>> {
-    Ok(Habits::of(&Gpu::new(&Adapter::Index(a.index))?)?.list())
+    let gpu = Gpu::new(&Adapter::Index(a.index))?;
+    super::answers::ask(&gpu)?;
+    Ok(Habits::of(&gpu)?.list())
 }
 
 fn entry(a: &AdapterSummary, verbose: bool) -> Result<Value> {

@@ -26,6 +26,7 @@ impl Place {
         let place = Place::without_deadline(args.device.as_deref(), math)?;
         if let Place::Gpu(gpu, _) = &place {
             gpu.set_deadline(Some(args.deadline));
+            super::answers::known(gpu)?;
         }
         Ok(place)
     }

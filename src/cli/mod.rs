@@ -1,6 +1,7 @@
 //! The command line: what can be asked for, and how answers and errors are told. Results go to standard output,
 //! everything else to standard error.
 
+mod answers;
 mod attack;
 mod bench;
 mod cache;
@@ -45,7 +46,8 @@ const MAX_WEIGHTS: u64 = 4 << 30;
 const ENVIRONMENT: &str = "\
 Environment:
   WGPU_BACKEND       graphics interfaces to look at: vulkan, metal, dx12, gl (several with commas)
-  WGPU_ADAPTER_NAME  part of the name of the device to use, where --device names none";
+  WGPU_ADAPTER_NAME  part of the name of the device to use, where --device names none
+  SIGNSTEP_CACHE     folder for what can be found out again: tunings, what devices do [default: signstep in the folder for caches]";
 
 /// Adversarial examples for whole minibatches on any GPU.
 #[derive(Debug, Parser)]
@@ -443,7 +445,8 @@ struct DevicesArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Show limits and features too
+    /// Show limits and features too, and what adapters do where the standard leaves it open: asked now, whatever is kept
+    /// (SIGNSTEP_CACHE)
     #[arg(short, long)]
     verbose: bool,
 }

@@ -1,8 +1,8 @@
 //! Readers of files that only the program knows, for tests that feed them anything. No promise goes with them.
 
-use super::{bench, tune};
-use crate::data;
+use super::{bench, cache};
 use crate::error::Result;
+use crate::habits::Answers;
 use crate::plan::Tuning;
 use std::path::Path;
 
@@ -16,10 +16,15 @@ pub fn baseline(path: &Path) -> Result<()> {
 
 /// What a file of tiles says for the device `key`; nothing where it is damaged or for another one.
 pub fn tuning(path: &Path, key: &str) -> Tuning {
-    tune::kept(path, key).unwrap_or_default()
+    cache::kept(path, key).unwrap_or_default()
 }
 
-/// A file of tiles with its checksum.
-pub fn sealed(key: &str, tiles: &str) -> String {
-    format!("{key}\n{}\n{tiles}", data::sha256([tiles.as_bytes()]))
+/// What a file says that the device `key` answered; `None` where it is damaged, for another one, or not to be believed.
+pub fn answers(path: &Path, key: &str) -> Option<Answers> {
+    cache::kept(path, key)
+}
+
+/// A file of either kind with its checksum.
+pub fn sealed(key: &str, rest: &str) -> String {
+    cache::sealed(key, rest)
 }

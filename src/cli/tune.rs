@@ -1,20 +1,16 @@
 //! `signstep tune`: finds the fastest tiles for a network on this device and keeps them in a file, which every later command
 //! reads. The file says what it holds for, and carries a checksum.
 
-use super::cache::{folder, replace};
+use super::cache::{folder, kept, replace, sealed};
 use super::engine::Place;
-use super::readers::sealed;
 use super::{TuneArgs, answer, load_model, warn};
 use crate::error::{Error, Result};
 use crate::plan::Tuning;
 use crate::trial::Clock;
 use crate::tune::{self, Choice, Verdict};
-use crate::{Gpu, Math, data, kernel, report};
+use crate::{Gpu, Math, kernel, report};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-/// Largest file that is read, in bytes.
-const MAX_BYTES: u64 = 1 << 20;
 
 /// The file of a device.
 fn file(folder: &Path, gpu: &Gpu) -> PathBuf {
@@ -36,14 +32,6 @@ fn read(path: &Path, key: &str) -> Tuning {
         warn(format!("{}: {why}", path.display()));
         Tuning::default()
     })
-}
-
-/// The file says in its first line what it holds for; then come the checksum of the rest, and one line for each shape.
-pub(super) fn kept(path: &Path, key: &str) -> Option<Tuning> {
-    let text = String::from_utf8(data::read(path, MAX_BYTES).ok()?).ok()?;
-    let (_, rest) = text.split_once('\n').filter(|(first, _)| *first == key)?;
-    let (sum, tiles) = rest.split_once('\n')?;
-    (data::sha256([tiles.as_bytes()]) == sum).then(|| tiles.parse().ok())?
 }
 
 /// Adds to what is known. The file is put in its place whole.

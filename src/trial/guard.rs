@@ -141,7 +141,7 @@ fn fence(gpu: &Gpu, resource: &Resource, name: &str, storage: Storage, samples: 
         let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
         encoder.copy_buffer_to_buffer(memory.buffer(), 0, &buffer, GUARD, bytes);
         gpu.submit(encoder)?;
-        Ok(buffer)
+        Ok(gpu.hold(buffer))
     })?;
     // Uniform bindings are read only, and no larger than they may be.
     let slack = if matches!(resource.kind, Kind::Uniform | Kind::Constant(_)) { 0 } else { slack };

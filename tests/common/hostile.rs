@@ -36,7 +36,7 @@ const BLOCKS: usize = 12 << 20;
 /// An image of as many values as are read, decoded, and as floats.
 const PICTURE: usize = 96 << 20;
 
-pub const TARGETS: [Target; 22] = [
+pub const TARGETS: [Target; 23] = [
     target("weights", "net.safetensors", network, read_weights, same, BLOCKS),
     target("header", "net.safetensors", small_network, read_weights, same, BLOCKS),
     target("safetensors", "x.safetensors", tensors, |at| read_data(&at.join("x.safetensors")), same, BLOCKS),
@@ -57,7 +57,8 @@ pub const TARGETS: [Target; 22] = [
     target("manifest", "run/parts/run.json", interrupted, resume, same, BLOCKS),
     target("part", "run/parts/0-4.safetensors", interrupted, resume, same, BLOCKS),
     target("evaluation", "eval.json", evaluation, read_evaluation, same, BLOCKS),
-    target("tuning", "tiles.txt", tuning, read_tuning, mend_tuning, BLOCKS),
+    target("tuning", "tiles.txt", tuning, read_tuning, mend_sealed, BLOCKS),
+    target("habits", "habits.txt", habits, read_habits, mend_sealed, BLOCKS),
     target("baseline", "baseline.json", baseline, |at| cli::readers::baseline(&at.join("baseline.json")), same, BLOCKS),
 ];
 
@@ -574,14 +575,14 @@ const KEY: &str = "signstep, a device";
 
 fn tuning(at: &Path) {
     let tiles = "conv 3x3 16 to 16: register-4x8\nlinear 64: broadcast-2x4\n";
-    fs::write(at.join("tiles.txt"), mend_tuning(format!("{KEY}\n-\n{tiles}").into_bytes())).unwrap();
+    fs::write(at.join("tiles.txt"), mend_sealed(format!("{KEY}\n-\n{tiles}").into_bytes())).unwrap();
 }
 
-fn mend_tuning(bytes: Vec<u8>) -> Vec<u8> {
+fn mend_sealed(bytes: Vec<u8>) -> Vec<u8> {
     let Ok(text) = String::from_utf8(bytes.clone()) else { return bytes };
     let mut lines = text.splitn(3, '\n');
-    let (Some(key), Some(_), Some(tiles)) = (lines.next(), lines.next(), lines.next()) else { return bytes };
-    cli::readers::sealed(key, tiles).into_bytes()
+    let (Some(key), Some(_), Some(rest)) = (lines.next(), lines.next(), lines.next()) else { return bytes };
+    cli::readers::sealed(key, rest).into_bytes()
 }
 
 fn read_tuning(at: &Path) -> Result<(), Error> {
@@ -590,6 +591,21 @@ fn read_tuning(at: &Path) -> Result<(), Error> {
     let plan = signstep::Plan::new(&tiny(), &signstep::Target { tuning: tuning.clone(), ..Default::default() })?;
     assert!(plan.largest_batch(1 << 30).is_ok());
     if tuning.is_empty() { Err(Error::Usage("as good as none".into())) } else { Ok(()) }
+}
+
+/// Those of lavapipe.
+fn habits(at: &Path) {
+    let words = "486f7637 000116c2 00022d84 3f800000 00000000 3f800000 00000000 \
+                 00000000 00000000 00000000 00000000 3f800000 3df9c190 00000008 ";
+    fs::write(at.join("habits.txt"), cli::readers::sealed(KEY, &words.replace(' ', "\n"))).unwrap();
+}
+
+fn read_habits(at: &Path) -> Result<(), Error> {
+    let answers = cli::readers::answers(&at.join("habits.txt"), KEY);
+    let answers = answers.ok_or_else(|| Error::Usage("as good as none".into()))?;
+    // What is read is what would be written.
+    assert_eq!(answers.to_string().parse(), Ok(answers));
+    Ok(())
 }
 
 fn baseline(at: &Path) {

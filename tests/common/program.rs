@@ -22,6 +22,8 @@ impl Bench {
     pub fn command(&self, line: &str) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_signstep"));
         command.args(line.split_whitespace()).current_dir(self.folder.path()).stdin(Stdio::null());
+        // Not the user's.
+        command.env("SIGNSTEP_CACHE", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
         command
     }
 
