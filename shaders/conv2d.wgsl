@@ -25,6 +25,7 @@ fn zero() -> vec4<f32> {
 
 //# kernel conv2d_forward conv2d_input_grad
 // Naive: one invocation for each word of signs, 8 channels × 4 pixels of a row, in plain loops.
+const EDGE: u32 = u32(max(i32(PAD), 0));
 //# w: weights Slice
 //# x: activation read                         [N, IC4, IH, IW] of 4 channels
 //# y: activation write                        [N, OC4, OH, OW] of 4 channels
@@ -46,13 +47,14 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
         for (var r = 0u; r < R; r++) {
             for (var s = 0u; s < S; s++) {
                 for (var p = 0u; p < 4u; p++) {
-                    // Position in the input after it is spread out by DILATE; between its pixels there is nothing to add.
-                    let u = i32(h * STRIDE + r) - i32(PAD);
-                    let v = i32((4u * w4 + p) * STRIDE + s) - i32(PAD);
-                    if (u % i32(DILATE) != 0 || v % i32(DILATE) != 0) {
+                    // Position in the input after it is spread out by DILATE; between its pixels there is nothing to add. Counted from
+                    // EDGE pixels before it: GLSL has no remainders of negative numbers.
+                    let u = h * STRIDE + r + EDGE * DILATE - PAD;
+                    let v = (4u * w4 + p) * STRIDE + s + EDGE * DILATE - PAD;
+                    if (u % DILATE != 0u || v % DILATE != 0u) {
                         continue;
                     }
-                    let x = x_pad(n, c, u / i32(DILATE), v / i32(DILATE));
+                    let x = x_pad(n, c, i32(u / DILATE) - i32(EDGE), i32(v / DILATE) - i32(EDGE));
                     let base = (2u * id.y * IC4 + c) * R * S * CB + (r * S + s) * CB;
 //# for i in 0..CB
                     acc[p] = fma(vec4<f32>(x[$i]), w.weight[base + $(i)u], acc[p]);

@@ -55,7 +55,7 @@ fn size(lane: u32, part: f32) -> f32 {
 //# if NORM == 0
     return max(bitcast<f32>(highest(lane, bitcast<u32>(part))), 1e-8);
 //# else
-    return max(sqrt(total(lane, part)), 1e-8);
+    return max(root(total(lane, part)), 1e-8);
 //# end
 }
 
@@ -75,7 +75,7 @@ fn fab_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     let first = n * LEN;
 
     // How far above the plane x is, and the clean image, in the scale of the gradient; no more than what sums can hold.
-    let most = select(1.329228e36 * (1.0 / scale), 3e38, scale < 1.0);
+    let most = select(times(1.329228e36, inverse_of(scale)), 3e38, scale < 1.0);
     let here = within(flushed(states[n].loss), -most, most);
     var part = 0.0;
     for (var i = lane; i < LEN; i += WG) {
@@ -175,7 +175,7 @@ fn fab_look(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
 //# if NORM == 0
     let distance = bitcast<f32>(highest(lane, bitcast<u32>(part)));
 //# else
-    let distance = sqrt(total(lane, part));
+    let distance = root(total(lane, part));
 //# end
     let succeeds = select(s.predicted != sample.label, s.predicted == sample.class_index, sample.aimed == 1u);
     let is_nearest = succeeds && (s.found == 0u || distance < s.best);

@@ -35,7 +35,7 @@ fn momentum_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
     let scale = look(n, lane, true);
     var sum = 0.0;
     for (var i = lane; i < LEN; i += WG) {
-        sum += abs(sound(dx[n * LEN + i]) * scale);
+        sum += abs(times(sound(dx[n * LEN + i]), scale));
     }
     let mean = total(lane, sum) * (1.0 / f32(LEN));
     let inverse = inverse_of(mean);
@@ -45,7 +45,7 @@ fn momentum_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
         let at = n * LEN + i;
         let slot = n * SLOTS * LEN + i;
         let kept = select(memory[slot], 0.0, iteration == 0u);
-        let g = flushed(times(sample.momentum, kept) + times(sound(dx[at]) * scale, inverse));
+        let g = flushed(times(sample.momentum, kept) + times(times(sound(dx[at]), scale), inverse));
         memory[slot] = g;
         let lo = max(bounds.lo, x0[at] - sample.eps);
         let hi = min(bounds.hi, x0[at] + sample.eps);
@@ -73,22 +73,22 @@ fn l2_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     let scale = look(n, lane, true);
     var squares = 0.0;
     for (var i = lane; i < LEN; i += WG) {
-        let g = sound(dx[n * LEN + i]) * scale;
+        let g = times(sound(dx[n * LEN + i]), scale);
         squares += times(g, g);
     }
-    let inverse = inverse_of(sqrt(total(lane, squares)));
+    let inverse = inverse_of(root(total(lane, squares)));
     let step = select(-sample.step_size, sample.step_size, sample.direction > 0.0);
 
     var far = 0.0;
     for (var i = lane; i < LEN; i += WG) {
         let at = n * LEN + i;
-        let y = x[at] + times(step, times(sound(dx[at]) * scale, inverse));
+        let y = x[at] + times(step, times(times(sound(dx[at]), scale), inverse));
         x[at] = y;
         let d = y - x0[at];
         far += times(d, d);
     }
-    let distance = sqrt(total(lane, far));
-    let pull = select(1.0, sample.eps * (1.0 / distance), distance > sample.eps);
+    let distance = root(total(lane, far));
+    let pull = select(1.0, times(sample.eps, inverse_of(distance)), distance > sample.eps);
     for (var i = lane; i < LEN; i += WG) {
         let at = n * LEN + i;
         x[at] = flushed(within(x0[at] + times(x[at] - x0[at], pull), bounds.lo, bounds.hi));
@@ -151,10 +151,10 @@ fn apgd_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
         if (improves) {
             memory[best + i] = here;
             // Brought near 1, for the best may be taken up much later, with another scale.
-            memory[best_dx + i] = sound(dx[first + i]) * scale;
+            memory[best_dx + i] = times(sound(dx[first + i]), scale);
         }
         let begins = select(here, memory[best + i], halves);
-        let g = select(sound(dx[first + i]) * scale, memory[best_dx + i], halves);
+        let g = select(times(sound(dx[first + i]), scale), memory[best_dx + i], halves);
         squares += times(g, g);
         x[first + i] = begins;
         if (is_first) {
@@ -171,7 +171,7 @@ fn apgd_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
     if (!is_last) {
         for (var i = lane; i < LEN; i += WG) {
             let here = x[first + i];
-            let g = select(sound(dx[first + i]) * scale, memory[best_dx + i], halves);
+            let g = select(times(sound(dx[first + i]), scale), memory[best_dx + i], halves);
             let lo = max(bounds.lo, x0[first + i] - sample.eps);
             let hi = min(bounds.hi, x0[first + i] + sample.eps);
             let z = within(here + signed_step(g, s.step_size, sample.direction), lo, hi);
@@ -182,21 +182,21 @@ fn apgd_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
         }
     }
 //# else
-    let inverse = inverse_of(sqrt(total(lane, squares)));
+    let inverse = inverse_of(root(total(lane, squares)));
     let step = select(-s.step_size, s.step_size, sample.direction > 0.0);
     var far = 0.0;
     for (var i = lane; i < LEN; i += WG) {
-        let g = select(sound(dx[first + i]) * scale, memory[best_dx + i], halves);
+        let g = select(times(sound(dx[first + i]), scale), memory[best_dx + i], halves);
         let d = x[first + i] + times(step, times(g, inverse)) - x0[first + i];
         far += times(d, d);
     }
-    let distance = sqrt(total(lane, far));
-    let pull = select(1.0, sample.eps * (1.0 / distance), distance > sample.eps);
+    let distance = root(total(lane, far));
+    let pull = select(1.0, times(sample.eps, inverse_of(distance)), distance > sample.eps);
     var farther = 0.0;
     for (var i = lane; i < LEN; i += WG) {
         let here = x[first + i];
         let clean = x0[first + i];
-        let g = select(sound(dx[first + i]) * scale, memory[best_dx + i], halves);
+        let g = select(times(sound(dx[first + i]), scale), memory[best_dx + i], halves);
         let moved = here + times(step, times(g, inverse)) - clean;
         let z = within(clean + times(moved, pull), bounds.lo, bounds.hi);
         let drift = here - memory[old + i];
@@ -208,8 +208,8 @@ fn apgd_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
             memory[old + i] = mixed;
         }
     }
-    let second = sqrt(total(lane, farther));
-    let pull_again = select(1.0, sample.eps * (1.0 / second), second > sample.eps);
+    let second = root(total(lane, farther));
+    let pull_again = select(1.0, times(sample.eps, inverse_of(second)), second > sample.eps);
     if (!is_last) {
         for (var i = lane; i < LEN; i += WG) {
             let here = x[first + i];
@@ -231,20 +231,11 @@ fn apgd_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
 // largest move is eps), 1 on the edge of the L2 ball, 2 uniform within the L2 ball; with HALVES halfway there. Numbers of the sample's own; x is within the
 // bounds afterwards. A sample that asks for no random start stays where it is.
 //# include philox
+//# include normal
 //# bounds: uniform Bounds
 //# samples: storage read array<Sample>      [N]
 //# x0: storage read array<f32>              [N, LEN], clean images
 //# x: storage update array<f32>             [N, LEN], where the steps begin
-
-// u in (0, 1], 24 bits.
-fn above_zero(word: u32) -> f32 {
-    return f32((word >> 8u) + 1u) * 5.9604644775390625e-8;
-}
-
-// Two words to one normal number (Box & Muller 1958).
-fn normal(a: u32, b: u32) -> f32 {
-    return sqrt(-2.0 * log(above_zero(a))) * cos(6.283185307179586 * f32(b >> 8u) * 5.9604644775390625e-8);
-}
 
 fn words_at(sample: Sample, k: u32) -> vec4<u32> {
     return philox(vec2<u32>(bounds.seed_lo, bounds.seed_hi), vec4<u32>(sample.id, sample.restart, k, 0u));
@@ -273,27 +264,24 @@ fn ball_start(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation
         squares += times(v, v);
     }
     let top = bitcast<f32>(highest(lane, most));
-    let length = sqrt(total(lane, squares));
+    let all_squares = total(lane, squares);
     if (sample.start == 0u) {
         return;
     }
 //# if KIND == 0
     let size = top;
-    let radius = sample.eps;
 //# else
-    let size = length;
 //# if KIND == 1
-    let radius = sample.eps;
+    let size = root(all_squares);
 //# else
-    // The share of a ball's volume within r is (r / eps)^LEN.
-    let u = above_zero(words_at(sample, 0xffffffffu).x);
-    let radius = sample.eps * exp2(log2(u) / f32(LEN));
+    // On a sphere in two dimensions more, all but these two coordinates of a point are uniform within the ball.
+    let size = root(all_squares + squares_of_two(words_at(sample, 0xffffffffu).x));
 //# end
 //# end
 //# if HALVES == 1
-    let reach = 0.5 * radius;
+    let reach = 0.5 * sample.eps;
 //# else
-    let reach = radius;
+    let reach = sample.eps;
 //# end
     for (var i = lane; i < LEN; i += WG) {
         let at = n * LEN + i;

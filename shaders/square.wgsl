@@ -190,7 +190,7 @@ fn square_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
         }
     }
     let unused = max(times(sample.eps, sample.eps) - total(lane, whole), 0.0);
-    let reach = sqrt(times(unused, 1.0 / f32(C)) + total(lane, part));
+    let reach = root(times(unused, 1.0 / f32(C)) + total(lane, part));
 
     // Until it has its length, x is the difference from the clean image.
     var squares = 0.0;
@@ -203,7 +203,7 @@ fn square_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
             let d = select(0.0, memory[at] - x0[at], inside);
             before += times(d, d);
         }
-        let inverse = inverse_of(sqrt(total(lane, before)));
+        let inverse = inverse_of(root(total(lane, before)));
         var after = 0.0;
         for (var i = lane; i < H * W; i += WG) {
             let at = n * LEN + channel * H * W + i;
@@ -216,7 +216,7 @@ fn square_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
                 after += times(d, d);
             }
         }
-        let size = times(reach, inverse_of(sqrt(total(lane, after))));
+        let size = times(reach, inverse_of(root(total(lane, after))));
         for (var i = lane; i < H * W; i += WG) {
             let at = n * LEN + channel * H * W + i;
             let inside = i / W - top < side && i % W - left < side;
@@ -227,7 +227,7 @@ fn square_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
             squares += times(d, d);
         }
     }
-    let pull = times(sample.eps, inverse_of(sqrt(total(lane, squares))));
+    let pull = times(sample.eps, inverse_of(root(total(lane, squares))));
     for (var channel = 0u; channel < C; channel++) {
         for (var i = lane; i < H * W; i += WG) {
             let at = n * LEN + channel * H * W + i;

@@ -15,9 +15,42 @@ fn times(a: f32, b: f32) -> f32 {
     return flushed(a * b);
 }
 
-// Numbers are divided by multiplying with 1/v, which is what some adapters make of a division anyway; 0 where v is none.
+// 1/v for v > 0, and 0 where v or 1/v is none. Rounded to the nearest number, where WGSL leaves the last digits of a division
+// open: 2^48 is divided by the digits of v, eight bits at a time, and its 25th bit decides.
 fn inverse_of(v: f32) -> f32 {
-    return select(0.0, 1.0 / v, v > 0.0);
+    let digits = (bitcast<u32>(v) & 0x007fffffu) | 0x00800000u;
+    var quotient = 0x1000000u / digits;
+    var left = 0x1000000u - quotient * digits;
+//# for i in 0..3
+    let next_$i = (left << 8u) / digits;
+    quotient = (quotient << 8u) | next_$i;
+    left = (left << 8u) - next_$i * digits;
+//# end
+    // Rounding up may carry into the exponent, as it should. Half way between two numbers is no quotient.
+    let nearest = ((quotient + 1u) >> 1u) - 0x00800000u;
+    let is_number = bitcast<u32>(v) - 0x00800000u < 0x7e800000u;
+    return select(0.0, flushed(bitcast<f32>(((253u - exponent_of(v)) << 23u) + nearest)), is_number);
+}
+
+// √v for a sum of squares v, rounded to the nearest number, where WGSL leaves the last digits open: 25 binary digits one by one, of
+// which the last decides. Infinity and NaN stay what they are.
+fn root(v: f32) -> f32 {
+    let exponent = exponent_of(v);
+    // v is digits times a power of four; two digits of it are looked at in a round.
+    var digits = ((bitcast<u32>(v) & 0x007fffffu) | 0x00800000u) << (8u - (exponent & 1u));
+    var found = 0u;
+    var left = 0u;
+    var fits = false;
+//# for i in 0..25
+    left = (left << 2u) | (digits >> 30u);
+    digits <<= 2u;
+    fits = left > 4u * found;
+    left -= select(0u, 4u * found + 1u, fits);
+    found = 2u * found + select(0u, 1u, fits);
+//# end
+    let nearest = ((found + 1u) >> 1u) - 0x00800000u;
+    let of_number = bitcast<f32>((((exponent + 127u) >> 1u) << 23u) + nearest);
+    return select(select(of_number, v, exponent == 255u), 0.0, exponent == 0u);
 }
 
 // A gradient's value without what is none: subnormals, infinities and NaN are zero.

@@ -40,9 +40,11 @@ var<workgroup> w_tile: array<array<vec4<f32>, $(CB*QT/2*2+1)>, LS * WIDEST * TX>
 var<workgroup> words: array<atomic<u32>, WORDS>; // signs, put together from several invocations
 //# end
 
-// The first row (column) of the kernel that outputs of a phase meet, and how many they meet.
+// The first row (column) of the kernel that outputs of a phase meet, and how many they meet. GLSL has no remainders of negative numbers;
+// this one is taken before it is GLSL.
+const FIRST: u32 = u32((i32(PAD) % i32(STEP) + i32(STEP)) % i32(STEP));
 fn first_tap(phase: u32) -> u32 {
-    return u32(((i32(PAD) - i32(phase)) % i32(STEP) + i32(STEP)) % i32(STEP));
+    return (FIRST + STEP - phase) % STEP;
 }
 fn taps(phase: u32) -> u32 {
     return (R + STEP - 1u - first_tap(phase)) / STEP;

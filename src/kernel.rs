@@ -35,6 +35,7 @@ const FILES: &[(&str, &str)] = &[
     ("look", include_str!("../shaders/look.wgsl")),
     ("loss", include_str!("../shaders/loss.wgsl")),
     ("pad", include_str!("../shaders/pad.wgsl")),
+    ("normal", include_str!("../shaders/normal.wgsl")),
     ("philox", include_str!("../shaders/philox.wgsl")),
     ("pointwise", include_str!("../shaders/pointwise.wgsl")),
     ("pool", include_str!("../shaders/pool.wgsl")),

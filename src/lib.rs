@@ -112,7 +112,8 @@
 //!   bytes; so schedules, the best so far and success are decided on the device, each sample for itself. Between calls memory and
 //!   state can be taken out ([`attack::Trail`]): what has succeeded leaves the batch there, and the rest go on with the same bits.
 //! - In rules a product is looked at before it is added (`times` in `shaders/values.wgsl`): fused or not, the bits are the same, and those
-//!   of the CPU twin ([`reference::Walk`]).
+//!   of the CPU twin ([`reference::Walk`]). WGSL leaves the last digits of quotients, roots, logarithms and cosines to the adapter: there
+//!   the first two are taken digit by digit in whole numbers, the others (`shaders/normal.wgsl`) by their series.
 //! - A perturbation that all images share ([`Attack::uap`]) is found first ([`Attack::fit`]) and then put on one part of the data after the
 //!   other ([`Attack::perturbation`]). It and its sum of gradients stay on the device; one invocation adds up one value of all images of a
 //!   chunk and goes on where the chunk before left it (`shaders/shared.wgsl`). A sample that is marked adds nothing.

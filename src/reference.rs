@@ -5,6 +5,7 @@
 
 mod fab;
 mod loss;
+pub mod normal;
 mod shared;
 mod square;
 mod training;

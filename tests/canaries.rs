@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Rng, affine, conv, gpu, linear, projected, random_model, residual};
+use common::{Rng, conv, every_kind_of_layer, gpu, linear, random_model};
 use signstep::kernel::{Dispatch, Kernel};
 use signstep::model::{Dims, Layer, Model, Shortcut};
 use signstep::plan::{Family, Math, Tile, TrainingPlan};
@@ -13,39 +13,6 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// Shapes of every kernel.
 const SHAPES: usize = 2;
-
-/// Odd sides, channels that are no whole texels, every kind of layer.
-fn networks() -> [Model; 2] {
-    let mut rng = Rng::new(11);
-    let normalise = Layer::Normalise { mean: vec![0.4; 3], std: vec![0.3; 3] };
-    let first = vec![
-        normalise,
-        conv("a", 3, 7, 3, 1, 1),
-        Layer::Relu,
-        Layer::MaxPool { size: 3, stride: 2, padding: 1 },
-        Layer::Relu,
-        residual(vec![conv("b", 7, 7, 3, 1, 1), Layer::Relu, conv("c", 7, 7, 3, 1, 1)], 0),
-        Layer::Relu,
-        residual(vec![affine("n", 7), Layer::Relu, conv("d", 7, 15, 3, 2, 1), conv("e", 15, 15, 1, 1, 0)], 8),
-        affine("m", 15),
-        Layer::Relu,
-        Layer::GlobalAvgPool,
-        linear("z", 15, 5),
-    ];
-    let second = vec![
-        conv("a", 1, 6, 5, 1, 2),
-        Layer::Relu,
-        Layer::AvgPool { size: 2, stride: 2, padding: 0 },
-        projected(vec![conv("b", 6, 9, 3, 2, 1), Layer::Relu, conv("c", 9, 9, 3, 1, 1)], conv("p", 6, 9, 1, 2, 0)),
-        Layer::Relu,
-        conv("f", 9, 5, 3, 3, 1),
-        Layer::Flatten,
-        linear("y", 10, 9),
-        Layer::Relu,
-        linear("z", 9, 3),
-    ];
-    [random_model(&mut rng, Dims::new(3, 13, 11), first), random_model(&mut rng, Dims::new(1, 9, 15), second)]
-}
 
 /// A layer that fast arithmetic computes in its own way, with tiles over the edge and channels that are no whole group.
 fn for_fast_arithmetic() -> Model {
@@ -126,7 +93,7 @@ fn no_kernel_touches_what_is_not_its_own() {
             run(d, &plan.resources, device.storage);
         }
     }
-    for model in networks() {
+    for model in every_kind_of_layer() {
         for storage in [Storage::Buffer, Storage::Texture] {
             let target = Target { storage, ..device.clone() };
             // Of each family one tile, where the device has it.

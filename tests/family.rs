@@ -367,9 +367,7 @@ fn random_starts_are_where_they_should_be() {
         let job = Job { rule, seed: 9, goes_on: true, ..Job::new(&images, &all, 0) };
         let out = iterate(&net, &job);
         let twin = iterate(&reference, &job);
-        for (x, t) in out.images.iter().zip(&twin.images) {
-            assert!((x - t).abs() <= 1e-6, "{rule:?}: {x} and {t}");
-        }
+        assert_bits(&format!("{rule:?}"), &out.images, &twin.images);
         let mut far: Vec<f64> = Vec::new();
         for x in out.images.chunks(len) {
             let moves = x.iter().map(|x| f64::from(x - 0.5));

@@ -4,9 +4,11 @@ mod common;
 
 use common::*;
 use signstep::attack::Engine;
+use signstep::kernel::Kernel;
 use signstep::model::{Dims, Layer};
 use signstep::plan::{Family, Tile};
-use signstep::{Model, Reference, Storage, Variant};
+use signstep::{Model, Network, Reference, Storage, Target, Variant};
+use std::collections::BTreeSet;
 
 /// A small random network that has a layer of the kind in question in its middle.
 fn random_network(rng: &mut Rng) -> Model {
@@ -262,6 +264,52 @@ fn fast_residual_blocks_equal_naive_ones() {
         layers.push(Layer::Relu);
         bit_equal(&mut rng, Dims::new(c, h, w), layers);
     }
+}
+
+/// Every kernel that a network has, of each family that the device offers, for `tests/each-adapter`: few shapes, all of them odd.
+#[test]
+fn every_kernel_of_a_network_on_odd_shapes() {
+    let mut rng = Rng::new(14);
+    let mut met = BTreeSet::new();
+    let mut run = |net: &Network, images: &[f32]| {
+        met.extend(
+            net.plan().forward.iter().chain(&net.plan().backward).chain([&net.plan().logits]).map(|d| d.kernel.entry),
+        );
+        let z = net.logits(images).unwrap().logits;
+        (z, net.input_gradient(images, &[0, 1, 2]).unwrap().gradient)
+    };
+    let target = Target::of(gpu()).unwrap();
+    let tiles = Tile::all(&target);
+    let small = |family| tiles.iter().rev().find(|tile| tile.family == family && tile.blocks > 1);
+    // Each family in one storage, with the smallest tile that serves linear layers, too: most of the time goes into compiling.
+    let of = |family| small(family).map(|tile| Variant::Only(*tile));
+    let others = [
+        (Storage::Buffer, of(Family::Register)),
+        (Storage::Texture, of(Family::Broadcast)),
+        (Storage::Texture, of(Family::Workgroup)),
+        (Storage::Texture, Some(Variant::Naive)),
+    ];
+    for model in every_kind_of_layer() {
+        let images = rng.images(3 * model.input.len());
+        let (z, g) = run(&network(&model, Storage::Buffer, Variant::Naive), &images);
+        let reference = Reference::new(model.clone()).unwrap();
+        assert_close("naive", &z, &reference.logits_f64(&images).unwrap(), 1e-5, 1e-4);
+        let error = relative_l2(&g, &reference.input_gradient_f64(&images, &[0, 1, 2]).unwrap());
+        assert!(error <= 1e-5, "naive: gradient off by {error:e}");
+        for (storage, variant) in others.into_iter().filter_map(|(storage, variant)| Some((storage, variant?))) {
+            let (other_z, other_g) = run(&network(&model, storage, variant), &images);
+            assert_bits(&format!("{storage:?} {variant}, logits"), &other_z, &z);
+            assert_bits(&format!("{storage:?} {variant}, gradient"), &other_g, &g);
+        }
+    }
+    // Fast arithmetic, training mode and the other losses have tests of their own.
+    let elsewhere = ["winograd", "batch_norm", "margin", "dlr", "difference"];
+    let of_network =
+        |e: &&str| (e.contains("_forward") || e.contains("_input_grad")) && !elsewhere.iter().any(|w| e.contains(w));
+    let offered = |e: &&str| !e.ends_with("_broadcast") || Family::Broadcast.is_offered(&target);
+    let missing: Vec<&str> =
+        Kernel::entries().into_iter().filter(of_network).filter(offered).filter(|e| !met.contains(e)).collect();
+    assert!(missing.is_empty(), "{missing:?} were never run");
 }
 
 /// The derivative of a ReLU at 0 is 0, in every kernel that has one: black images and no biases make every sum exactly 0.

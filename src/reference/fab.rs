@@ -1,7 +1,7 @@
 //! FAB in f32: one sample's way, bit for bit that of `shaders/fab.wgsl`.
 
 use super::Walk;
-use super::values::{flushed, inverse_of, scale_of, sound, times, total};
+use super::values::{flushed, inverse_of, root, scale_of, sound, times, total};
 use crate::attack::{NEAREST, Norm};
 
 /// As in the authors' code: the largest share of the clean image's way (alpha).
@@ -77,7 +77,7 @@ impl<'a> Way<'a> {
     fn size(&self) -> f32 {
         let size = match self.norm {
             Norm::Linf => (0..self.w.len()).map(|i| self.length(i)).fold(0.0, f32::max),
-            Norm::L2 => total(self.w.len(), |i, sum| sum + times(self.length(i), self.length(i))).sqrt(),
+            Norm::L2 => root(total(self.w.len(), |i, sum| sum + times(self.length(i), self.length(i)))),
         };
         size.max(1e-8)
     }
@@ -93,7 +93,7 @@ impl Walk<'_> {
         let scale = scale_of(gradient);
         let w: Vec<f32> = gradient.iter().map(|g| times(sound(*g), scale)).collect();
         // In the scale of the gradient, and no more than what sums can hold.
-        let most = if scale < 1.0 { 3e38 } else { 1.329_228e36 * (1.0 / scale) };
+        let most = if scale < 1.0 { 3e38 } else { times(1.329_228e36, inverse_of(scale)) };
         let here = flushed(self.state.loss).max(-most).min(most);
         let from_clean = total(w.len(), |i, sum| sum + times(w[i], x0[i] - x[i]));
         let way = Way::to_plane(norm, x, &w, times(here, scale), bounds);
@@ -113,7 +113,7 @@ impl Walk<'_> {
         let moved = |i: usize| (self.x[i] - x0[i]).abs();
         let distance = match norm {
             Norm::Linf => (0..len).map(moved).fold(0.0, f32::max),
-            Norm::L2 => total(len, |i, sum| sum + times(moved(i), moved(i))).sqrt(),
+            Norm::L2 => root(total(len, |i, sum| sum + times(moved(i), moved(i)))),
         };
         s.iteration += 1;
         let nearest = NEAREST * len..(NEAREST + 1) * len;

@@ -1,6 +1,6 @@
 //! The Square attack's proposals, the twin of `shaders/square.wgsl`: the same numbers to the bit.
 
-use super::values::{LANES, flushed, halved, inverse_of, times, total};
+use super::values::{LANES, flushed, halved, inverse_of, root, times, total};
 use crate::attack::{Norm, Sample, State, Stream, halvings, hills, philox, sides, tile};
 use crate::model::Dims;
 
@@ -123,14 +123,14 @@ impl Squares {
         let inside = |i: usize| within(i, square.gains).is_some() || within(i, square.loses).is_some();
         let part = sum(&|k, i| if inside(i) { moved(k, i) } else { 0.0 });
         let unused = (times(eps, eps) - whole).max(0.0);
-        let reach = (times(unused, 1.0 / c as f32) + part).sqrt();
+        let reach = root(times(unused, 1.0 / c as f32) + part);
 
         let mut d = vec![0.0; c * plane];
         for k in 0..c {
             // Σ v² over the places of the square.
             let length = |v: &dyn Fn(usize, (usize, usize)) -> f32| {
                 let square = |i: usize| within(i, square.gains).map_or(0.0, |at| v(i, at));
-                total(plane, |i, sum| sum + times(square(i), square(i))).sqrt()
+                root(total(plane, |i, sum| sum + times(square(i), square(i))))
             };
             let inverse = inverse_of(length(&|i, _| moved(k, i)));
             let new = |i: usize, (row, column): (usize, usize)| {
@@ -146,7 +146,7 @@ impl Squares {
                 });
             }
         }
-        let pull = times(eps, inverse_of(sum(&|k, i| d[k * plane + i]).sqrt()));
+        let pull = times(eps, inverse_of(root(sum(&|k, i| d[k * plane + i]))));
         d.iter().zip(x0).map(|(d, x0)| x0 + times(*d, pull)).collect()
     }
 }

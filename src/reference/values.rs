@@ -62,9 +62,14 @@ pub(super) fn sound(v: f32) -> f32 {
     if matches!(Sign::of(v), Sign::Plus | Sign::Minus) { v } else { 0.0 }
 }
 
-/// What to multiply with to divide by `v`; 0 where v is none.
+/// What to multiply with to divide by `v`; 0 where v, or what to multiply with, is none.
 pub(super) fn inverse_of(v: f32) -> f32 {
-    if v > 0.0 { 1.0 / v } else { 0.0 }
+    if v.is_normal() && v > 0.0 { flushed(1.0 / v) } else { 0.0 }
+}
+
+/// The root of a sum of squares.
+pub(super) fn root(v: f32) -> f32 {
+    flushed(v).sqrt()
 }
 
 /// A power of two that brings the largest value near 1.

@@ -1,8 +1,9 @@
 //! The random starts and the steps of every rule, in f32: one sample's way, bit for bit that of `shaders/step.wgsl` and
-//! `shaders/rules.wgsl` (starts that need logarithms and cosines: to a few units in the last place).
+//! `shaders/rules.wgsl`.
 
+use super::normal::{normal, squares_of_two};
 use super::square::Squares;
-use super::values::{Sign, flushed, inverse_of, scale_of, sound, times, total};
+use super::values::{Sign, flushed, inverse_of, root, scale_of, sound, times, total};
 use crate::attack::{
     AHEAD, BEST, BEST_GRADIENT, FOUND, GATHERED, KEPT, Norm, OLD, Rule, Sample, State, Stream, philox,
 };
@@ -80,20 +81,16 @@ fn on_the_cube(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32), part:
 /// A random place on the edge of the L2 ball whose radius is that part of eps, or uniform within.
 fn on_the_ball(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32), (part, within): (f32, bool)) -> Vec<f32> {
     let words = |k: u32| philox(seed, [sample.id, sample.restart, k, Stream::Start as u32]);
-    let above_zero = |word: u32| ((word >> 8) + 1) as f32 / (1 << 24) as f32;
-    // Two words to one normal number (Box & Muller 1958).
     let noise = |i: usize| {
         let w = words((i / 2) as u32);
-        let (a, b) = (w[2 * (i % 2)], w[2 * (i % 2) + 1]);
-        let angle = std::f32::consts::TAU * (b >> 8) as f32 / (1 << 24) as f32;
-        (-2.0 * above_zero(a).ln()).sqrt() * angle.cos()
+        normal(w[2 * (i % 2)], w[2 * (i % 2) + 1])
     };
-    let length = total(x0.len(), |i, sum| sum + times(noise(i), noise(i))).sqrt();
-    // The share of a ball's volume within r is (r / eps)^values.
-    let share = if within { (above_zero(words(u32::MAX)[0]).log2() / x0.len() as f32).exp2() } else { 1.0 };
-    let radius = part * (sample.eps * share);
+    let squares = total(x0.len(), |i, sum| sum + times(noise(i), noise(i)));
+    // On a sphere in two dimensions more, all but these two coordinates of a point are uniform within the ball.
+    let size = root(if within { squares + squares_of_two(words(u32::MAX)[0]) } else { squares });
+    let radius = part * sample.eps;
     let place =
-        |(i, x0): (usize, &f32)| (x0 + times(times(noise(i), inverse_of(length)), radius)).max(bounds.0).min(bounds.1);
+        |(i, x0): (usize, &f32)| (x0 + times(times(noise(i), inverse_of(size)), radius)).max(bounds.0).min(bounds.1);
     x0.iter().enumerate().map(place).collect()
 }
 
@@ -222,13 +219,13 @@ impl<'a> Walk<'a> {
     fn momentum(&mut self, gradient: &[f32]) {
         let (len, s) = (self.x.len(), self.sample);
         let scale = scale_of(gradient);
-        let mean = total(len, |i, sum| sum + (sound(gradient[i]) * scale).abs()) * (1.0 / len as f32);
+        let mean = total(len, |i, sum| sum + times(sound(gradient[i]), scale).abs()) * (1.0 / len as f32);
         let inverse = inverse_of(mean);
         let is_first = self.state.iteration == 0;
         let reach = self.signed(times(s.step_size, s.momentum));
         for (i, gradient) in gradient.iter().enumerate() {
             let kept = if is_first { 0.0 } else { self.memory[GATHERED * len + i] };
-            let g = flushed(times(s.momentum, kept) + times(sound(*gradient) * scale, inverse));
+            let g = flushed(times(s.momentum, kept) + times(times(sound(*gradient), scale), inverse));
             self.memory[GATHERED * len + i] = g;
             let looks_ahead = self.rule == Rule::Lookahead;
             let here = if looks_ahead && !is_first { self.memory[AHEAD * len + i] } else { self.x[i] };
@@ -246,18 +243,18 @@ impl<'a> Walk<'a> {
 
     /// Pulled back to the L2 ball, then within the bounds: `far` is the distance.
     fn pull(&self, i: usize, x: f32, far: f32) -> f32 {
-        let pull = if far > self.sample.eps { self.sample.eps * (1.0 / far) } else { 1.0 };
+        let pull = if far > self.sample.eps { times(self.sample.eps, inverse_of(far)) } else { 1.0 };
         (self.x0[i] + times(x - self.x0[i], pull)).max(self.bounds.0).min(self.bounds.1)
     }
 
     fn distance(&self, x: impl Fn(usize) -> f32) -> f32 {
-        total(self.x.len(), |i, sum| sum + times(x(i) - self.x0[i], x(i) - self.x0[i])).sqrt()
+        root(total(self.x.len(), |i, sum| sum + times(x(i) - self.x0[i], x(i) - self.x0[i])))
     }
 
     fn l2(&mut self, gradient: &[f32]) {
         let scale = scale_of(gradient);
-        let g: Vec<f32> = gradient.iter().map(|g| sound(*g) * scale).collect();
-        let inverse = inverse_of(total(g.len(), |i, sum| sum + times(g[i], g[i])).sqrt());
+        let g: Vec<f32> = gradient.iter().map(|g| times(sound(*g), scale)).collect();
+        let inverse = inverse_of(root(total(g.len(), |i, sum| sum + times(g[i], g[i]))));
         let unit = |i: usize| times(g[i], inverse);
         let size = self.signed(self.sample.step_size);
         let moved: Vec<f32> = self.x.iter().enumerate().map(|(i, x)| *x + times(size, unit(i))).collect();
@@ -300,7 +297,7 @@ impl<'a> Walk<'a> {
         s.iteration += 1;
 
         let scale = scale_of(gradient);
-        let mut g: Vec<f32> = gradient.iter().map(|g| sound(*g) * scale).collect();
+        let mut g: Vec<f32> = gradient.iter().map(|g| times(sound(*g), scale)).collect();
         let slot = |k: usize| k * len..(k + 1) * len;
         if succeeds {
             self.memory[slot(FOUND)].copy_from_slice(&self.x);
@@ -336,7 +333,7 @@ impl<'a> Walk<'a> {
                 })
                 .collect(),
             Norm::L2 => {
-                let inverse = inverse_of(total(len, |i, sum| sum + times(g[i], g[i])).sqrt());
+                let inverse = inverse_of(root(total(len, |i, sum| sum + times(g[i], g[i]))));
                 let unit = |i: usize| times(g[i], inverse);
                 let moved: Vec<f32> = (0..len).map(|i| self.x[i] + times(self.signed(size), unit(i))).collect();
                 let far = self.distance(|i| moved[i]);

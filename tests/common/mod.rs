@@ -124,6 +124,39 @@ pub fn random_model(rng: &mut Rng, input: Dims, layers: Vec<Layer>) -> Model {
     Model { arch: "custom".into(), input, layers, params, classes: Vec::new(), eps: None, step_size: None }
 }
 
+/// Odd sides, channels that are no whole texels, every kind of layer.
+pub fn every_kind_of_layer() -> [Model; 2] {
+    let mut rng = Rng::new(11);
+    let normalise = Layer::Normalise { mean: vec![0.4; 3], std: vec![0.3; 3] };
+    let first = vec![
+        normalise,
+        conv("a", 3, 7, 3, 1, 1),
+        Layer::Relu,
+        Layer::MaxPool { size: 3, stride: 2, padding: 1 },
+        Layer::Relu,
+        residual(vec![conv("b", 7, 7, 3, 1, 1), Layer::Relu, conv("c", 7, 7, 3, 1, 1)], 0),
+        Layer::Relu,
+        residual(vec![affine("n", 7), Layer::Relu, conv("d", 7, 15, 3, 2, 1), conv("e", 15, 15, 1, 1, 0)], 8),
+        affine("m", 15),
+        Layer::Relu,
+        Layer::GlobalAvgPool,
+        linear("z", 15, 5),
+    ];
+    let second = vec![
+        conv("a", 1, 6, 5, 1, 2),
+        Layer::Relu,
+        Layer::AvgPool { size: 2, stride: 2, padding: 0 },
+        projected(vec![conv("b", 6, 9, 3, 2, 1), Layer::Relu, conv("c", 9, 9, 3, 1, 1)], conv("p", 6, 9, 1, 2, 0)),
+        Layer::Relu,
+        conv("f", 9, 5, 3, 3, 1),
+        Layer::Flatten,
+        linear("y", 10, 9),
+        Layer::Relu,
+        linear("z", 9, 3),
+    ];
+    [random_model(&mut rng, Dims::new(3, 13, 11), first), random_model(&mut rng, Dims::new(1, 9, 15), second)]
+}
+
 /// Equal bits everywhere, or a panic that counts and places the differences.
 pub fn assert_bits(what: &str, got: &[f32], want: &[f32]) {
     assert_eq!(got.len(), want.len(), "{what}: lengths");
