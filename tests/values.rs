@@ -13,7 +13,7 @@ use signstep::wgpu::{self, BufferUsages as Usage};
 fn on_device(function: &str, first: u32, stride: u32, count: u32) -> Vec<f32> {
     // Any kernel that has all of them.
     let consts = vec![("LEN", 1), ("WG", 256), ("KIND", 2), ("HALVES", 0)];
-    let kernel = Kernel { entry: "ball_start", consts, storage: Storage::Buffer };
+    let kernel = Kernel::new("ball_start", consts, Storage::Buffer);
     let text = format!(
         "{}
         @group(0) @binding(10) var<uniform> words: vec4<u32>;
