@@ -386,6 +386,40 @@ fn ctrl_c_ends_a_run_when_the_chunk_under_way_is_kept_and_the_run_goes_on() {
     assert!(tensors(&bench, "run") == tensors(&bench, "whole"));
 }
 
+/// A run is killed, its adapter is gone when it would go on (a driver taken off, a card pulled out), and comes back.
+#[cfg(unix)]
+#[test]
+fn an_adapter_that_vanishes_between_two_runs_costs_nothing() {
+    let bench = Bench::new();
+    let line = "attack --method pgd --eps 0.2 --steps 300 --limit 60 --chunk 6";
+    bench.ok(&format!("{line} --out whole"));
+    let mut child =
+        bench.command(&format!("{line} --out run")).stderr(Stdio::null()).stdout(Stdio::null()).spawn().unwrap();
+    parts(&bench, "run", 2);
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let kept = parts(&bench, "run", 2);
+    let contents = || -> Vec<(String, Vec<u8>)> {
+        let folder = bench.path("run/parts");
+        names(&folder).into_iter().map(|name| (name.clone(), std::fs::read(folder.join(&name)).unwrap())).collect()
+    };
+    let before = contents();
+    let gone = |line: &str| {
+        let mut command = bench.command(line);
+        command
+            .env("WGPU_BACKEND", "vulkan")
+            .env("VK_ICD_FILENAMES", "/nonexistent")
+            .env("VK_DRIVER_FILES", "/nonexistent");
+        command.output().unwrap()
+    };
+    refused(&gone(&format!("{line} --out run")), line, 4, &["no GPU adapter"]);
+    refused(&bench.run(&format!("{line} --out run --device the-one-that-was")), line, 4, &["the-one-that-was"]);
+    assert_eq!(parts(&bench, "run", kept), kept);
+    assert!(contents() == before, "parts were touched");
+    bench.ok(&format!("{line} --out run"));
+    assert!(tensors(&bench, "run") == tensors(&bench, "whole"));
+}
+
 #[cfg(unix)]
 #[test]
 fn a_second_ctrl_c_ends_the_program_at_once() {
