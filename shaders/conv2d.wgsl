@@ -51,7 +51,7 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
                     // EDGE pixels before it: GLSL has no remainders of negative numbers.
                     let u = h * STRIDE + r + EDGE * DILATE - PAD;
                     let v = (4u * w4 + p) * STRIDE + s + EDGE * DILATE - PAD;
-                    if (u % DILATE != 0u || v % DILATE != 0u) {
+                    if ((u % DILATE != 0u) | (v % DILATE != 0u)) {
                         continue;
                     }
                     let x = x_pad(n, c, i32(u / DILATE) - i32(EDGE), i32(v / DILATE) - i32(EDGE));
@@ -71,7 +71,7 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
         for (var p = 0u; p < 4u; p++) {
             let q = 4u * w4 + p;
             let c4 = 2u * c8 + k;
-            if (c4 < OC4 && q < OW) {
+            if ((c4 < OC4) & (q < OW)) {
                 let v = residual(acc[4u * k + p] + w.bias[2u * id.y + k], n, c4, h, q);
 //# if RELU == 1
                 bad |= not_finite(v);
@@ -207,7 +207,7 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
 //# end
 //# for q in 0..2
 //# for p in 0..4
-        if (2u * c8 + $(q)u < OC4 && h < OH && 4u * w4 + $(p)u < OW) {
+        if ((2u * c8 + $(q)u < OC4) & (h < OH) & (4u * w4 + $(p)u < OW)) {
             let c4 = 2u * c8 + $(q)u;
             let w_out = 4u * w4 + $(p)u;
             let v = residual(acc_$(2*k+q)_$y_$(4*j+p) + w.bias[id.y * QT + $(2*k+q)u], n, c4, h, w_out);
@@ -312,7 +312,7 @@ fn $entry(
     let n = item / (ROWS * TILES);
     let h = item / TILES % ROWS * 2u + odd;
     let q0 = item % TILES * PX;
-    let live = id.x < arrayLength(&health) * ROWS * TILES && h < OH;
+    let live = (id.x < arrayLength(&health) * ROWS * TILES) & (h < OH);
     // Past the weights lie zeros. See `zero` above.
     let zero = w_at(OT * QT + OT * IC4 * R * S * CB * QT);
 //# for q in 0..QT

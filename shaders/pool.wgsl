@@ -25,7 +25,7 @@ fn max_pool_forward(@builtin(global_invocation_id) id: vec3<u32>) {
             // A row or column before the first wraps to a large number, and is outside as one after the last is.
             let h = p * STRIDE + r - PAD;
             let w = q * STRIDE + s - PAD;
-            if (h >= IH || w >= IW) {
+            if ((h >= IH) | (w >= IW)) {
                 continue;
             }
             let x = x_at((plane + h) * IW + w);
@@ -91,7 +91,7 @@ fn avg_pool_forward(@builtin(global_invocation_id) id: vec3<u32>) {
         for (var s = 0u; s < SIZE; s++) {
             let h = p * STRIDE + r - PAD;
             let w = q * STRIDE + s - PAD;
-            if (h < IH && w < IW) {
+            if ((h < IH) & (w < IW)) {
                 let i = (plane + h) * IW + w;
                 sum += x_at(i);
             }

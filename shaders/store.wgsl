@@ -17,7 +17,7 @@
 //# for q in 0..2
 //# if 2*k+q < QT
 //# for p in 0..4
-        if (live && 2u * c8 + $(q)u < OC4 && 4u * w4 + $(p)u < OW) {
+        if (live & (2u * c8 + $(q)u < OC4) & (4u * w4 + $(p)u < OW)) {
             let c4 = 2u * c8 + $(q)u;
             let w_out = 4u * w4 + $(p)u;
             let v = residual(acc_$(2*k+q)_$(4*j+p) + b_$(2*k+q), n, c4, h, w_out);
@@ -38,7 +38,7 @@
 //# end
 //# end
 //# if RELU == 1
-        if (live && c8 < OC8 && w4 < OW4) {
+        if (live & (c8 < OC8) & (w4 < OW4)) {
             signs[sign_index(n, c8, h, w4)] = word;
         }
 //# end

@@ -72,7 +72,7 @@ fn source(j: u32, start: u32, samples: u32, offset: vec2<i32>) -> Source {
     let n = group / (PH * PW4);
     let top = i32(group / PW4 % PH * STRIDE) + offset.x;
     let left = i32(group % PW4 * 4u * STRIDE + j % COLUMNS * $(STRIDE/XSTEP)u) + offset.y;
-    let inside = n < samples && left >= 0 && left < i32(IW);
+    let inside = (n < samples) & (u32(left) < IW);
     let origin = i32(n * IC4 * IH * IW) + top * i32(IW) + left;
     return Source(j / COLUMNS, j % COLUMNS, j / (COLUMNS * G), select(OUTSIDE, top, inside), origin);
 //# end
@@ -90,12 +90,12 @@ struct Texel {
 fn texel(group: u32, p: u32, b: u32, phase: vec2<u32>, samples: u32) -> Texel {
 //# if LINEAR == 1
     let n = 4u * group + p;
-    return Texel(n < samples && b < OC4 * OH * OW, n, b / (OH * OW), b / OW % OH, b % OW);
+    return Texel((n < samples) & (b < OC4 * OH * OW), n, b / (OH * OW), b / OW % OH, b % OW);
 //# else
     let n = group / (PH * PW4);
     let h = group / PW4 % PH * STEP + phase.x;
     let w = (group % PW4 * 4u + p) * STEP + phase.y;
-    return Texel(n < samples && b < OC4 && h < OH && w < OW, n, b, h, w);
+    return Texel((n < samples) & (b < OC4) & (h < OH) & (w < OW), n, b, h, w);
 //# end
 }
 
@@ -156,7 +156,7 @@ fn $entry(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index)
             {
                 let line = slab * LS + from_$k.line;
                 let u = from_$k.top + i32(line % rows);
-                let inside = line < lines && u >= 0 && u < i32(IH);
+                let inside = (line < lines) & (u32(u) < IH);
                 let i = u32(from_$k.origin + i32(line / rows * IH * IW + line % rows * IW));
                 // A choice, not a product: what lies at texel 0 (a NaN of another sample, say) leaves no trace.
                 next_x_$k = select(vec4<f32>(), x_at(select(0u, i, inside)), inside);
