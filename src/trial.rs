@@ -207,14 +207,15 @@ impl Trial {
             };
             bounds.push(gpu.scope("binding a trial", || dispatches.iter().zip(&ready).map(bind).collect())?);
         }
-        let written = bound.iter().filter(|(_, u)| u.updated);
+        let written = bound.iter().filter(|(_, u)| u.updated && !u.handed_on);
         let written = written
             .map(|(id, u)| (u.name, resources[*id].clone(), updated.remove(id).expect("allocated above")))
             .collect();
         Ok(Trial { gpu: gpu.clone(), copies: bounds, written, storage, samples: setup.samples, turn: Cell::new(0) })
     }
 
-    /// Runs everything once and gives what was written: floats before words, in the order of names.
+    /// Runs everything once and gives what was written, but for what a dispatch hands on to a later one: floats before words, in
+    /// the order of names.
     ///
     /// # Errors
     /// Those of the device.
@@ -365,6 +366,8 @@ struct Used {
     name: &'static str,
     /// Whether any of them writes it.
     updated: bool,
+    /// Whether one of them reads what another one wrote before it.
+    handed_on: bool,
 }
 
 /// What `dispatches` bind.
@@ -375,7 +378,9 @@ fn uses(dispatches: &[Dispatch]) -> Result<BTreeMap<usize, Used>> {
         for (name, access) in &source.bindings {
             let Some((name, id)) = d.bindings.iter().find(|(n, _)| n == name) else { continue };
             let updated = matches!(access, Access::ActivationWrite | Access::StorageUpdate);
-            all.entry(*id).or_insert(Used { name, updated: false }).updated |= updated;
+            let used = all.entry(*id).or_insert(Used { name, updated: false, handed_on: false });
+            used.handed_on |= used.updated && !updated;
+            used.updated |= updated;
         }
     }
     Ok(all)

@@ -105,6 +105,42 @@ fn a_kernel_of_ones_own_is_timed_when_it_is_right_and_refused_when_it_is_not() {
 }
 
 #[test]
+fn other_arithmetic_is_checked_and_timed_beside_f32() {
+    let bench = Bench::new();
+    let rows = |line: &str| -> Vec<(String, String, u64)> {
+        let results = json(&bench.ok(&format!("bench kernels --rounds 1 --samples 2 --format json {line}")));
+        let text = |row: &serde_json::Value, key: &str| row[key].as_str().unwrap().to_string();
+        let row = |r: &serde_json::Value| (text(r, "kernel"), text(r, "variant"), r["dispatches"].as_u64().unwrap());
+        results["kernels"].as_array().unwrap().iter().map(row).collect()
+    };
+    // Wide enough for Winograd's convolution, whose fast variant is three kernels.
+    let all = rows("--shape conv3x3s1-128-128-4x4 --variant naive,fast --math f32,fast,f16");
+    let told: Vec<(&str, &str, u64)> = all.iter().map(|(k, v, d)| (k.as_str(), v.as_str(), *d)).collect();
+    for pass in ["conv2d_forward", "conv2d_input_grad"] {
+        let (broadcast, winograd) = (format!("{pass}_broadcast"), format!("{pass}_winograd"));
+        let wanted = [
+            // In slices of the weights that a uniform binding holds.
+            (pass, "naive", 16),
+            (&broadcast, "fast", 1),
+            (&winograd, "naive, math fast", 1),
+            (&winograd, "fast, math fast", 3),
+            (pass, "naive, math f16", 16),
+            (&broadcast, "fast, math f16", 1),
+        ];
+        let ours: Vec<_> = told.iter().copied().filter(|(kernel, ..)| kernel.starts_with(pass)).collect();
+        assert_eq!(ours, wanted);
+    }
+    assert_eq!(told.len(), 12);
+    // One of the three names them all.
+    let named =
+        rows("--shape conv3x3s1-128-128-4x4 --kernel conv2d_forward_winograd_products --math fast --variant fast");
+    assert_eq!(named, [("conv2d_forward_winograd".into(), "fast, math fast".into(), 3)]);
+    // What is the same in both is timed once.
+    let line = "--kernel conv2d_* --shape conv3x3s1-8-8-4x4 --variant naive,fast";
+    assert_eq!(rows(&format!("{line} --math f32,fast")), rows(line));
+}
+
+#[test]
 fn results_are_kept_compared_and_made_into_a_page() {
     let bench = Bench::new();
     let text = bench.ok(&format!("{SMALL} --save=kept/results --format json"));

@@ -24,6 +24,7 @@ pub(super) struct Choice {
     pub shapes: Vec<String>,
     pub variants: Vec<String>,
     pub storages: Vec<Storage>,
+    pub maths: Vec<Math>,
     pub samples: u32,
 }
 
@@ -36,11 +37,15 @@ pub(super) struct Own {
     pub tolerance: Option<f64>,
 }
 
+/// Shape, place, arithmetic and pass.
+type Key = (Shape, Storage, Math, &'static str);
+
 /// One row before it is timed.
 pub(super) struct Row {
     pub shape: Shape,
     pub variant: String,
     pub storage: Storage,
+    pub math: Math,
     pub pass: Pass,
     pub samples: u32,
     custom: Option<Custom>,
@@ -83,8 +88,8 @@ impl Bench<'_> {
     }
 
     /// What plans for the device are made for.
-    fn target(&self, storage: Storage, variant: Variant) -> Target {
-        Target { storage, variant, ..self.device.clone() }
+    fn target(&self, storage: Storage, variant: Variant, math: Math) -> Target {
+        Target { storage, variant, math, ..self.device.clone() }
     }
 
     /// How networks are put on the device.
@@ -148,14 +153,13 @@ fn variants(target: &Target) -> Vec<Variant> {
     [Variant::Naive, Variant::Fast].into_iter().chain(tiles).collect()
 }
 
-/// The rows asked for. A variant that comes to the same kernel as one before it is left out.
+/// The rows asked for. A variant or an arithmetic that comes to the same kernel as one before it is left out.
 pub(super) fn rows(bench: &Bench<'_>, choice: &Choice) -> Result<Vec<Row>> {
     let by_kernel = patterns("--kernel", &choice.kernels)?;
     check_names("--kernel", &by_kernel, &kernels().into_iter().map(String::from).collect::<Vec<_>>())?;
     let by_variant = patterns("--variant", &choice.variants)?;
-    let target = |storage, variant| bench.target(storage, variant);
-    let every: Vec<String> =
-        variants(&target(choice.storages[0], Variant::Fast)).iter().map(ToString::to_string).collect();
+    let every = variants(&bench.target(choice.storages[0], Variant::Fast, Math::F32));
+    let every: Vec<String> = every.iter().map(ToString::to_string).collect();
     check_names("--variant", &by_variant, &every)?;
     let mut rows: Vec<Row> = Vec::new();
     for shape in shapes(&choice.shapes)? {
@@ -163,19 +167,20 @@ pub(super) fn rows(bench: &Bench<'_>, choice: &Choice) -> Result<Vec<Row>> {
         for &storage in &choice.storages {
             let first = rows.len();
             let mut passes: Vec<&'static str> = Vec::new();
-            for variant in variants(&target(storage, Variant::Fast)) {
+            let variants = variants(&bench.target(storage, Variant::Fast, Math::F32));
+            for (&math, variant) in choice.maths.iter().flat_map(|math| variants.iter().map(move |v| (math, *v))) {
                 if !takes(&by_variant, &variant.to_string()) {
                     continue;
                 }
-                for pass in shape.passes(&model, &target(storage, variant))? {
+                for pass in shape.passes(&model, &bench.target(storage, variant, math))? {
                     if !passes.contains(&pass.name) {
                         passes.push(pass.name);
                     }
                     let known = rows[first..].iter_mut().find(|r| same(&r.pass.dispatches, &pass.dispatches));
                     match known {
-                        Some(row) if variant == Variant::Fast => row.variant = ONLY.into(),
-                        None if takes(&by_kernel, pass.kernel()) => {
-                            rows.push(Row::new(shape, variant.to_string(), storage, pass, choice.samples));
+                        Some(row) if variant == Variant::Fast && row.math == math => row.variant = ONLY.into(),
+                        None if pass.names().any(|name| takes(&by_kernel, name)) => {
+                            rows.push(Row::new(shape, variant.to_string(), storage, math, pass, choice.samples));
                         }
                         _ => {}
                     }
@@ -214,7 +219,7 @@ pub(super) fn add_own(bench: &Bench<'_>, rows: &mut Vec<Row>, own: &Own) -> Resu
     }
     let custom =
         Custom::compile(bench.gpu, &pass.dispatches[0], &own.entry, &own.text).map_err(|e| e.in_file(&place))?;
-    let (shape, storage, samples) = (naive.shape, naive.storage, naive.samples);
+    let (shape, storage, math, samples) = (naive.shape, naive.storage, naive.math, naive.samples);
     let setup = Setup::once(CHECKED);
     let want = Trial::new(bench.gpu, &naive.pass.dispatches, &naive.pass.resources, &setup)?.outputs()?;
     let got = Trial::with_custom(bench.gpu, &pass.dispatches, &pass.resources, &setup, &custom)?.outputs()?;
@@ -222,7 +227,7 @@ pub(super) fn add_own(bench: &Bench<'_>, rows: &mut Vec<Row>, own: &Own) -> Resu
         Error::Threshold(format!("{place}: {} is not {} on {shape}: {said}", own.entry, naive.pass.kernel()))
     })?;
     let variant = own.file.file_stem().map_or_else(|| own.entry.clone(), |s| s.to_string_lossy().into_owned());
-    let mut row = Row::new(shape, format!("own:{variant}"), storage, pass, samples);
+    let mut row = Row::new(shape, format!("own:{variant}"), storage, math, pass, samples);
     row.custom = Some(custom);
     rows.push(row);
     Ok(())
@@ -234,7 +239,7 @@ pub(super) fn check(bench: &Bench<'_>, rows: &mut Vec<Row>, mut told: impl FnMut
     let outputs =
         |pass: &Pass| Trial::new(bench.gpu, &pass.dispatches, &pass.resources, &Setup::once(CHECKED))?.outputs();
     // What the naive kernel gives, of the shapes so far.
-    let mut known: Vec<(Shape, Storage, &'static str, Vec<Written>)> = Vec::new();
+    let mut known: Vec<(Key, Vec<Written>)> = Vec::new();
     let mut wrong = Vec::new();
     let mut sound = Vec::new();
     for row in rows.drain(..) {
@@ -244,19 +249,17 @@ pub(super) fn check(bench: &Bench<'_>, rows: &mut Vec<Row>, mut told: impl FnMut
             continue;
         }
         let got = outputs(&row.pass)?;
-        let key = (row.shape, row.storage, row.pass.name);
-        if !known.iter().any(|(shape, storage, pass, _)| (*shape, *storage, *pass) == key) {
+        if !known.iter().any(|(key, _)| *key == row.key()) {
             let want = if row.is_naive() { got.clone() } else { outputs(&naive(bench, &row)?)? };
-            known.push((key.0, key.1, key.2, want));
+            known.push((row.key(), want));
         }
-        let same = known.iter().find(|(shape, storage, pass, _)| (*shape, *storage, *pass) == key);
-        let (_, _, _, want) = same.expect("put there above");
+        let (_, want) = known.iter().find(|(key, _)| *key == row.key()).expect("put there above");
         match trial::compare(&got, want, None) {
             Ok(_) => sound.push(row),
             Err(said) => wrong.push(format!(
                 "{} ({}) on {} is not what the naive kernel gives: {said}",
                 row.pass.kernel(),
-                row.variant,
+                row.variant(),
                 row.shape
             )),
         }
@@ -267,15 +270,29 @@ pub(super) fn check(bench: &Bench<'_>, rows: &mut Vec<Row>, mut told: impl FnMut
 
 /// The naive kernel of a row.
 fn naive(bench: &Bench<'_>, row: &Row) -> Result<Pass> {
-    let passes = row.shape.passes(&row.shape.model()?, &bench.target(row.storage, Variant::Naive))?;
+    let passes = row.shape.passes(&row.shape.model()?, &bench.target(row.storage, Variant::Naive, row.math))?;
     let same = passes.into_iter().find(|p| p.name == row.pass.name);
     same.ok_or_else(|| Error::Internal(format!("no naive {} on {}", row.pass.name, row.shape)))
 }
 
 impl Row {
-    fn new(shape: Shape, variant: String, storage: Storage, pass: Pass, samples: u32) -> Self {
+    fn new(shape: Shape, variant: String, storage: Storage, math: Math, pass: Pass, samples: u32) -> Self {
         let samples = samples.min(pass.most);
-        Row { shape, variant, storage, pass, samples, custom: None, runs: None, time: Vec::new(), wall: Vec::new() }
+        let (time, wall) = (Vec::new(), Vec::new());
+        Row { shape, variant, storage, math, pass, samples, custom: None, runs: None, time, wall }
+    }
+
+    /// What all rows have in common that must give the same bits.
+    fn key(&self) -> Key {
+        (self.shape, self.storage, self.math, self.pass.name)
+    }
+
+    /// The variant, and the arithmetic where it is not the usual one.
+    fn variant(&self) -> String {
+        match self.math {
+            Math::F32 => self.variant.clone(),
+            other => format!("{}, math {other}", self.variant),
+        }
     }
 
     fn is_naive(&self) -> bool {
@@ -317,7 +334,7 @@ impl Row {
         KernelRow {
             kernel: self.pass.kernel().into(),
             shape: self.shape.to_string(),
-            variant: self.variant.clone(),
+            variant: self.variant(),
             tile: self.pass.tile().filter(|_| self.custom.is_none()),
             storage: name_of(self.storage).into(),
             samples: self.samples,
@@ -338,7 +355,8 @@ pub(super) fn told(rows: &[Row], ceilings: &Ceilings) -> Vec<KernelRow> {
     let naive = |row: &Row| {
         let same =
             |r: &&Row| r.is_naive() && (r.shape, r.storage, r.pass.name) == (row.shape, row.storage, row.pass.name);
-        rows.iter().find(same).map(|r| Spread::of(&r.time).median)
+        // Other arithmetic is held against f32, where that was timed too.
+        rows.iter().filter(same).min_by_key(|r| r.math != Math::F32).map(|r| Spread::of(&r.time).median)
     };
     rows.iter().map(|row| row.told(ceilings, naive(row).filter(|_| row.variant != ONLY))).collect()
 }
@@ -398,10 +416,10 @@ impl Ceilings {
     }
 }
 
-/// A name for the files of a row.
-pub(super) fn file_name(row: &Row) -> String {
-    let name = format!("{}--{}--{}--{}", row.pass.kernel(), row.shape, row.variant, name_of(row.storage));
-    Path::new(&name.replace(['/', '\\', ':'], "_")).display().to_string()
+/// A name for the files of one kernel of a row.
+pub(super) fn file_name(row: &Row, entry: &str) -> String {
+    let name = format!("{entry}--{}--{}--{}", row.shape, row.variant().replace(", ", "-"), name_of(row.storage));
+    Path::new(&name.replace(['/', '\\', ':', ' '], "_")).display().to_string()
 }
 
 #[cfg(test)]

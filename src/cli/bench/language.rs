@@ -72,11 +72,15 @@ pub(super) fn dump(folder: &Path, rows: &[Row]) -> Result<usize> {
     }
     let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
     for row in rows {
-        // Slices of one layer differ only in what they bind.
-        let source = row.pass.dispatches[0].kernel.source()?;
-        let name = file_name(row);
-        for (ending, bytes) in translate(&name, &source.text)? {
-            files.insert(format!("{name}.{ending}"), bytes);
+        for kernel in row.pass.dispatches.iter().map(|d| &d.kernel) {
+            let name = file_name(row, kernel.entry);
+            // Slices of one layer differ only in what they bind.
+            if files.contains_key(&format!("{name}.wgsl")) {
+                continue;
+            }
+            for (ending, bytes) in translate(&name, &kernel.source()?.text)? {
+                files.insert(format!("{name}.{ending}"), bytes);
+            }
         }
     }
     let parent = folder.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -94,7 +98,7 @@ pub(super) fn dump(folder: &Path, rows: &[Row]) -> Result<usize> {
         let _ = fs::remove_dir_all(&partial);
         fail(e.to_string())
     })?;
-    Ok(rows.len())
+    Ok(files.keys().filter(|name| name.ends_with(".wgsl")).count())
 }
 
 #[cfg(test)]

@@ -132,7 +132,7 @@ pub(super) struct BenchArgs {
     /// Device: part of its name, or its index in `signstep devices`
     #[arg(long, value_name = "NAME|INDEX", help_heading = "Running")]
     device: Option<String>,
-    /// Arithmetic of steps: f32, fast, f16, or several with commas, in turns; kernels are timed in f32
+    /// Arithmetic: f32, fast, f16, or several with commas, in turns; kernels that are the same in two are timed once
     #[arg(long, value_name = "f32|fast|f16", value_delimiter = ',', default_value = "f32", help_heading = "Running")]
     math: Vec<Math>,
     /// Rounds that medians are taken of
@@ -331,7 +331,7 @@ fn row_choice(args: &BenchArgs, gpu: &Gpu) -> kernels::Choice {
     };
     let samples = args.samples.unwrap_or(if gpu.summary().kind == "software" { 16 } else { 512 });
     let [kernels, shapes, variants] = [&args.kernel, &args.shape, &args.variant].map(Vec::clone);
-    kernels::Choice { kernels, shapes, variants, storages, samples }
+    kernels::Choice { kernels, shapes, variants, storages, maths: args.math.clone(), samples }
 }
 
 /// Checks, then times in rounds, and gives what is wrong and was left out.

@@ -6,7 +6,7 @@ use crate::model::{Arch, Conv2d, Dims, Layer, Linear, Model, Params, known};
 use crate::plan::{Plan, Target};
 use crate::tensor::{Kind, Resource};
 use crate::trial::Scatter;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -240,26 +240,43 @@ impl Shape {
 }
 
 impl Pass {
-    fn new(name: &'static str, dispatches: Vec<Dispatch>, plan: &Plan, extents: Vec<(&'static str, Dims)>) -> Self {
-        // Slots are as large as the largest activation that ever takes one; here each holds one of known size.
+    fn new(name: &'static str, mut dispatches: Vec<Dispatch>, plan: &Plan, extents: Vec<(&'static str, Dims)>) -> Self {
+        // Slots are as large as the largest activation that ever takes one, and hold one after the other; here what goes in and
+        // what comes out has memory of its own, of its own size.
         let mut resources = plan.resources.clone();
-        for (binding, id) in dispatches.iter().flat_map(|d| &d.bindings) {
-            if let (Kind::Activation, Some((_, dims))) =
+        let mut own: BTreeMap<(&str, usize), usize> = BTreeMap::new();
+        for (binding, id) in dispatches.iter_mut().flat_map(|d| &mut d.bindings) {
+            if let (Kind::Activation | Kind::Half, Some((_, dims))) =
                 (&resources[*id].kind, extents.iter().find(|(n, _)| n == binding))
             {
-                resources[*id].per_sample = (dims.c.div_ceil(4) * dims.h * dims.w) as u64;
+                *id = *own.entry((*binding, *id)).or_insert_with(|| {
+                    let per_sample = (dims.c.div_ceil(4) * dims.h * dims.w) as u64;
+                    resources.push(Resource { per_sample, ..resources[*id].clone() });
+                    resources.len() - 1
+                });
             }
         }
         let most = plan.largest_batch(u64::MAX).map_or(1, |n| u32::try_from(n).unwrap_or(u32::MAX));
         Pass { name, dispatches, resources, most, extents }
     }
 
-    /// The kernel's name.
+    /// The kernel's name; where several work one after the other, as far as their names are the same.
     pub(super) fn kernel(&self) -> &'static str {
-        self.dispatches.first().map_or("", |d| d.kernel.entry)
+        let mut entries = self.dispatches.iter().map(|d| d.kernel.entry);
+        let first = entries.next().unwrap_or("");
+        let common = |name: &'static str, other: &str| {
+            let is_word = |end: &usize| matches!(name.as_bytes().get(*end), None | Some(b'_'));
+            &name[..(0..=name.len()).rev().filter(is_word).find(|end| other.starts_with(&name[..*end])).unwrap_or(0)]
+        };
+        entries.fold(first, common)
     }
 
-    /// Floating-point operations for `n` samples.
+    /// What a kernel of it may be called: by [`Pass::kernel`], or by what runs.
+    pub(super) fn names(&self) -> impl Iterator<Item = &'static str> {
+        [self.kernel()].into_iter().chain(self.dispatches.iter().map(|d| d.kernel.entry))
+    }
+
+    /// Floating-point operations for `n` samples, as they are done: fewer than the definition's in Winograd's convolution.
     pub(super) fn flops(&self, n: u64) -> u64 {
         self.dispatches.iter().map(|d| d.flops).sum::<u64>() * n
     }
@@ -271,16 +288,21 @@ impl Pass {
     }
 
     /// Bytes that must be read and written for `n` samples, whoever computes it: inputs, outputs and weights once.
-    /// Channels that only fill up a texel do not count.
+    /// Channels that only fill up a texel do not count, nor what one kernel hands on to the next.
     pub(super) fn bytes(&self, n: u64) -> u64 {
         let mut seen = BTreeMap::new();
+        let (mut written, mut handed_on) = (BTreeSet::new(), BTreeSet::new());
         for d in &self.dispatches {
             let updates = d.kernel.source().map(|s| s.bindings).unwrap_or_default();
             for (name, id) in &d.bindings {
                 let Some((_, access)) = updates.iter().find(|(n, _)| n == name) else { continue };
+                let writes = matches!(access, Access::ActivationWrite | Access::StorageUpdate);
+                handed_on.extend((!writes && written.contains(id)).then_some(*id));
+                written.extend(writes.then_some(*id));
                 let r = &self.resources[*id];
                 let once = match self.extents.iter().find(|(n, _)| n == name) {
                     Some((_, dims)) if r.kind == Kind::Activation => n * 4 * dims.len() as u64,
+                    Some((_, dims)) if r.kind == Kind::Half => n * 2 * dims.len() as u64,
                     _ => r.bytes(n, crate::gpu::Storage::Buffer).unwrap_or(0),
                 };
                 // Pixels that are changed are read first.
@@ -290,7 +312,7 @@ impl Pass {
                 seen.insert(*id, if changed { 2 * once } else { once });
             }
         }
-        seen.values().sum()
+        seen.iter().filter(|(id, _)| !handed_on.contains(*id)).map(|(_, bytes)| bytes).sum()
     }
 }
 
