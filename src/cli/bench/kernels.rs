@@ -89,7 +89,7 @@ impl Bench<'_> {
 
     /// What plans for the device are made for.
     fn target(&self, storage: Storage, variant: Variant, math: Math) -> Target {
-        Target { storage, variant, math, ..self.device.clone() }
+        Target { storage, math, variant, ..self.device.clone() }
     }
 
     /// How networks are put on the device.
