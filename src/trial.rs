@@ -361,17 +361,17 @@ impl Timestamps {
 }
 
 /// How one resource is used by a list of dispatches.
-struct Used {
+pub(crate) struct Used {
     /// Its first name.
     name: &'static str,
     /// Whether any of them writes it.
     updated: bool,
     /// Whether one of them reads what another one wrote before it.
-    handed_on: bool,
+    pub handed_on: bool,
 }
 
 /// What `dispatches` bind.
-fn uses(dispatches: &[Dispatch]) -> Result<BTreeMap<usize, Used>> {
+pub(crate) fn uses(dispatches: &[Dispatch]) -> Result<BTreeMap<usize, Used>> {
     let mut all: BTreeMap<usize, Used> = BTreeMap::new();
     for d in dispatches {
         let source = d.kernel.source()?;

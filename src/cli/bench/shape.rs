@@ -5,8 +5,8 @@ use crate::kernel::{Access, Dispatch};
 use crate::model::{Arch, Conv2d, Dims, Layer, Linear, Model, Params, known};
 use crate::plan::{Plan, Target};
 use crate::tensor::{Kind, Resource};
-use crate::trial::Scatter;
-use std::collections::{BTreeMap, BTreeSet};
+use crate::trial::{Scatter, uses};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -291,14 +291,11 @@ impl Pass {
     /// Channels that only fill up a texel do not count, nor what one kernel hands on to the next.
     pub(super) fn bytes(&self, n: u64) -> u64 {
         let mut seen = BTreeMap::new();
-        let (mut written, mut handed_on) = (BTreeSet::new(), BTreeSet::new());
+        let uses = uses(&self.dispatches).unwrap_or_default();
         for d in &self.dispatches {
             let updates = d.kernel.source().map(|s| s.bindings).unwrap_or_default();
             for (name, id) in &d.bindings {
                 let Some((_, access)) = updates.iter().find(|(n, _)| n == name) else { continue };
-                let writes = matches!(access, Access::ActivationWrite | Access::StorageUpdate);
-                handed_on.extend((!writes && written.contains(id)).then_some(*id));
-                written.extend(writes.then_some(*id));
                 let r = &self.resources[*id];
                 let once = match self.extents.iter().find(|(n, _)| n == name) {
                     Some((_, dims)) if r.kind == Kind::Activation => n * 4 * dims.len() as u64,
@@ -312,7 +309,7 @@ impl Pass {
                 seen.insert(*id, if changed { 2 * once } else { once });
             }
         }
-        seen.iter().filter(|(id, _)| !handed_on.contains(*id)).map(|(_, bytes)| bytes).sum()
+        seen.iter().filter(|(id, _)| uses.get(id).is_none_or(|used| !used.handed_on)).map(|(_, bytes)| bytes).sum()
     }
 }
 

@@ -171,7 +171,7 @@ pub(super) fn page(all: &[Results]) -> String {
         the same run: of arithmetic, of copies, or of dispatches that do nothing, whichever allows least; a kernel that reads more \
         than it writes may pass the copies. GB/s counts inputs, \
         outputs and weights once; GFLOP/s counts what is done, which in Winograd's convolution is less than its definition. \"x naive\" is \
-        beside the naive kernel in f32, whatever the arithmetic. \"Each, x largest\" is the time for one sample as a multiple of \
+        beside the naive kernel of f32, where that was timed, whatever the arithmetic. \"Each, x largest\" is the time for one sample as a multiple of \
         that in the largest batch.";
     let pages = all.iter().map(markdown);
     [intro.to_string()].into_iter().chain(pages).collect::<Vec<_>>().join("\n\n") + "\n"
