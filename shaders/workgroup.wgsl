@@ -40,15 +40,7 @@ var<workgroup> w_tile: array<array<vec4<f32>, $(CB*QT/2*2+1)>, LS * WIDEST * TX>
 var<workgroup> words: array<atomic<u32>, WORDS>; // signs, put together from several invocations
 //# end
 
-// The first row (column) of the kernel that outputs of a phase meet, and how many they meet. GLSL has no remainders of negative numbers;
-// this one is taken before it is GLSL.
-const FIRST: u32 = u32((i32(PAD) % i32(STEP) + i32(STEP)) % i32(STEP));
-fn first_tap(phase: u32) -> u32 {
-    return (FIRST + STEP - phase) % STEP;
-}
-fn taps(phase: u32) -> u32 {
-    return (R + STEP - 1u - first_tap(phase)) / STEP;
-}
+//# include phase
 
 // Where texel j of a slab of x comes from and where it goes.
 struct Source {
@@ -116,11 +108,7 @@ fn $entry(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index)
     let tile = id.y / (STEP * STEP);
     let rows = taps(phase.x);
     let columns = taps(phase.y);
-    // Taps of the phases whose weights lie before those of this one.
-    var before = 0u;
-    for (var other = 0u; other < STEP; other++) {
-        before += select(0u, taps(other) * S, other < phase.x) + select(0u, rows * taps(other), other < phase.y);
-    }
+    let before = taps_before(phase);
 //# end
     let offset = (vec2<i32>(phase) + vec2<i32>(i32(first_tap(phase.x)), i32(first_tap(phase.y))) - i32(PAD)) / i32(STEP);
     let lines = IC4 * rows;

@@ -41,6 +41,8 @@ pub struct AdapterSummary {
     pub limits: Vec<(&'static str, u64)>,
     /// Features that matter here.
     pub features: Vec<&'static str>,
+    /// Matrices that its units multiply: sides, what they multiply, and what they add up in.
+    pub matrices: Vec<String>,
 }
 
 /// Limits that a plan obeys. A plain value: plans can be made for a device that is not there.
@@ -100,6 +102,43 @@ pub enum Storage {
     Texture,
 }
 
+/// What a device multiplies at a time, by the invocations of a subgroup together: side × side numbers of f16 by as many, added up in f32.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct CoopMatrix {
+    /// 8 or 16.
+    pub side: u32,
+    /// Invocations in a subgroup; all subgroups of the device have so many.
+    pub lanes: u32,
+}
+
+impl CoopMatrix {
+    /// The largest that an opened device has, or why there is none.
+    fn of(adapter: &wgpu::Adapter, device: &wgpu::Device) -> std::result::Result<Self, &'static str> {
+        let info = adapter.get_info();
+        // On Metal wgpu writes them in a language that cannot say them.
+        if info.backend != wgpu::Backend::Vulkan || adapter.cooperative_matrix_properties().is_empty() {
+            return Err("the device multiplies no matrices");
+        }
+        if !device.features().contains(COOPERATIVE | wgpu::Features::SUBGROUP) {
+            return Err("the device was opened without cooperative matrices (Gpu::with_cooperative_matrix)");
+        }
+        if info.subgroup_min_size != info.subgroup_max_size {
+            return Err("the device has subgroups of several sizes, and does not say which a kernel gets");
+        }
+        let all = adapter.cooperative_matrix_properties();
+        let is_there = |side: u32| {
+            let (f16, f32) = (wgpu::CooperativeScalarType::F16, wgpu::CooperativeScalarType::F32);
+            all.iter().any(|p| [p.m_size, p.n_size, p.k_size] == [side; 3] && (p.ab_type, p.cr_type) == (f16, f32))
+        };
+        let side = [16, 8].into_iter().find(|side| is_there(*side));
+        let side = side.ok_or("the device multiplies matrices, but none of f16, square, that are added up in f32")?;
+        Ok(CoopMatrix { side, lanes: info.subgroup_max_size })
+    }
+}
+
+/// What units that multiply matrices take: they, and f16 to feed them with.
+const COOPERATIVE: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
+
 /// An opened device. Cheap to clone; `Send` and `Sync`.
 #[derive(Clone, Debug)]
 pub struct Gpu(Arc<Inner>);
@@ -114,6 +153,10 @@ struct Inner {
     /// Smallest and largest subgroup; (0, 0) where the device has none.
     subgroup_sizes: (u32, u32),
     converts_f16: bool,
+    /// Units that multiply matrices, or why they are not there.
+    coop: std::result::Result<CoopMatrix, &'static str>,
+    /// What was wrong with them when they were tried, if anything.
+    coop_tried: OnceLock<Option<String>>,
     /// Smallest subgroup whose lanes were found sound; 0 for none.
     subgroup: OnceLock<u32>,
     /// What the adapter answered when it was asked about its habits.
@@ -183,7 +226,14 @@ fn summarise(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
             ("subgroup_max", u64::from(info.subgroup_max_size)),
         ],
         features: named.iter().filter(|(f, _)| features.contains(*f)).map(|(_, n)| *n).collect(),
+        matrices: adapter.cooperative_matrix_properties().iter().map(told).collect(),
     }
+}
+
+/// Sides and types of a matrix product, as in `16x16x16 f16 to f32`.
+fn told(p: &wgpu::CooperativeMatrixProperties) -> String {
+    let name = |ty: &wgpu::CooperativeScalarType| format!("{ty:?}").to_lowercase();
+    format!("{}x{}x{} {} to {}", p.m_size, p.n_size, p.k_size, name(&p.ab_type), name(&p.cr_type))
 }
 
 /// Ways out for someone whose machine has no adapter.
@@ -206,7 +256,25 @@ impl Gpu {
     /// # Errors
     /// [`Error::NoAdapter`] when there is none, or none such.
     pub fn new(choice: &Adapter) -> Result<Self> {
-        let (adapter, index, device, queue, lost) = Self::open(choice, wgpu::Features::empty())?;
+        let (adapter, index, device, queue, lost) = Self::open(choice, wgpu::Features::empty(), None)?;
+        Ok(Self::wrap(&adapter, index, device, queue, lost, None))
+    }
+
+    /// As [`Gpu::new`], with units that multiply matrices where the adapter has them, for [`crate::Math::Coop`]. Where it has none, it is
+    /// a device as any other.
+    ///
+    /// # Safety
+    /// The GPU library calls this experimental: there may be mistakes in it that make kernels, ours among them, do what they must not
+    /// ([`wgpu::ExperimentalFeatures::enabled`]).
+    ///
+    /// # Errors
+    /// As [`Gpu::new`].
+    #[cfg(feature = "cooperative-matrix")]
+    #[allow(unsafe_code, reason = "the library wants what is experimental to be asked for so")]
+    pub unsafe fn with_cooperative_matrix(choice: &Adapter) -> Result<Self> {
+        // SAFETY: the caller's promise.
+        let experimental = unsafe { wgpu::ExperimentalFeatures::enabled() };
+        let (adapter, index, device, queue, lost) = Self::open(choice, COOPERATIVE, Some(experimental))?;
         Ok(Self::wrap(&adapter, index, device, queue, lost, None))
     }
 
@@ -222,7 +290,7 @@ impl Gpu {
     #[cfg(feature = "pipeline-cache")]
     #[allow(unsafe_code, reason = "no safe way to hand a driver what it compiled earlier")]
     pub unsafe fn with_pipeline_cache(choice: &Adapter, data: Option<&[u8]>) -> Result<Self> {
-        let (adapter, index, device, queue, lost) = Self::open(choice, wgpu::Features::PIPELINE_CACHE)?;
+        let (adapter, index, device, queue, lost) = Self::open(choice, wgpu::Features::PIPELINE_CACHE, None)?;
         let cache = device.features().contains(wgpu::Features::PIPELINE_CACHE).then(|| {
             let descriptor = wgpu::PipelineCacheDescriptor { label: Some("signstep"), data, fallback: true };
             // SAFETY: the caller's promise; wgpu itself looks at the adapter and the driver that the data are of.
@@ -237,8 +305,12 @@ impl Gpu {
         self.0.cache.as_ref()?.get_data()
     }
 
-    /// Opens an adapter, with features of `more` as well where it has them.
-    fn open(choice: &Adapter, more: wgpu::Features) -> Result<Opened> {
+    /// Opens an adapter, with features of `more` as well where it has them, experimental ones among them if they are allowed.
+    fn open(
+        choice: &Adapter,
+        more: wgpu::Features,
+        experimental: Option<wgpu::ExperimentalFeatures>,
+    ) -> Result<Opened> {
         let adapters = enumerate();
         if adapters.is_empty() {
             return Err(Error::NoAdapter(NO_ADAPTER.into()));
@@ -279,6 +351,7 @@ impl Gpu {
             required_limits: adapter.limits(),
             // What is there is taken; kernels that need it are offered only then.
             required_features: adapter.features() & (wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY | more),
+            experimental_features: experimental.unwrap_or_default(),
             ..Default::default()
         };
         let (device, queue) = pollster::block_on(adapter.request_device(&descriptor))
@@ -318,6 +391,7 @@ impl Gpu {
         // Software adapters pay for loads more than for arithmetic, and load texels faster than they load from buffers.
         let storage = if summary.kind == "software" { Storage::Texture } else { Storage::Buffer };
         let limits = Limits::of(&device.limits());
+        let coop = CoopMatrix::of(adapter, &device);
         Gpu(Arc::new(Inner {
             summary,
             device,
@@ -326,6 +400,8 @@ impl Gpu {
             storage,
             subgroup_sizes: if has_subgroups { (info.subgroup_min_size, info.subgroup_max_size) } else { (0, 0) },
             converts_f16: adapter.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::SHADER_F16_IN_F32),
+            coop,
+            coop_tried: OnceLock::new(),
             subgroup: OnceLock::new(),
             answers: OnceLock::new(),
             pipelines: Mutex::default(),
@@ -351,6 +427,26 @@ impl Gpu {
     /// Whether shaders may turn f32 into f16 and back.
     pub(crate) fn converts_f16(&self) -> bool {
         self.0.converts_f16
+    }
+
+    /// Units that multiply matrices, once that `try_out` has found nothing wrong with them: it answers in words.
+    pub(crate) fn coop_once(
+        &self,
+        try_out: impl FnOnce(CoopMatrix) -> Result<std::result::Result<(), String>>,
+    ) -> Result<CoopMatrix> {
+        let refuse = |why: &str| Err(Error::Usage(format!("math coop: {}: {why}", self.0.summary.name)));
+        let matrix = match self.0.coop {
+            Ok(matrix) => matrix,
+            Err(why) => return refuse(why),
+        };
+        if self.0.coop_tried.get().is_none() {
+            let found = try_out(matrix)?.err();
+            let _ = self.0.coop_tried.set(found);
+        }
+        match self.0.coop_tried.get().and_then(Option::as_ref) {
+            Some(wrong) => refuse(wrong),
+            None => Ok(matrix),
+        }
     }
 
     /// Where activations lie unless a plan says otherwise.

@@ -8,6 +8,7 @@
 //! |---|---|
 //! | `//# kernel NAME [NAME…]` | what follows, up to the next such line, belongs to these entry points alone; `$entry` is the name. Text before the first such line belongs to all |
 //! | `//# include FILE` | the text of `shaders/FILE.wgsl` |
+//! | `//# enable NAME` | WGSL's `enable`, which stands before everything else |
 //! | `//# NAME: activation read` or `write` | a binding; generates `NAME_at(i)` or `NAME_put(i, v)` over texels, from a buffer or a texture |
 //! | `//# NAME: texels read` | the same for texels that no batch changes |
 //! | `//# NAME: storage read T`, `storage update T`, `uniform T` | a binding of that type |
@@ -27,6 +28,7 @@ const FILES: &[(&str, &str)] = &[
     ("affine", include_str!("../shaders/affine.wgsl")),
     ("batch_norm", include_str!("../shaders/batch_norm.wgsl")),
     ("conv2d", include_str!("../shaders/conv2d.wgsl")),
+    ("coop", include_str!("../shaders/coop.wgsl")),
     ("epilogue", include_str!("../shaders/epilogue.wgsl")),
     ("fab", include_str!("../shaders/fab.wgsl")),
     ("grey", include_str!("../shaders/grey.wgsl")),
@@ -36,6 +38,7 @@ const FILES: &[(&str, &str)] = &[
     ("loss", include_str!("../shaders/loss.wgsl")),
     ("pad", include_str!("../shaders/pad.wgsl")),
     ("normal", include_str!("../shaders/normal.wgsl")),
+    ("phase", include_str!("../shaders/phase.wgsl")),
     ("philox", include_str!("../shaders/philox.wgsl")),
     ("pointwise", include_str!("../shaders/pointwise.wgsl")),
     ("pool", include_str!("../shaders/pool.wgsl")),
@@ -231,6 +234,10 @@ impl Kernel {
             // Columns, rows and places of a block; what leaves at the end.
             "conv2d_forward_winograd" | "conv2d_input_grad_winograd" => c("IC4") * (1 + 6 + 6 + 72) + 72 + 28,
             "conv2d_forward_winograd_products" | "conv2d_input_grad_winograd_products" => c("IC4"),
+            "conv2d_forward_coop" | "conv2d_input_grad_coop" => {
+                let steps = c("ICT") * c("R").div_ceil(c("STEP")) * c("S").div_ceil(c("STEP"));
+                steps.div_ceil(c("LS")) + c("WORDS").div_ceil(c("WG")) + c("STEP")
+            }
             "linear_forward_broadcast" | "linear_input_grad_broadcast" => c("L"),
             "linear_forward" | "linear_input_grad" => c("L"),
             "conv2d_forward_workgroup"
@@ -299,6 +306,9 @@ impl Kernel {
             }
         }
         let mut out = Expander { kernel: self, text: String::new(), bindings: Vec::new(), vars: Vec::new() };
+        for name in lines.iter().filter_map(|l| l.strip_prefix("//# enable ")) {
+            let _ = writeln!(out.text, "enable {name};");
+        }
         for (name, value) in &self.consts {
             let _ = writeln!(out.text, "const {name}: u32 = {value}u;");
         }
@@ -364,6 +374,7 @@ impl Expander<'_> {
                     }
                     self.close(after, line)?
                 }
+                ["enable", _] => rest,
                 [name, ..] if name.ends_with(':') => {
                     if emit {
                         self.binding(name.trim_end_matches(':'), &words[1..])?;

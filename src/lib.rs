@@ -157,11 +157,12 @@
 
 // Only the program prints; it answers through a writer of its own.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
-#![cfg_attr(not(feature = "pipeline-cache"), forbid(unsafe_code))]
+#![cfg_attr(not(any(feature = "pipeline-cache", feature = "cooperative-matrix")), forbid(unsafe_code))]
 
 pub mod attack;
 #[cfg(feature = "cli")]
 pub mod cli;
+pub mod coop;
 #[cfg(feature = "cli")]
 pub mod data;
 pub mod error;

@@ -7,6 +7,7 @@ use crate::attack::{
     Engine, Fit, Gradient, Health, Iterated, Job, Logits, Loss, Perturbation, Rule, Sample, Source, State as Kept,
     Trail,
 };
+use crate::coop;
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Storage};
 use crate::kernel::{Bound, Dispatch};
@@ -149,15 +150,22 @@ impl Network {
     /// # Errors
     /// As [`Network::load`].
     pub fn with_options(gpu: &Gpu, model: Model, options: &Options) -> Result<Self> {
-        let target = Target {
+        let mut target = Target {
             storage: options.storage.unwrap_or(gpu.storage()),
             math: options.math,
             variant: options.variant,
             tuning: options.tuning.clone(),
             ..Target::of(gpu)?
         };
-        if target.math == Math::F16 && !gpu.converts_f16() {
-            return Err(Error::Usage(format!("math f16: {} has no conversions to f16 and back", gpu.summary().name)));
+        if target.math == Math::Coop {
+            target.coop = Some(coop::of(gpu)?);
+        }
+        if target.math.keeps_f16() && !gpu.converts_f16() {
+            return Err(Error::Usage(format!(
+                "math {}: {} has no conversions to f16 and back",
+                target.math,
+                gpu.summary().name
+            )));
         }
         let plan = Plan::new(&model, &target)?;
         let largest = |rule| -> Result<usize> {

@@ -18,6 +18,7 @@ use std::ops::Range;
 
 mod training;
 
+pub use crate::gpu::CoopMatrix;
 pub use crate::ops::shared::Shared;
 pub use crate::ops::step::Steps;
 pub use crate::ops::{Family, Math, Target, Tile, Tuning, Variant};
@@ -123,6 +124,9 @@ impl Plan {
     /// fits the limits.
     pub fn new(model: &Model, target: &Target) -> Result<Self> {
         model.check()?;
+        if target.math == Math::Coop && target.coop.is_none() {
+            return Err(Error::Usage("math coop: the device multiplies no matrices".into()));
+        }
         let mut build = Build::new(target);
         let (pixels, classes) = (model.input.len() as u64, model.logits() as u64);
         let ids = Ids {
@@ -164,7 +168,7 @@ impl Plan {
         build.push(cross_entropy);
         // What stands before the first layer and behind the last one is f32 in every arithmetic.
         let mut whole = vec![image.id, z.id, dz.id];
-        let unscale = (target.math == Math::F16).then(|| {
+        let unscale = target.math.keeps_f16().then(|| {
             let (scaled, unscale) = ops::scale::input_grad(&mut build, dz);
             dz = scaled;
             unscale
@@ -172,7 +176,7 @@ impl Plan {
         let dimage = backward(&mut build, model, &tape, dz, None);
         ops::pointwise::normalise_input_grad(&mut build, channels, dimage, ids.dx, unscale);
         whole.extend([dz.id, dimage.id]);
-        if target.math == Math::F16 {
+        if target.math.keeps_f16() {
             build.halve_except(&whole);
         }
 

@@ -223,10 +223,10 @@ impl Trial {
         self.submit(1, &|_| true, None)?;
         let mut all = Vec::new();
         for (name, resource, memory) in &self.written {
-            let floats = matches!(resource.kind, Kind::Activation | Kind::Floats);
+            let floats = matches!(resource.kind, Kind::Activation | Kind::Half | Kind::Floats);
             let length = resource.bytes(u64::from(self.samples), Storage::Buffer).unwrap_or(0);
             let bytes = match (&resource.kind, self.storage) {
-                (Kind::Activation | Kind::Half, Storage::Texture) => self.read_texels(resource, memory)?,
+                (Kind::Activation, Storage::Texture) | (Kind::Half, _) => self.read_texels(resource, memory)?,
                 _ => self.gpu.read(&[(memory.buffer(), length)])?.remove(0),
             };
             all.push(Written { name, floats, bytes });

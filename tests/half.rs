@@ -7,7 +7,7 @@ use common::*;
 use signstep::attack::{Engine, Health};
 use signstep::model::{Dims, Layer, Params};
 use signstep::plan::{Family, Tile};
-use signstep::{Kind, Math, Model, Network, Options, Plan, Reference, Storage, Target, Variant};
+use signstep::{Error, Kind, Math, Model, Network, Options, Plan, Reference, Storage, Target, Variant};
 
 fn with(model: &Model, storage: Storage, math: Math, variant: Variant) -> Network {
     let options = Options { storage: Some(storage), math, variant, ..Options::default() };
@@ -146,4 +146,19 @@ fn images_seeds_and_sums_stay_f32_and_memory_is_nearly_half() {
         assert!(10 * half.bytes_per_sample() <= 7 * whole.bytes_per_sample());
         assert!(half.is_fast() && !whole.is_fast());
     }
+}
+
+/// Matrices (`tests/coop.rs`) are there only for a device that has them and was opened for them, which this one was not.
+#[test]
+fn a_device_without_matrices_says_so() {
+    let model = model(39, true);
+    let options = Options { math: Math::Coop, ..Options::default() };
+    match Network::with_options(gpu(), model.clone(), &options) {
+        Err(Error::Usage(said)) => {
+            assert!(said.contains("math coop") && said.contains(&gpu().summary().name), "{said}");
+        }
+        other => panic!("{other:?}"),
+    }
+    let plan = Plan::new(&model, &Target { math: Math::Coop, ..Target::default() });
+    assert!(matches!(plan, Err(Error::Usage(_))), "{plan:?}");
 }

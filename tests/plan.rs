@@ -6,7 +6,7 @@ use common::{Rng, affine, conv, linear, projected, residual};
 use proptest::prelude::*;
 use signstep::kernel::{Access, Dispatch, Grid};
 use signstep::model::{Conv2d, Dims, Layer, Linear, Model, Params, Shortcut, output};
-use signstep::plan::{Math, Plan, Tile};
+use signstep::plan::{CoopMatrix, Math, Plan, Tile};
 use signstep::{Error, Kind, Limits, Resource, Storage, Target, Variant, weights};
 use std::collections::{BTreeMap, HashMap};
 
@@ -314,6 +314,7 @@ fn rounds(text: &str, consts: &[(&'static str, u32)]) -> u64 {
         let c = |name: &str| consts.iter().find(|(n, _)| *n == name).map(|(_, v)| u64::from(*v)).unwrap();
         match word {
             "slabs + 1u" => return (c("IC4") * c("R").div_ceil(c("STEP"))).div_ceil(c("LS")) + 1,
+            "slabs" => return (c("ICT") * c("R").div_ceil(c("STEP")) * c("S").div_ceil(c("STEP"))).div_ceil(c("LS")),
             "here" => return c("LS"),
             "columns" => return c("S").div_ceil(c("STEP")),
             _ => {}
@@ -544,7 +545,7 @@ fn check_liveness(plan: &Plan, model: &Model) {
     let z = walk.forward(layers, image, None, &mut tape);
     walk.step("logits", &[("x", z)], None);
     let mut dz = walk.step("cross_entropy", &[("x", z)], Some(z.dims));
-    if plan.target().math == Math::F16 {
+    if plan.target().math.keeps_f16() {
         dz = walk.step("scale", &[("dy", dz)], Some(z.dims));
     }
     let mut inner = Vec::new();
@@ -643,8 +644,10 @@ proptest! {
         let limits = maker.limits();
         let storage = [Storage::Buffer, Storage::Texture][maker.rng.range(0, 1)];
         let (subgroup, is_software) = ([0, 4, 8, 32][maker.rng.range(0, 3)], maker.rng.range(0, 1) == 0);
-        let math = [Math::F32, Math::Fast, Math::F16][maker.rng.range(0, 2)];
-        let device = Target { math, subgroup, is_software, ..target(limits, storage, Variant::Fast) };
+        let math = [Math::F32, Math::Fast, Math::F16, Math::Coop][maker.rng.range(0, 3)];
+        let (side, lanes) = [(8, 8), (16, 32), (16, 64)][maker.rng.range(0, 2)];
+        let coop = Some(CoopMatrix { side, lanes });
+        let device = Target { math, coop, subgroup, is_software, ..target(limits, storage, Variant::Fast) };
         let tiles = Tile::all(&device);
         let tile = Variant::Only(tiles[maker.rng.range(0, tiles.len() - 1)]);
         let variant = [Variant::Naive, Variant::Fast, tile][maker.rng.range(0, 2)];

@@ -37,6 +37,7 @@ fn entry(a: &AdapterSummary, verbose: bool) -> Result<Value> {
         let limits: Map<String, Value> = a.limits.iter().map(|(k, v)| ((*k).to_string(), json!(v))).collect();
         entry["limits"] = Value::Object(limits);
         entry["features"] = json!(a.features);
+        entry["matrices"] = json!(a.matrices);
         let habits: Map<String, Value> = habits(a)?.into_iter().map(|(k, v)| (k.to_string(), json!(v))).collect();
         entry["habits"] = Value::Object(habits);
     }
@@ -56,6 +57,9 @@ fn text(list: &[AdapterSummary], verbose: bool) -> Result<String> {
                 text += &format!("\n  {name} {value}");
             }
             text += &format!("\n  features: {}", a.features.join(", "));
+            if !a.matrices.is_empty() {
+                text += &format!("\n  matrices: {}", a.matrices.join(", "));
+            }
             for (name, answer) in habits(a)? {
                 text += &format!("\n  {name}: {answer}");
             }

@@ -44,11 +44,7 @@ impl Place {
             None => Adapter::Auto,
             Some(d) => d.parse().map_or_else(|_| Adapter::Name(d.to_string()), Adapter::Index),
         };
-        #[cfg(feature = "pipeline-cache")]
-        let gpu = super::pipelines::open(&adapter)?;
-        #[cfg(not(feature = "pipeline-cache"))]
-        let gpu = Gpu::new(&adapter)?;
-        Ok(Place::Gpu(gpu, math))
+        Ok(Place::Gpu(open(&adapter, math)?, math))
     }
 
     /// Arithmetic of networks there.
@@ -91,6 +87,24 @@ impl Place {
             Place::Reference => Runner::Reference(Box::new(Reference::new(model)?)),
         })
     }
+}
+
+/// Opens an adapter for networks in such arithmetic.
+pub(super) fn open(adapter: &Adapter, math: Math) -> Result<Gpu> {
+    #[cfg(feature = "cooperative-matrix")]
+    if math == Math::Coop {
+        // SAFETY: whoever built the program with this feature and asks for this arithmetic wants what is experimental.
+        #[allow(unsafe_code, reason = "the library's own call is unsafe")]
+        return unsafe { Gpu::with_cooperative_matrix(adapter) };
+    }
+    if math == Math::Coop {
+        let detail = "--math coop: this program was built without the feature cooperative-matrix";
+        return Err(Error::Usage(detail.into()));
+    }
+    #[cfg(feature = "pipeline-cache")]
+    return super::pipelines::open(adapter);
+    #[cfg(not(feature = "pipeline-cache"))]
+    Gpu::new(adapter)
 }
 
 impl Runner {

@@ -166,7 +166,7 @@ struct PlaceArgs {
     device: DeviceArgs,
     /// Arithmetic: f32, where every sum has one order whatever the device; fast, whatever is fastest on this one, with other roundings;
     /// f16, activations kept in half the memory
-    #[arg(long, value_name = "f32|fast|f16", default_value_t, help_heading = "Running")]
+    #[arg(long, value_name = "f32|fast|f16|coop", default_value_t, help_heading = "Running")]
     math: Math,
 }
 

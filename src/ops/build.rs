@@ -3,7 +3,7 @@
 use super::tile::{SHARE, Tuning, WHOLE};
 use super::{Math, Value, Variant, sign_words, texels};
 use crate::error::Result;
-use crate::gpu::{Gpu, Limits, Storage};
+use crate::gpu::{CoopMatrix, Gpu, Limits, Storage};
 use crate::habits::{self, Habits};
 use crate::kernel::{Dispatch, MAX_ROUNDS};
 use crate::model::Dims;
@@ -31,6 +31,8 @@ pub struct Target {
     pub tuning: Tuning,
     /// Rounds of all loops of one invocation that the device surely takes.
     pub rounds: u64,
+    /// Units that multiply matrices, for [`Math::Coop`].
+    pub coop: Option<CoopMatrix>,
 }
 
 impl Default for Target {
@@ -46,6 +48,7 @@ impl Default for Target {
             is_software: false,
             tuning: Tuning::default(),
             rounds: MAX_ROUNDS,
+            coop: None,
         }
     }
 }

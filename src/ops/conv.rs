@@ -1,14 +1,14 @@
 //! Convolution: `shaders/conv2d.wgsl`. The input gradient is a convolution with the weights transposed and turned by 180°.
 
 use super::tile::{Family, SHARE, Tile};
-use super::winograd;
 use super::workgroup::{Gemm, LARGEST};
-use super::{Build, Variant};
+use super::{Build, Variant, coop, winograd};
 use super::{Epilogue, Value, blocks, slice_bytes, slices, workgroup};
 use crate::kernel::{Dispatch, Grid, Kernel};
 use crate::model::{Conv2d, Dims, Params};
 
 /// Weights as a gather sees them: output channel, input channel, kernel row, kernel column.
+#[derive(Clone, Copy)]
 pub(super) struct Gather<'a> {
     pub layer: &'a str,
     pub pass: Pass,
@@ -22,7 +22,7 @@ pub(super) struct Gather<'a> {
     pub padding: i32,
     weight: &'a dyn Fn(usize, usize, usize, usize) -> f32,
     bias: &'a dyn Fn(usize) -> f32,
-    flops: u64,
+    pub flops: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -77,7 +77,16 @@ pub(crate) fn input_grad(build: &mut Build, c: &Conv2d, p: &Params, dy: Value, d
 fn emit(build: &mut Build, g: &Gather, epilogue: Epilogue) {
     let first = build.dispatches.len();
     let shape = g.shape(&epilogue);
+    // Both variants of such a layer have the weights that the units take.
+    let rounded = |o, i, r, s| coop::rounded((g.weight)(o, i, r, s));
     match g.tile(build, &shape, &epilogue) {
+        _ if coop::is_chosen(build.target, g) => {
+            let g = Gather { weight: &rounded, ..*g };
+            match build.target.variant {
+                Variant::Naive => sliced(build, &g, None, epilogue),
+                _ => coop::emit(build, &g, epilogue),
+            }
+        }
         _ if winograd::is_chosen(build.target, g) => winograd::emit(build, g, epilogue),
         Some(tile) if tile.family == Family::Broadcast => broadcast(build, g, tile, epilogue),
         Some(tile) if tile.family == Family::Workgroup => product(build, g, tile, epilogue),

@@ -8,6 +8,7 @@ pub(crate) mod affine;
 pub(crate) mod batch_norm;
 mod build;
 pub(crate) mod conv;
+mod coop;
 pub(crate) mod linear;
 pub(crate) mod loss;
 mod math;

@@ -10,10 +10,11 @@ mod tell;
 
 use super::engine::Place;
 use super::{answer, bytes, complain, warn};
+use crate::coop;
 use crate::data;
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Storage};
-use crate::plan::{Math, Tuning};
+use crate::plan::{Math, Target, Tuning};
 use crate::trial::Clock;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -29,7 +30,7 @@ pub(super) const HELP: &str = "\
 Without an argument, kernels and whole steps; naming a kernel or a shape means kernels, a network, a model or a batch means steps.
 
 Times are medians of interleaved rounds on random data: by timestamps of the device, or, on a software adapter, by the CPU time of
-this process. Every kernel is checked bit by bit against the naive one before it is timed.
+this process. Every kernel is checked bit by bit against the naive one before it is timed; with --math coop, by tolerance.
 
 A kernel of your own: write down the naive one with --dump, change it, and time it beside ours:
   signstep bench --kernel conv2d_forward --shape conv3x3s1-16-16-32x32 --variant naive --dump mine
@@ -132,8 +133,14 @@ pub(super) struct BenchArgs {
     /// Device: part of its name, or its index in `signstep devices`
     #[arg(long, value_name = "NAME|INDEX", help_heading = "Running")]
     device: Option<String>,
-    /// Arithmetic: f32, fast, f16, or several with commas, in turns; kernels that are the same in two are timed once
-    #[arg(long, value_name = "f32|fast|f16", value_delimiter = ',', default_value = "f32", help_heading = "Running")]
+    /// Arithmetic: f32, fast, f16, coop, or several with commas, in turns; kernels that are the same in two are timed once
+    #[arg(
+        long,
+        value_name = "f32|fast|f16|coop",
+        value_delimiter = ',',
+        default_value = "f32",
+        help_heading = "Running"
+    )]
     math: Vec<Math>,
     /// Rounds that medians are taken of
     #[arg(long, value_name = "N", default_value_t = 7, help_heading = "Running")]
@@ -195,12 +202,14 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
         max_seconds: args.max_seconds,
     };
     let models = if steps { steps::networks(&choice)? } else { Vec::new() };
-    let Place::Gpu(gpu, math) = Place::without_deadline(args.device.as_deref(), Math::F32)? else {
+    // A device opened for matrices serves the other arithmetics, too.
+    let math = args.math.iter().copied().find(|math| *math == Math::Coop).unwrap_or_default();
+    let Place::Gpu(gpu, math) = Place::without_deadline(args.device.as_deref(), math)? else {
         return Err(Error::Usage("--device reference: bench times kernels of a device; the reference has none".into()));
     };
     let bench = kernels::Bench {
         clock: Clock::of(&gpu, &steps::process_time),
-        device: crate::Target::of(&gpu)?,
+        device: Target { coop: (math == Math::Coop).then(|| coop::of(&gpu)).transpose()?, ..Target::of(&gpu)? },
         gpu: &gpu,
         memory,
         tuning: tuning(args, &gpu)?,

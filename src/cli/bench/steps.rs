@@ -4,14 +4,14 @@
 use super::kernels::Bench;
 use super::results::{Spread, StepRow};
 use super::shape;
+use crate::Network;
 use crate::attack::{Engine, Job, Sample};
-use crate::cli::Weights;
+use crate::cli::{Weights, engine};
 use crate::error::{Error, Result};
 use crate::kernel::Dispatch;
 use crate::model::{Model, known};
 use crate::plan::{Math, Plan};
 use crate::trial::{Clock, Scatter, Setup, Trial};
-use crate::{Gpu, Network};
 use glob::Pattern;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -119,7 +119,7 @@ pub(super) fn run(
 fn start_up(bench: &Bench<'_>, model: &Model, math: Math) -> Result<f64> {
     let batch = Batch::new(model.input.len(), 1);
     let start = Instant::now();
-    let gpu = Gpu::new(&crate::Adapter::Index(bench.gpu.summary().index))?;
+    let gpu = engine::open(&crate::Adapter::Index(bench.gpu.summary().index), math)?;
     let net = Network::with_options(&gpu, model.clone(), &bench.options(math))?;
     batch.attack(&net, 1)?;
     Ok(start.elapsed().as_secs_f64())
