@@ -95,6 +95,7 @@ impl Peers {
             parts.push(table(header.map(String::from).collect(), rows));
         }
         parts.push(self.peers.iter().map(|peer| format!("- {peer}")).collect::<Vec<_>>().join("\n"));
+        parts.retain(|part| !part.is_empty());
         parts.join("\n\n")
     }
 }
