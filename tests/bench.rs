@@ -196,6 +196,63 @@ fn results_are_kept_compared_and_made_into_a_page() {
 }
 
 #[test]
+fn peers_stand_beside_the_results_of_their_adapter() {
+    let bench = Bench::new();
+    let results = json(&bench.ok(&format!("{SMALL} --save=kept/results --format json")));
+    // As `benches/peers` writes it, which keeps more than is read here.
+    let peers = serde_json::json!({
+        "schema_version": 1, "date": "2026-11-23", "adapter": results["device"], "cpus": 2,
+        "load_average": ["0.25", "0.5"], "rounds": 5, "math": ["f32", "fast", "f16"],
+        "peers": ["burn 0.22.1 on llvmpipe: WGSL", "PyTorch 2.15.0 on CPU, 1 thread: eager"],
+        "rows": [
+            { "what": "ResNet-20, PGD step, batch 64", "unit": "sample-steps / core-second", "peer": "PyTorch 2.15.0, CPU, 1 thread",
+              "theirs": 391.0, "signstep": { "f32": 198.0, "fast": "as f32", "f16": 1234.0 }, "check": "logits 5e-7" },
+            { "what": "ResNet-20, PGD step, batch 64", "unit": "sample-steps / second", "peer": "PyTorch, CUDA",
+              "theirs": null, "signstep": {}, "check": "no figure: no CUDA device" },
+        ],
+        "checks": [{ "what": "ResNet-20, PGD step, batch 64", "found": { "fast": "as f32", "f16": "logits 7e-4, gradient 3e-2, worst 9e-2" } }],
+        "contests": [], "cold_start": null,
+    });
+    let write =
+        |peers: &serde_json::Value| fs::write(bench.path("kept/results/peers-x.json"), peers.to_string()).unwrap();
+    write(&peers);
+    bench.ok("bench --table=kept/results");
+    let page = fs::read_to_string(bench.path("kept/RESULTS.md")).unwrap();
+    let section = page.split_once("**Beside peers**").unwrap_or_else(|| panic!("no peers in\n{page}")).1;
+    for told in [
+        ", 2 CPUs, medians of 5 interleaved rounds, load average before and after 0.25 and 0.5",
+        "| what | unit | peer | the peer | signstep, f32 | signstep, fast | signstep, f16 | check |",
+        "| PyTorch 2.15.0, CPU, 1 thread | 391 | 198 (0.506) | as f32 | 1,234 (3.16) | logits 5e-7 |",
+        "| PyTorch, CUDA | – | – | – | – | no figure: no CUDA device |",
+        "| ResNet-20, PGD step, batch 64 | as f32 | logits 7e-4, gradient 3e-2, worst 9e-2 |",
+        "- burn 0.22.1 on llvmpipe: WGSL\n- PyTorch 2.15.0 on CPU, 1 thread: eager\n",
+    ] {
+        assert!(section.contains(told), "{told} is missing from\n{section}");
+    }
+
+    let with = |change: fn(&mut serde_json::Value)| {
+        let mut changed = peers.clone();
+        change(&mut changed);
+        write(&changed);
+    };
+    let refused = |why: &str| {
+        bench.refused("bench --table=kept/results", 3, why);
+        bench.refused("bench --table=kept/results", 3, "peers-x.json");
+    };
+    with(|p| p["rows"][0]["theirs"] = "fast".into());
+    refused("no figures of peers: invalid type");
+    with(|p| p["rows"][0]["signstep"]["f32"] = serde_json::Value::Null);
+    refused("no figures of peers");
+    with(|p| p["schema_version"] = 9.into());
+    refused("schema 9");
+    with(|p| p["adapter"]["name"] = "another".into());
+    refused("no results beside it are of another");
+    fs::write(bench.path("kept/results/peers-x.json"), "{").unwrap();
+    refused("no figures of peers");
+    assert_eq!(fs::read_to_string(bench.path("kept/RESULTS.md")).unwrap(), page);
+}
+
+#[test]
 fn whole_steps_are_timed_by_batch_within_the_time_there_is() {
     let bench = Bench::new();
     let csv = bench

@@ -122,6 +122,7 @@ fn describe(layers: &[Layer]) -> Value {
             json!(["conv2d", { "name": name, "stride": stride, "padding": padding }])
         }
         Layer::BatchNorm { .. } => unreachable!("batch norm is folded when weights are loaded"),
+        Layer::Affine { name, .. } => json!(["affine", { "name": name }]),
         Layer::Relu => json!(["relu", {}]),
         Layer::MaxPool { size, stride, padding } => {
             json!(["max_pool", { "size": size, "stride": stride, "padding": padding }])

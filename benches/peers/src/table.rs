@@ -1,43 +1,21 @@
-//! Comparisons: one row, one figure of the engine's beside a peer's.
+//! Comparisons: one row, signstep's figures beside one of a peer's.
 
 use crate::cold::{ColdStarts, Start};
-use crate::contest::{Contest, Kind, Outcome, Seat, Work};
-use comfy_table::{Table, presets::ASCII_MARKDOWN};
-use serde::Serialize;
+use crate::contest::{Contest, Kind, Outcome, Seat, Seated, Work};
+use crate::peers::{Check, Each, Ours, Row};
+use signstep::Math;
 
 /// What came of every contest, seat by seat.
-pub type Results = Vec<(Contest, Vec<std::result::Result<Outcome, (Seat, String)>>)>;
+pub type Results = Vec<(Contest, Vec<Seated>)>;
 
-#[derive(Debug, Serialize)]
-pub struct Row {
-    pub what: String,
-    pub unit: &'static str,
-    pub peer: String,
-    pub signstep: Option<f64>,
-    /// The peer's figure.
-    pub theirs: Option<f64>,
-    /// signstep's figure divided by the peer's.
-    pub ratio: Option<f64>,
-    /// What the check found, or why there is no figure.
-    pub note: String,
-}
-
-impl Row {
-    fn new(what: &str, unit: &'static str, peer: &str, ours: f64, theirs: f64, note: &str) -> Self {
-        Row {
-            what: what.into(),
-            unit,
-            peer: peer.into(),
-            signstep: Some(ours),
-            theirs: Some(theirs),
-            ratio: Some(ours / theirs),
-            note: note.into(),
-        }
-    }
-
-    fn missing(what: &str, unit: &'static str, peer: &str, why: &str) -> Self {
-        let why = format!("no figure: {why}");
-        Row { what: what.into(), unit, peer: peer.into(), signstep: None, theirs: None, ratio: None, note: why }
+fn missing(what: &str, unit: &str, peer: &str, why: &str) -> Row {
+    Row {
+        what: what.into(),
+        unit: unit.into(),
+        peer: peer.into(),
+        theirs: None,
+        signstep: Each::new(),
+        check: format!("no figure: {why}"),
     }
 }
 
@@ -60,32 +38,63 @@ pub fn rows(results: &Results, cold: Option<&ColdStarts>, software: bool) -> Vec
     rows
 }
 
-fn speed(contest: &Contest, seats: &[std::result::Result<Outcome, (Seat, String)>], software: bool) -> Vec<Row> {
+/// What signstep's other arithmetics were found to be beside its f32.
+pub fn checks(results: &Results) -> Vec<Check> {
+    let one = |(contest, seats): &(Contest, Vec<Seated>)| {
+        let told = |seated: &Seated| match seated {
+            Ok(o) => (o.seat.math.to_string(), o.errors.to_string()),
+            Err((seat, why)) => (seat.math.to_string(), why.clone()),
+        };
+        let found: Each<String> = seats.iter().filter(|s| seat(s).math != Math::F32).map(told).collect();
+        (!found.is_empty()).then(|| Check { what: contest.title(), found })
+    };
+    results.iter().filter_map(one).collect()
+}
+
+fn seat(seated: &Seated) -> Seat {
+    match seated {
+        Ok(outcome) => outcome.seat,
+        Err((seat, _)) => *seat,
+    }
+}
+
+/// signstep's figures beside a peer with so many threads.
+fn ours(seats: &[Seated], threads: usize, figure: impl Fn(&Outcome) -> f64) -> Each<Ours> {
+    let mut own: Vec<&Seated> = seats.iter().filter(|s| seat(s).kind == Kind::Signstep).collect();
+    // With as many threads, where it ran so: the last of each arithmetic is the one that stays.
+    own.sort_by_key(|s| seat(s).threads == threads);
+    let told = |seated: &Seated| match seated {
+        Ok(outcome) => Ours::Figure(figure(outcome)),
+        Err((_, why)) => Ours::Without(why.clone()),
+    };
+    own.into_iter().map(|s| (seat(s).math.to_string(), told(s))).collect()
+}
+
+fn speed(contest: &Contest, seats: &[Seated], software: bool) -> Vec<Row> {
     let [per_core_second, per_second] = match contest.work {
         Work::Step => ["sample-steps / core-second", "sample-steps / second"],
         Work::Forward => ["GFLOP / core-second", "GFLOP / second"],
     };
     let what = contest.title();
-    let ours = |threads: usize| {
-        let own = seats.iter().flatten().filter(|o| o.seat.kind == Kind::Signstep);
-        own.clone().find(|o| o.seat.threads == threads).or_else(|| own.clone().next())
-    };
     let mut rows = Vec::new();
-    for seat in seats {
-        let peer = match seat {
+    for seated in seats.iter().filter(|s| seat(s).kind != Kind::Signstep) {
+        let peer = match seated {
+            Ok(peer) => peer,
             Err((seat, why)) => {
-                rows.push(Row::missing(&what, per_second, &name(*seat, None), why));
+                rows.push(missing(&what, per_second, &name(*seat, None), why));
                 continue;
             }
-            Ok(peer) if peer.seat.kind == Kind::Signstep => continue,
-            Ok(peer) => peer,
         };
-        let Some(ours) = ours(peer.seat.threads) else { continue };
-        let found = peer.errors.to_string();
-        let peer_name = name(peer.seat, Some(peer));
-        let row = |unit, figures: fn(&Outcome) -> &[f64]| {
-            let [ours, theirs] = [ours, peer].map(|o| median(figures(o).iter().copied()));
-            Row::new(&what, unit, &peer_name, ours, theirs, &found)
+        let row = |unit: &str, figures: fn(&Outcome) -> &[f64]| {
+            let figure = |o: &Outcome| median(figures(o).iter().copied());
+            Row {
+                what: what.clone(),
+                unit: unit.into(),
+                peer: name(peer.seat, Some(peer)),
+                theirs: Some(figure(peer)),
+                signstep: ours(seats, peer.seat.threads, figure),
+                check: peer.errors.to_string(),
+            }
         };
         if software && peer.seat.kind != Kind::TorchCuda {
             rows.push(row(per_core_second, |o| &o.per_core_second));
@@ -98,21 +107,19 @@ fn speed(contest: &Contest, seats: &[std::result::Result<Outcome, (Seat, String)
 }
 
 /// Device memory that grows with the batch, beside what PyTorch allocates and what its autograd saves.
-fn memory(contest: &Contest, seats: &[std::result::Result<Outcome, (Seat, String)>]) -> Vec<Row> {
+fn memory(contest: &Contest, seats: &[Seated]) -> Vec<Row> {
     // Told once for each network: of the batch that PyTorch runs with all threads too.
-    let of = |kind| seats.iter().flatten().find(|o| o.seat.kind == kind && o.seat.threads == 0);
-    let (Some(ours), Some(torch)) = (of(Kind::Signstep), of(Kind::Torch)) else { return Vec::new() };
-    let what = format!("{}, memory", contest.title());
+    let torch = seats.iter().flatten().find(|o| o.seat.kind == Kind::Torch && o.seat.threads == 0);
+    let Some(torch) = torch else { return Vec::new() };
     let row = |of: &str, theirs: Option<f64>| {
-        let peer = format!("{}, {of}", torch.ready.name);
-        Some(Row::new(
-            &what,
-            "bytes / sample",
-            &peer,
-            ours.memory.bytes?,
-            theirs?,
-            "signstep: all that grows with the batch",
-        ))
+        Some(Row {
+            what: format!("{}, memory", contest.title()),
+            unit: "bytes / sample".into(),
+            peer: format!("{}, {of}", torch.ready.name),
+            theirs: Some(theirs?),
+            signstep: ours(seats, 0, |o| o.memory.bytes.unwrap_or_default()),
+            check: "signstep: all that grows with the batch".into(),
+        })
     };
     let theirs = torch.memory;
     let rows = [
@@ -134,11 +141,17 @@ fn starts(cold: &ColdStarts) -> Vec<Row> {
         for (unit, measure) in measures {
             rows.push(match (&cold.failed, cold.success_rates) {
                 (None, [Some(a), Some(b)]) => {
-                    let note = format!("success {:.1} % and {:.1} %", 100.0 * a, 100.0 * b);
                     let [ours, theirs] = [ours, &cold.pytorch].map(|starts| median(starts.iter().map(measure)));
-                    Row::new(&what, unit, "PyTorch, CPU", ours, theirs, &note)
+                    Row {
+                        what: what.clone(),
+                        unit: unit.into(),
+                        peer: "PyTorch, CPU".into(),
+                        theirs: Some(theirs),
+                        signstep: Each::from([(Math::F32.to_string(), Ours::Figure(ours))]),
+                        check: format!("success {:.1} % and {:.1} %", 100.0 * a, 100.0 * b),
+                    }
                 }
-                (why, _) => Row::missing(&what, unit, "PyTorch, CPU", why.as_deref().unwrap_or("it did not run")),
+                (why, _) => missing(&what, unit, "PyTorch, CPU", why.as_deref().unwrap_or("it did not run")),
             });
         }
     }
@@ -148,59 +161,25 @@ fn starts(cold: &ColdStarts) -> Vec<Row> {
 /// What a peer is called in the table.
 fn name(seat: Seat, outcome: Option<&Outcome>) -> String {
     let version = |name: &str| outcome.map_or_else(|| name.to_string(), |o| o.ready.name.clone());
-    let threads = if seat.threads == 1 { ", 1 thread" } else { ", all threads" };
+    // Hardware has no number of threads to be given.
+    let threads = match seat.threads {
+        1 => ", 1 thread",
+        _ if seat.kind == Kind::Torch => ", all threads",
+        _ => "",
+    };
     match seat.kind {
         Kind::Signstep => "signstep".into(),
-        Kind::Burn => format!("{}, wgpu", version("burn")),
-        Kind::NcnnVulkan => format!("{}, Vulkan", version("ncnn")),
-        Kind::NcnnCpu => format!("{}, CPU", version("ncnn")),
+        Kind::Burn => format!("{}, wgpu{threads}", version("burn")),
+        Kind::NcnnVulkan => format!("{}, Vulkan{threads}", version("ncnn")),
+        Kind::NcnnCpu => format!("{}, CPU{threads}", version("ncnn")),
         Kind::Torch => format!("{}, CPU{threads}", version("PyTorch")),
         Kind::TorchCuda => format!("{}, CUDA", version("PyTorch")),
     }
 }
 
-/// Three significant digits, thousands apart.
-fn figure(value: Option<f64>) -> String {
-    let Some(v) = value else { return "–".into() };
-    let decimals = (2 - v.abs().log10().floor() as i32).clamp(0, 4) as usize;
-    let text = format!("{v:.decimals$}");
-    let (whole, rest) = text.split_once('.').map_or((text.as_str(), None), |(w, r)| (w, Some(r)));
-    let digits = whole.len();
-    let mut out = String::new();
-    for (i, digit) in whole.chars().enumerate() {
-        if i > 0 && (digits - i).is_multiple_of(3) {
-            out.push(',');
-        }
-        out.push(digit);
-    }
-    rest.map_or(out.clone(), |rest| format!("{out}.{rest}"))
-}
-
-/// The rows as a Markdown table.
-pub fn markdown(rows: &[Row]) -> String {
-    let mut table = Table::new();
-    table.load_style(ASCII_MARKDOWN);
-    table.set_header(["what", "unit", "peer", "signstep", "the peer", "signstep / peer", "check"]);
-    for row in rows {
-        let [ours, theirs] = [row.signstep, row.theirs].map(figure);
-        table.add_row([&row.what, row.unit, &row.peer, &ours, &theirs, &figure(row.ratio), &row.note]);
-    }
-    table.to_string()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn figures_keep_three_digits() {
-        for (value, want) in
-            [(0.088, "0.0880"), (1.1, "1.10"), (404.0, "404"), (4_700_000.0, "4,700,000"), (52.26, "52.3")]
-        {
-            assert_eq!(figure(Some(value)), want);
-        }
-        assert_eq!(figure(None), "–");
-    }
 
     #[test]
     fn the_median_of_two_is_their_mean() {

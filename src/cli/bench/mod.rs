@@ -3,6 +3,7 @@
 mod baseline;
 mod kernels;
 mod language;
+mod peers;
 mod results;
 mod shape;
 mod steps;
@@ -18,6 +19,7 @@ use crate::plan::{Math, Target, Tuning};
 use crate::trial::Clock;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
+use peers::Peers;
 use results::{Results, write_whole};
 use std::fs;
 use std::io::IsTerminal;
@@ -164,7 +166,7 @@ pub(super) struct BenchArgs {
         help_heading = "Output"
     )]
     save: Option<PathBuf>,
-    /// Make RESULTS.md beside a folder of such files, of all of them, and time nothing
+    /// Make RESULTS.md beside a folder of such files, of all of them and of those that benches/peers kept, and time nothing
     #[arg(
         long,
         value_name = "DIR",
@@ -399,7 +401,7 @@ fn deliver(args: &BenchArgs, results: &Results) -> Result<()> {
     }
     let text = match args.format {
         Format::Text => tell::text(results),
-        Format::Markdown => tell::markdown(results),
+        Format::Markdown => tell::markdown(results, &[]),
         Format::Csv => tell::csv(results),
         Format::Json => results.json()?,
     };
@@ -416,12 +418,19 @@ fn table(folder: &Path) -> Result<()> {
     let mut files: Vec<PathBuf> = entries.filter_map(|e| e.ok().map(|e| e.path())).collect();
     files.retain(|p| p.extension().is_some_and(|e| e == "json"));
     files.sort();
+    let of_peers = |p: &PathBuf| p.file_name().is_some_and(|n| n.to_string_lossy().starts_with(peers::PREFIX));
+    let (beside, files): (Vec<_>, Vec<_>) = files.into_iter().partition(of_peers);
     if files.is_empty() {
         return Err(fail("holds no results (*.json): signstep bench --save makes them".into()));
     }
     let all = files.iter().map(|f| Results::read(f)).collect::<Result<Vec<_>>>()?;
+    let peers = beside.iter().map(|f| Peers::read(f)).collect::<Result<Vec<_>>>()?;
+    if let Some((file, p)) = beside.iter().zip(&peers).find(|(_, p)| !all.iter().any(|r| p.are_of(r))) {
+        let detail = format!("no results beside it are of {} ({})", p.adapter.name, p.adapter.backend);
+        return Err(Error::Data { place: file.display().to_string(), detail });
+    }
     let page = folder.parent().unwrap_or(Path::new("")).join("RESULTS.md");
-    write_whole(&page, tell::page(&all).as_bytes())?;
+    write_whole(&page, tell::page(&all, &peers).as_bytes())?;
     answer(&format!("{} adapters in {}", all.len(), page.display()))
 }
 

@@ -1,8 +1,10 @@
 //! What was measured, as data: kept as JSON, told as tables, compared with what was kept.
 
+use super::peers::{self, Peers};
 use crate::data;
 use crate::error::{Error, Result};
 use crate::report::{Device, MAX_BYTES};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::fs;
 use std::path::Path;
@@ -147,16 +149,7 @@ impl StepRow {
 impl Results {
     /// Reads what [`Results::json`] wrote.
     pub(super) fn read(path: &Path) -> Result<Self> {
-        let fail = |detail: String| Error::Data { place: path.display().to_string(), detail };
-        let text = data::read(path, MAX_BYTES)?;
-        let value: serde_json::Value =
-            serde_json::from_slice(&text).map_err(|e| fail(format!("no results of bench: {e}")))?;
-        match value.get("schema_version").and_then(serde_json::Value::as_u64) {
-            Some(v) if v == u64::from(SCHEMA) => {}
-            Some(v) => return Err(fail(format!("results of schema {v}; this program reads {SCHEMA}"))),
-            None => return Err(fail("no results of bench: no schema_version".into())),
-        }
-        serde_json::from_value(value).map_err(|e| fail(format!("no results of bench: {e}")))
+        read(path, "results of bench", SCHEMA)
     }
 
     /// With a newline at the end.
@@ -171,10 +164,33 @@ impl Results {
 
     /// The adapter in a file name.
     pub(super) fn slug(&self) -> String {
-        let name = format!("{} {}", self.device.name, self.device.backend).to_lowercase();
-        let words = name.split(|c: char| !c.is_ascii_alphanumeric()).filter(|w| !w.is_empty());
-        words.collect::<Vec<_>>().join("-")
+        peers::slug(&self.device.name, &self.device.backend)
     }
+}
+
+impl Peers {
+    /// Reads what `benches/peers` wrote.
+    pub(super) fn read(path: &Path) -> Result<Self> {
+        read(path, "figures of peers", peers::SCHEMA)
+    }
+
+    /// Whether they were measured where `results` were.
+    pub(super) fn are_of(&self, results: &Results) -> bool {
+        (&self.adapter.name, &self.adapter.backend) == (&results.device.name, &results.device.backend)
+    }
+}
+
+/// Reads JSON of a schema.
+fn read<T: DeserializeOwned>(path: &Path, what: &str, schema: u32) -> Result<T> {
+    let fail = |detail: String| Error::Data { place: path.display().to_string(), detail };
+    let text = data::read(path, MAX_BYTES)?;
+    let value: serde_json::Value = serde_json::from_slice(&text).map_err(|e| fail(format!("no {what}: {e}")))?;
+    match value.get("schema_version").and_then(serde_json::Value::as_u64) {
+        Some(v) if v == u64::from(schema) => {}
+        Some(v) => return Err(fail(format!("{what} of schema {v}; this program reads {schema}"))),
+        None => return Err(fail(format!("no {what}: no schema_version"))),
+    }
+    serde_json::from_value(value).map_err(|e| fail(format!("no {what}: {e}")))
 }
 
 /// Writes a file whole or not at all.

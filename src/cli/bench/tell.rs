@@ -1,5 +1,6 @@
 //! Results as tables, for a terminal, for Markdown and as csv.
 
+use super::peers::Peers;
 use super::results::{KernelRow, ProbeRow, Results, StepRow};
 use crate::report;
 
@@ -152,18 +153,19 @@ pub(super) fn text(r: &Results) -> String {
     parts.join("\n\n")
 }
 
-/// For pasting.
-pub(super) fn markdown(r: &Results) -> String {
+/// For pasting; with those peers that ran on the same adapter.
+pub(super) fn markdown(r: &Results, peers: &[Peers]) -> String {
     let mut parts = vec![format!("## {}", r.device.name), format!("{}.", headline(r))];
     parts.extend((!r.probes.is_empty()).then(|| probes(r).markdown()));
     parts.extend((!r.steps.is_empty()).then(|| steps(r).markdown()));
+    parts.extend(peers.iter().filter(|p| p.are_of(r)).map(|p| format!("**Beside peers**\n\n{}", p.markdown())));
     parts.extend((!r.kernels.is_empty()).then(|| kernels(r).markdown()));
     parts.extend(r.warnings.iter().map(|w| format!("Warning: {w}.")));
     parts.join("\n\n")
 }
 
 /// One page for several adapters.
-pub(super) fn page(all: &[Results]) -> String {
+pub(super) fn page(all: &[Results], peers: &[Peers]) -> String {
     let intro = "# Measured speed\n\n\
         Made by `signstep bench --table` of the files in `results/`, which `signstep bench --save` writes. Medians of interleaved \
         rounds on random data. On a software adapter a second is one of process CPU time, for there the device is the process; on \
@@ -172,8 +174,8 @@ pub(super) fn page(all: &[Results]) -> String {
         than it writes may pass the copies. GB/s counts inputs, \
         outputs and weights once; GFLOP/s counts what is done, which in Winograd's convolution is less than its definition. \"x naive\" is \
         beside the naive kernel of f32, where that was timed, whatever the arithmetic. \"Each, x largest\" is the time for one sample as a multiple of \
-        that in the largest batch.";
-    let pages = all.iter().map(markdown);
+        that in the largest batch. \"Beside peers\" is made by `peers/`, whose README says what is compared and how it is checked.";
+    let pages = all.iter().map(|r| markdown(r, peers));
     [intro.to_string()].into_iter().chain(pages).collect::<Vec<_>>().join("\n\n") + "\n"
 }
 
@@ -256,7 +258,7 @@ mod tests {
             growth: None,
             ..results.steps[0].clone()
         });
-        for text in [text(&results), markdown(&results), csv(&results), page(&[results.clone()])] {
+        for text in [text(&results), markdown(&results, &[]), csv(&results), page(&[results.clone()], &[])] {
             for word in ["fma", "conv2d_forward", "conv3x3s1-16-16-32x32", "resnet20", "99 s"] {
                 assert!(text.contains(word), "{word} is missing from\n{text}");
             }
