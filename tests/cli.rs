@@ -289,6 +289,8 @@ fn outputs_that_cannot_be_written_are_refused_first() {
 fn an_unknown_device_is_named() {
     let bench = Bench::new();
     bench.refused("attack --limit 2 --device reference --math fast", 2, &["--math fast", "f64"]);
+    // Built without the feature, or on a device without matrices (a device that has them is opened for them only by a build with it).
+    bench.refused("attack --limit 2 --math coop", 2, &["math coop"]);
     bench.refused("attack --limit 2 --device nonesuch", 4, &["nonesuch", "--device reference"]);
     bench.refused("attack --limit 2 --device 99", 4, &["99"]);
 }

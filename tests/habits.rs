@@ -15,16 +15,18 @@ fn known_adapters_answer_as_they_did() {
     let told = format!("{} on {}: {:?}", adapter.name, adapter.backend, habits);
     // Everything that is offered rests on these, whatever the adapter.
     assert!(habits.loop_cap.is_none_or(|cap| cap >= 65_535), "{told}");
-    // Mesa 22.3 leaves loops, 25.0 does not; what lies between is taken at its word.
-    let cap = match &adapter.driver {
-        driver if driver.contains("Mesa 22.") => Some(65_535),
-        driver if driver.contains("Mesa 25.") => None,
-        _ => habits.loop_cap,
+    // Mesa 22.3 leaves loops, 25.0 does not; 26.1 takes subnormal numbers for zeros; what lies between and beyond is taken at its word.
+    let (cap, keeps) = match &adapter.driver {
+        driver if driver.contains("Mesa 22.") => (Some(65_535), true),
+        driver if driver.contains("Mesa 25.") => (None, true),
+        driver if driver.contains("Mesa 26.1.") => (None, false),
+        _ => (habits.loop_cap, habits.keeps_subnormals),
     };
+    let sign = f32::from(u8::from(keeps));
     let expected = match (adapter.backend.as_str(), adapter.name.as_str()) {
-        ("vulkan", name) if name.starts_with("llvmpipe") => (cap, true, 1.0, false, true),
+        ("vulkan", name) if name.starts_with("llvmpipe") => (cap, keeps, sign, false, true),
         ("vulkan", name) if name.starts_with("SwiftShader") => (None, false, 0.0, false, false),
-        ("gl", name) if name.starts_with("llvmpipe") => (cap, true, 1.0, true, true),
+        ("gl", name) if name.starts_with("llvmpipe") => (cap, keeps, sign, true, true),
         _ => return,
     };
     let seen =
