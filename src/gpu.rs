@@ -114,9 +114,9 @@ pub struct CoopMatrix {
 impl CoopMatrix {
     /// The largest that an opened device has, or why there is none.
     fn of(adapter: &wgpu::Adapter, device: &wgpu::Device) -> std::result::Result<Self, &'static str> {
-        let info = adapter.get_info();
+        let (info, all) = (adapter.get_info(), adapter.cooperative_matrix_properties());
         // On Metal wgpu writes them in a language that cannot say them.
-        if info.backend != wgpu::Backend::Vulkan || adapter.cooperative_matrix_properties().is_empty() {
+        if info.backend != wgpu::Backend::Vulkan || all.is_empty() {
             return Err("the device multiplies no matrices");
         }
         if !device.features().contains(COOPERATIVE | wgpu::Features::SUBGROUP) {
@@ -125,7 +125,6 @@ impl CoopMatrix {
         if info.subgroup_min_size != info.subgroup_max_size {
             return Err("the device has subgroups of several sizes, and does not say which a kernel gets");
         }
-        let all = adapter.cooperative_matrix_properties();
         let is_there = |side: u32| {
             let (f16, f32) = (wgpu::CooperativeScalarType::F16, wgpu::CooperativeScalarType::F32);
             all.iter().any(|p| [p.m_size, p.n_size, p.k_size] == [side; 3] && (p.ab_type, p.cr_type) == (f16, f32))

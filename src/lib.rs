@@ -72,6 +72,7 @@
 //! | [`plan`] | the order of dispatches and the memory they share, as data |
 //! | `network` | [`Network`]: a plan on a device; images from slices or from the host program's buffers |
 //! | `training` | [`Training`]: a network in training mode, whose samples are coupled; no engine for attacks |
+//! | [`coop`] | units that multiply matrices, tried before anything relies on them |
 //! | [`trial`], [`probe`] | dispatches of a plan alone, on random data, between canaries; what a device can do at most |
 //! | [`tune`] | which tiles are fastest on a device, each checked before it is timed |
 //! | [`task`] | [`Task`]: work on a thread of its own, as a future |
@@ -104,7 +105,8 @@
 //! - Arithmetic ([`Math`]) changes bits and is the user's choice; a variant or a tuning never does. [`Math::Fast`] is Winograd's convolution
 //!   where it was measured to be faster (`ops/winograd.rs`), in one order in each of its kernels, decided by shape and device; elsewhere f32.
 //!   [`Math::F16`] is f32's kernels and sums, with activations and gradients kept as f16 between them (`shaders/half.wgsl`); each sample's gradients are
-//!   scaled by a power of two on their way back (`ops/scale.rs`).
+//!   scaled by a power of two on their way back (`ops/scale.rs`). [`Math::Coop`] is that with convolutions on units that multiply matrices
+//!   (`ops/coop.rs`): a matrix never holds pixels of two samples, so what a sample's numbers are multiplied with is the same in any batch.
 //! - Register tiles read their weights from slices that fit a uniform binding; where one tile does not fit, from a storage buffer,
 //!   slower. The other families read them as texels of any number.
 //! - What is done with a gradient is a [`attack::Rule`]: a dispatch for the whole batch. Where a sample has to be looked at as a whole it

@@ -118,6 +118,14 @@ pub struct Measure {
     pub wall: f64,
 }
 
+/// What lies in a buffer, f16 as f32.
+fn widened(kind: &Kind, bytes: Vec<u8>) -> Vec<u8> {
+    if *kind != Kind::Half {
+        return bytes;
+    }
+    bytes.chunks_exact(2).flat_map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32().to_le_bytes()).collect()
+}
+
 /// What a kernel wrote.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Written {
@@ -125,7 +133,7 @@ pub struct Written {
     pub name: &'static str,
     /// Whether the bytes are f32; else they are words of bits.
     pub floats: bool,
-    /// All of it, as it lies on the device.
+    /// All of it, as it lies on the device, but for f16, which is f32 here.
     pub bytes: Vec<u8>,
 }
 
@@ -226,8 +234,8 @@ impl Trial {
             let floats = matches!(resource.kind, Kind::Activation | Kind::Half | Kind::Floats);
             let length = resource.bytes(u64::from(self.samples), Storage::Buffer).unwrap_or(0);
             let bytes = match (&resource.kind, self.storage) {
-                (Kind::Activation, Storage::Texture) | (Kind::Half, _) => self.read_texels(resource, memory)?,
-                _ => self.gpu.read(&[(memory.buffer(), length)])?.remove(0),
+                (Kind::Activation | Kind::Half, Storage::Texture) => self.read_texels(resource, memory)?,
+                (kind, _) => widened(kind, self.gpu.read(&[(memory.buffer(), length)])?.remove(0)),
             };
             all.push(Written { name, floats, bytes });
         }

@@ -5,7 +5,7 @@
 //! whatever a kernel does. Therefore bindings reach over the first words behind what a kernel was given, where it can do harm.
 //! (Not where a kernel asks for the length of the binding: that is how it knows the batch.)
 
-use super::{Written, fill, run_on_texels, texel_dispatch, uses};
+use super::{Written, fill, run_on_texels, texel_dispatch, uses, widened};
 use crate::error::Result;
 use crate::gpu::{Gpu, Storage};
 use crate::kernel::Dispatch;
@@ -83,8 +83,9 @@ pub fn guarded(gpu: &Gpu, dispatches: &[Dispatch], resources: &[Resource], sampl
                 found.look(name, &canaries, &after, 0..start);
                 found.look(name, &canaries, &after, end..after.len());
                 if bound[id].updated {
-                    let floats = matches!(resource.kind, Kind::Activation | Kind::Floats);
-                    found.outputs.push(Written { name, floats, bytes: after[start..end].to_vec() });
+                    let floats = matches!(resource.kind, Kind::Activation | Kind::Half | Kind::Floats);
+                    let bytes = widened(&resource.kind, after[start..end].to_vec());
+                    found.outputs.push(Written { name, floats, bytes });
                 }
             }
         }
