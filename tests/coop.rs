@@ -131,6 +131,7 @@ fn with_units_that_are_played_they_are_near_the_naive_kernels() {
 mod units {
     use super::*;
     use signstep::attack::{Engine, Health};
+    use signstep::trial::guarded;
     use signstep::{Adapter, Attack, Gpu, Network, Options, Reference, Storage};
     use std::sync::OnceLock;
 
@@ -244,6 +245,21 @@ mod units {
                         let out = attack.run(&net, &images, &labels).unwrap();
                         assert_bits(&what, &out.adversarial[place * one..][..one], &image);
                     }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn they_write_nothing_that_is_not_theirs() {
+        let Some(gpu) = device() else { return };
+        for storage in [Storage::Buffer, Storage::Texture] {
+            let net = with(gpu, &model(60, true), storage, Math::Coop, Variant::Fast);
+            let plan = net.plan();
+            for d in plan.forward.iter().chain(&plan.backward).filter(|d| d.kernel.entry.ends_with("_coop")) {
+                for samples in [1, 3] {
+                    let found = guarded(gpu, std::slice::from_ref(d), &plan.resources, samples).unwrap();
+                    assert!(found.touched.is_empty() && found.words > 0, "{d}: {:?}", found.touched);
                 }
             }
         }
