@@ -302,8 +302,8 @@ fn every_kernel_of_a_network_on_odd_shapes() {
             assert_bits(&format!("{storage:?} {variant}, gradient"), &other_g, &g);
         }
     }
-    // Fast arithmetic, f16, training mode and the other losses have tests of their own.
-    let elsewhere = ["winograd", "scale", "batch_norm", "margin", "dlr", "difference"];
+    // Fast arithmetic, f16, matrices, training mode and the other losses have tests of their own.
+    let elsewhere = ["winograd", "scale", "_coop", "batch_norm", "margin", "dlr", "difference"];
     let of_network =
         |e: &&str| (e.contains("_forward") || e.contains("_input_grad")) && !elsewhere.iter().any(|w| e.contains(w));
     let offered = |e: &&str| !e.ends_with("_broadcast") || Family::Broadcast.is_offered(&target);
