@@ -608,6 +608,13 @@ fn backward(build: &mut Build, model: &Model, tape: &[Node], dy: Value, extra: O
                         };
                         Residual { id: g.id, dims: g.dims, kind }
                     }
+                    // What it adds lies at every second pixel, and is kept so: a convolution of stride 1 where dy is.
+                    Back::Projected { conv, x } if (conv.kernel, conv.stride, conv.padding) == (1, 2, 0) => {
+                        let dx = build.activation(Dims { c: x.dims.c, ..g.dims }, None);
+                        let dense = Conv2d { stride: 1, ..(*conv).clone() };
+                        ops::conv::input_grad(build, &dense, &model.params[&conv.name], g, dx, Epilogue::default());
+                        Residual { id: dx.id, dims: dx.dims, kind: ResidualKind::Spread { added: 0 } }
+                    }
                     Back::Projected { conv, x } => {
                         let dx = build.activation(x.dims, None);
                         ops::conv::input_grad(build, conv, &model.params[&conv.name], g, dx, Epilogue::default());

@@ -450,7 +450,7 @@ impl Walk<'_> {
                 Layer::GlobalAvgPool => x = self.step("global_avg_pool", &[("x", x)], Some(dims)),
                 Layer::Residual { body, .. } => {
                     let through = match projection(layer) {
-                        Some(name) => self.step(name, &[("x", x)], Some(dims)),
+                        Some(conv) => self.step(&conv.name, &[("x", x)], Some(dims)),
                         None => x,
                     };
                     x = self.forward(body, x, Some(through), &mut Vec::new());
@@ -495,10 +495,13 @@ impl Walk<'_> {
                 Layer::Residual { body, .. } => {
                     let entered = inner.pop().unwrap();
                     let through = match projection(layer) {
-                        Some(name) => {
+                        Some(conv) => {
                             let d = self.list[self.at];
                             assert!(d.kernel.consts.contains(&("MASK", 0)), "{d}: half a gradient is masked");
-                            self.step(name, &[("x", g)], Some(x.dims))
+                            // A convolution that skips pixels leaves its gradient where dy is.
+                            let dense = (conv.kernel, conv.stride, conv.padding) == (1, 2, 0);
+                            let dims = if dense { Dims { c: x.dims.c, ..g.dims } } else { x.dims };
+                            self.step(&conv.name, &[("x", g)], Some(dims))
                         }
                         None => g,
                     };
@@ -522,11 +525,11 @@ fn fuses(layer: &Layer) -> bool {
     matches!(layer, Layer::Conv2d(_) | Layer::Linear(_) | Layer::Affine { .. } | Layer::Residual { .. })
 }
 
-/// Name of the convolution on a block's shortcut.
-fn projection(layer: &Layer) -> Option<&str> {
+/// The convolution on a block's shortcut.
+fn projection(layer: &Layer) -> Option<&Conv2d> {
     match layer {
         Layer::Residual { shortcut: Shortcut::Projection(layers), .. } => match &layers[..] {
-            [Layer::Conv2d(c)] => Some(&c.name),
+            [Layer::Conv2d(c)] => Some(c),
             _ => panic!("a projection is one convolution"),
         },
         _ => None,
@@ -580,8 +583,8 @@ fn bodies(r: &mut Replay<'_>, layers: &[Layer], mut x: Value, found: &mut Vec<Ve
         }
         let dims = layer.output(x.dims).unwrap();
         if let Layer::Residual { body, .. } = layer {
-            if let Some(name) = projection(layer) {
-                r.at += r.plan.forward[r.at..].iter().take_while(|d| d.layer == name).count();
+            if let Some(conv) = projection(layer) {
+                r.at += r.plan.forward[r.at..].iter().take_while(|d| d.layer == conv.name).count();
             }
             let (y, inside) = bodies(r, body, x, found);
             found.push(inside);
