@@ -1,6 +1,5 @@
-// Texels of four f16, where a plan keeps activations and gradients so; kernels see f32. Rounded to nearest here, for some adapters cut off
-// what they store in textures. What f16 cannot hold (more than 65504) becomes infinity, which marks the sample: left to themselves,
-// conversions give whatever the adapter likes.
+// Texels of four f16, where a plan keeps activations and gradients so; kernels see f32. What f16 cannot hold (more than 65504) becomes
+// infinity, which marks the sample: left to themselves, conversions give whatever the adapter likes.
 
 // Two numbers a word. NaN stays NaN or becomes infinity.
 fn to_half(v: vec4<f32>) -> vec2<u32> {
@@ -14,9 +13,4 @@ fn to_half(v: vec4<f32>) -> vec2<u32> {
 
 fn from_half(texel: vec2<u32>) -> vec4<f32> {
     return vec4<f32>(unpack2x16float(texel.x), unpack2x16float(texel.y));
-}
-
-// For textures, which convert what they are given.
-fn rounded_to_half(v: vec4<f32>) -> vec4<f32> {
-    return from_half(to_half(v));
 }

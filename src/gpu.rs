@@ -98,7 +98,7 @@ impl Limits {
 pub enum Storage {
     /// A storage buffer of `vec4<f32>`.
     Buffer,
-    /// A 2D texture of rgba32float: up to a third faster on software adapters (`benches/NOTES.md`).
+    /// A 2D texture of rgba32float, written by way of a buffer: up to a third faster on software adapters (`benches/NOTES.md`).
     Texture,
 }
 

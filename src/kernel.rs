@@ -20,7 +20,7 @@
 
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Held, Pipeline, Storage};
-use crate::tensor::{Allocated, Resource, texel_format};
+use crate::tensor::{Allocated, Resource, Staged, texel_format};
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -86,7 +86,7 @@ const HALF_MOST: f32 = 65_504.0;
 pub enum Access {
     /// Activation, read.
     ActivationRead,
-    /// Activation, written.
+    /// Activation, written: to a buffer, wherever it lies (`tensor.rs`).
     ActivationWrite,
     /// Storage buffer, read only.
     StorageRead,
@@ -101,12 +101,9 @@ impl Access {
         let buffer = |ty| wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None };
         match (self, storage) {
             (Access::Uniform, _) => buffer(wgpu::BufferBindingType::Uniform),
-            // Storage textures where it reads, too: they have no levels of detail, which some adapters compute for each load.
-            (Access::ActivationRead | Access::ActivationWrite, Storage::Texture) => wgpu::BindingType::StorageTexture {
-                access: match self {
-                    Access::ActivationRead => wgpu::StorageTextureAccess::ReadOnly,
-                    _ => wgpu::StorageTextureAccess::WriteOnly,
-                },
+            // Storage textures, though nothing is stored: they have no levels of detail, which some adapters compute for each load.
+            (Access::ActivationRead, Storage::Texture) => wgpu::BindingType::StorageTexture {
+                access: wgpu::StorageTextureAccess::ReadOnly,
                 format: texel_format(is_half),
                 view_dimension: wgpu::TextureViewDimension::D2,
             },
@@ -188,7 +185,7 @@ pub struct Dispatch {
 #[derive(Debug)]
 pub(crate) struct Ready {
     pipeline: Arc<Pipeline>,
-    names: Vec<String>,
+    bindings: Vec<(String, Access)>,
 }
 
 /// What a run of a dispatch needs on the device.
@@ -197,6 +194,8 @@ pub(crate) struct Bound {
     pipeline: Arc<Pipeline>,
     group: Held<wgpu::BindGroup>,
     grid: [u32; 3],
+    /// To where the texels go that it writes.
+    staged: Option<Held<Staged>>,
 }
 
 impl Kernel {
@@ -401,7 +400,7 @@ impl Expander<'_> {
         let half = self.kernel.halves.contains(&name);
         let (format, texel) = if half { ("rgba16float", "vec2<u32>") } else { ("rgba32float", "vec4<f32>") };
         // Names of the conversions, where there are any.
-        let [stored, packed, unpacked] = if half { ["rounded_to_half", "to_half", "from_half"] } else { [""; 3] };
+        let [packed, unpacked] = if half { ["to_half", "from_half"] } else { [""; 2] };
         let (access, text) = match words {
             ["activation" | "texels", "read", ..] if texture => (
                 Access::ActivationRead,
@@ -415,13 +414,6 @@ impl Expander<'_> {
                 format!(
                     "{at} var<storage, read> {name}_buf: array<{texel}>;\n\
                      fn {name}_at(i: u32) -> vec4<f32> {{ return {unpacked}({name}_buf[i]); }}"
-                ),
-            ),
-            ["activation", "write", ..] if texture => (
-                Access::ActivationWrite,
-                format!(
-                    "{at} var {name}_tex: texture_storage_2d<{format}, write>;\n\
-                     fn {name}_put(i: u32, v: vec4<f32>) {{ textureStore({name}_tex, vec2<u32>(i & 2047u, i >> 11u), {stored}(v)); }}"
                 ),
             ),
             ["activation", "write", ..] => (
@@ -547,14 +539,16 @@ impl Expander<'_> {
 }
 
 impl Dispatch {
-    /// Binds this dispatch to memory for a batch of `n`: `resource` gives each resource and its size in bytes.
+    /// Binds this dispatch to memory for a batch of `n`: `resource` gives each resource and its size in bytes, `stage` is where
+    /// texels are left that go to a texture.
     pub(crate) fn bind<'a>(
         &self,
         gpu: &Gpu,
         n: u32,
+        stage: Option<&Allocated>,
         resource: impl Fn(usize) -> (&'a Allocated, u64),
     ) -> Result<Bound> {
-        self.bind_ready(gpu, n, &self.ready(gpu, None)?, resource)
+        self.bind_ready(gpu, n, &self.ready(gpu, None)?, stage, resource)
     }
 
     /// What binding this dispatch takes, however often; with a pipeline of other text ([`Dispatch::pipeline_of`]) where one
@@ -562,9 +556,8 @@ impl Dispatch {
     pub(crate) fn ready(&self, gpu: &Gpu, other: Option<Arc<Pipeline>>) -> Result<Ready> {
         let source = self.kernel.source()?;
         let types = self.kernel.types(&source);
-        let names = source.bindings.into_iter().map(|(name, _)| name).collect();
         let make = || gpu.pipeline(format!("{:?}", self.kernel), || Ok((self.kernel.entry, source.text, types)));
-        Ok(Ready { pipeline: other.map_or_else(make, Ok)?, names })
+        Ok(Ready { pipeline: other.map_or_else(make, Ok)?, bindings: source.bindings })
     }
 
     /// Binds this dispatch, once that it is ready, to memory.
@@ -573,14 +566,22 @@ impl Dispatch {
         gpu: &Gpu,
         n: u32,
         ready: &Ready,
+        stage: Option<&Allocated>,
         resource: impl Fn(usize) -> (&'a Allocated, u64),
     ) -> Result<Bound> {
-        let mut entries = Vec::with_capacity(ready.names.len());
-        for (binding, name) in (0..).zip(&ready.names) {
+        let fail = |what: String| Error::Internal(format!("{}: {what}", self.kernel.entry));
+        let mut entries = Vec::with_capacity(ready.bindings.len());
+        let mut staged = None;
+        for (binding, (name, access)) in (0..).zip(&ready.bindings) {
             let Some((_, id)) = self.bindings.iter().find(|(given, _)| given == name) else {
-                return Err(Error::Internal(format!("{}: nothing is bound to {name}", self.kernel.entry)));
+                return Err(fail(format!("nothing is bound to {name}")));
             };
-            let (memory, bytes) = resource(*id);
+            let (mut memory, bytes) = resource(*id);
+            if *access == Access::ActivationWrite && self.kernel.storage == Storage::Texture {
+                let stage = stage.ok_or_else(|| fail(format!("no stage for {name}")))?;
+                staged = Staged::new(stage, memory, bytes).map(|copy| gpu.hold(copy));
+                memory = stage;
+            }
             entries.push(wgpu::BindGroupEntry { binding, resource: memory.binding(bytes) });
         }
         let group = gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
@@ -588,7 +589,7 @@ impl Dispatch {
             layout: &ready.pipeline.layout,
             entries: &entries,
         });
-        Ok(Bound { pipeline: ready.pipeline.clone(), group: gpu.hold(group), grid: self.grid.workgroups(n) })
+        Ok(Bound { pipeline: ready.pipeline.clone(), group: gpu.hold(group), grid: self.grid.workgroups(n), staged })
     }
 
     /// A pipeline of someone else's text that takes the bindings of this dispatch.
@@ -599,12 +600,54 @@ impl Dispatch {
 }
 
 impl Bound {
-    /// Records the dispatch.
-    pub fn record(&self, pass: &mut wgpu::ComputePass<'_>) {
-        let [x, y, z] = self.grid;
-        pass.set_pipeline(&self.pipeline.pipeline);
-        pass.set_bind_group(0, &*self.group, &[]);
+    /// Whether a copy follows it.
+    pub fn is_staged(&self) -> bool {
+        self.staged.is_some()
+    }
+}
+
+/// Records dispatches, and behind each the copy of what it leaves on the stage.
+pub(crate) struct Recorder<'r> {
+    encoder: &'r mut wgpu::CommandEncoder,
+    pass: Option<wgpu::ComputePass<'static>>,
+    /// Timestamps for the next pass.
+    stamps: Option<wgpu::ComputePassTimestampWrites<'r>>,
+}
+
+impl<'r> Recorder<'r> {
+    /// One whose first pass writes `stamps`.
+    pub fn new(encoder: &'r mut wgpu::CommandEncoder, stamps: Option<wgpu::ComputePassTimestampWrites<'r>>) -> Self {
+        Recorder { encoder, pass: None, stamps }
+    }
+
+    /// Records one dispatch.
+    pub fn dispatch(&mut self, bound: &Bound) {
+        let mut pass = self.pass.take().unwrap_or_else(|| self.begin());
+        let [x, y, z] = bound.grid;
+        pass.set_pipeline(&bound.pipeline.pipeline);
+        pass.set_bind_group(0, &*bound.group, &[]);
         pass.dispatch_workgroups(x, y, z);
+        match &bound.staged {
+            None => self.pass = Some(pass),
+            Some(staged) => {
+                drop(pass);
+                staged.record(self.encoder);
+            }
+        }
+    }
+
+    fn begin(&mut self) -> wgpu::ComputePass<'static> {
+        let descriptor = wgpu::ComputePassDescriptor { label: None, timestamp_writes: self.stamps.take() };
+        self.encoder.begin_compute_pass(&descriptor).forget_lifetime()
+    }
+
+    /// Ends it; where there are `stamps`, with a pass of its own for them.
+    pub fn end(mut self, stamps: Option<wgpu::ComputePassTimestampWrites<'r>>) {
+        self.pass = None;
+        if stamps.is_some() {
+            self.stamps = stamps;
+            self.begin();
+        }
     }
 }
 
@@ -644,12 +687,19 @@ pub fn run_alone(
         for (id, bytes) in data {
             gpu.queue().write_buffer(memory[*id].buffer(), 0, bytes);
         }
-        let bound = dispatch.bind(gpu, n, |id| (&memory[id], bytes(id)))?;
-        let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        bound.record(&mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()));
-        gpu.wait(gpu.submit(encoder)?)
+        let bound = dispatch.bind(gpu, n, None, |id| (&memory[id], bytes(id)))?;
+        gpu.wait(submit(gpu, [&bound])?)
     })?;
     Ok(gpu.read(&[(memory[read].buffer(), bytes(read))])?.remove(0))
+}
+
+/// Records and submits dispatches.
+pub(crate) fn submit<'b>(gpu: &Gpu, all: impl IntoIterator<Item = &'b Bound>) -> Result<wgpu::SubmissionIndex> {
+    let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+    let mut recorder = Recorder::new(&mut encoder, None);
+    all.into_iter().for_each(|bound| recorder.dispatch(bound));
+    recorder.end(None);
+    gpu.submit(encoder)
 }
 
 /// A number that changes when the text of any shader does.

@@ -10,7 +10,7 @@ use crate::attack::{
 use crate::coop;
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Storage};
-use crate::kernel::{Bound, Dispatch};
+use crate::kernel::{Bound, Dispatch, Recorder};
 use crate::model::{Dims, Layer, Model};
 use crate::ops::step::LANES;
 use crate::plan::{Math, Plan, Target, Tuning, Variant};
@@ -329,7 +329,8 @@ impl Network {
 
     fn bind(&self, memory: Memory<'_>, dispatch: &Dispatch, n: usize) -> Result<Bound> {
         let bytes = |id: usize| self.plan.resources[id].bytes(n as u64, Storage::Buffer).unwrap_or(0);
-        dispatch.bind(&self.gpu, n as u32, |id| (memory.get(id), bytes(id)))
+        let stage = self.plan.stage.map(|id| memory.get(id));
+        dispatch.bind(&self.gpu, n as u32, stage, |id| (memory.get(id), bytes(id)))
     }
 
     /// Number of samples in `images`.
@@ -530,16 +531,15 @@ pub(crate) fn run<'b>(
         let (most, mut flops, mut dispatches, mut counted) = (gpu.pace().flops(), 0, 0, 0);
         let index = gpu.scope("running the plan", || {
             let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            {
-                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default());
-                while flops < most && dispatches < SUBMISSION_DISPATCHES {
-                    let Some((bound, dispatch)) = work.next() else { break };
-                    bound.record(&mut pass);
-                    flops += dispatch.flops * n as u64;
-                    dispatches += 1;
-                    counted += u64::from(std::ptr::eq(dispatch, counts));
-                }
+            let mut recorder = Recorder::new(&mut encoder, None);
+            while flops < most && dispatches < SUBMISSION_DISPATCHES {
+                let Some((bound, dispatch)) = work.next() else { break };
+                recorder.dispatch(bound);
+                flops += dispatch.flops * n as u64;
+                dispatches += 1;
+                counted += u64::from(std::ptr::eq(dispatch, counts));
             }
+            recorder.end(None);
             gpu.submit(encoder)
         })?;
         let submission = Submission { index, start, flops, counted };

@@ -11,7 +11,7 @@ use crate::kernel::Dispatch;
 use crate::model::{Conv2d, Dims, Layer, Linear, Model, Shortcut};
 use crate::ops::pool::Window;
 use crate::ops::{self, ACTIVATIONS, Activation, Build, Epilogue, Ids, Residual, ResidualKind, Value};
-use crate::tensor::{Kind, Resource, most_texels};
+use crate::tensor::{Kind, ROW, Resource, STAGE, most_texels, staged};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
@@ -49,6 +49,8 @@ pub struct Plan {
     pub resources: Vec<Resource>,
     /// Where one of several tiles was chosen.
     pub sites: Vec<Site>,
+    /// Where kernels leave texels that go to textures.
+    pub(crate) stage: Option<usize>,
     pub(crate) ids: Ids,
     target: Target,
     arch: String,
@@ -203,7 +205,7 @@ impl Plan {
         };
         let shared = Shared::new(&build, model.input, &ids);
         let Build { mut resources, activations, mut dispatches, sites, .. } = build;
-        assign_slots(&activations, &mut dispatches, &mut resources);
+        let stage = assign_slots(&activations, &mut dispatches, &mut resources, target.storage);
         // They stand where cross-entropy stands, on the same memory.
         let slots = dispatches[forward_end + 1].bindings.clone();
         let losses = losses.map(|(l, d)| (l, Dispatch { bindings: slots.clone(), ..d })).to_vec();
@@ -226,6 +228,7 @@ impl Plan {
             shared,
             pixels,
             resources,
+            stage,
             ids,
             target: target.clone(),
             arch: model.arch.clone(),
@@ -384,6 +387,7 @@ fn largest_batch<'d>(
             (Kind::Constant(_) | Kind::Uniform | Kind::Texels(_), _) => {
                 (limits.storage_binding.min(limits.buffer), "binding")
             }
+            (Kind::Stage, _) => (limits.storage_binding.min(limits.buffer / ROW * ROW), "storage binding"),
             _ => (limits.storage_binding.min(limits.buffer).min(1 << 33), "storage binding"),
         };
         let one = r.bytes(1, Storage::Buffer).unwrap_or(u64::MAX);
@@ -630,8 +634,14 @@ fn backward(build: &mut Build, model: &Model, tape: &[Node], dy: Value, extra: O
 
 /// Gives every activation a slot that is free from its first writer to its last reader, and puts the slots among the
 /// resources. A free slot that is large enough is taken first, the smallest such; else the largest one grows.
-/// Texels of f32 and of f16 never share a slot.
-fn assign_slots(activations: &[Activation], dispatches: &mut [Dispatch], resources: &mut Vec<Resource>) {
+/// Texels of f32 and of f16 never share a slot. Where the slots are textures there is a stage, too, as large as the largest of them:
+/// its place is returned.
+fn assign_slots(
+    activations: &[Activation],
+    dispatches: &mut [Dispatch],
+    resources: &mut Vec<Resource>,
+    storage: Storage,
+) -> Option<usize> {
     let mut last_use = BTreeMap::new();
     for (at, d) in dispatches.iter().enumerate() {
         for (_, id) in d.bindings.iter().filter(|(_, id)| *id >= ACTIVATIONS) {
@@ -671,6 +681,10 @@ fn assign_slots(activations: &[Activation], dispatches: &mut [Dispatch], resourc
             }
         }
     }
+    let largest = slots.iter().map(|(texels, is_half, _)| staged(*texels, *is_half)).max();
+    let stage = largest.filter(|_| storage == Storage::Texture)?;
+    resources.push(Resource { label: STAGE.into(), kind: Kind::Stage, per_sample: stage });
+    Some(resources.len() - 1)
 }
 
 impl fmt::Display for Plan {

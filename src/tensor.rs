@@ -2,12 +2,17 @@
 //!
 //! An activation is a row of texels of four channels, `[N, ⌈C/4⌉, H, W]`, addressed by one index. It lies in a storage
 //! buffer or in a 2D texture [`TEXTURE_WIDTH`] texels wide, whichever the adapter reads faster; kernels see only the index.
+//! Textures are only read. What kernels write lies in a buffer first, the stage, and is copied: where reading a texture is cheap
+//! writing one is not (`benches/NOTES.md`).
 
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Held, Storage};
 
 /// Texels in a row of a texture that holds an activation; a power of two, as the generated accessors assume.
 pub(crate) const TEXTURE_WIDTH: u64 = 2048;
+
+/// Bytes of such a row, of f32.
+pub(crate) const ROW: u64 = TEXTURE_WIDTH * 16;
 
 /// Rows of a texture for so many texels: an odd number, and never one. Some drivers compile a kernel anew for textures whose
 /// sides are powers of two; so every batch, of whatever size, runs what was compiled for the first.
@@ -35,6 +40,8 @@ pub enum Kind {
     Memory,
     /// Blocks of sixteen bytes (`attack::Sample` is four of them).
     Samples,
+    /// Eight bytes: texels on their way to textures. One stage serves all that a plan writes, one after the other.
+    Stage,
     /// The same bytes for every batch: weights and the like.
     Constant(Vec<u8>),
     /// Texels of four f32, the same for every batch; they lie where activations do.
@@ -55,6 +62,14 @@ impl Kind {
     pub(crate) fn texel_bytes(&self) -> u64 {
         if *self == Kind::Half { 8 } else { 16 }
     }
+}
+
+/// What a stage is called.
+pub(crate) const STAGE: &str = "texels on their way to textures";
+
+/// Elements of a stage for so many texels.
+pub(crate) fn staged(texels: u64, is_half: bool) -> u64 {
+    if is_half { texels } else { 2 * texels }
 }
 
 /// Of textures, by what a texel is made of.
@@ -82,6 +97,9 @@ impl Resource {
                 rows(elements).checked_mul(TEXTURE_WIDTH * self.kind.texel_bytes())
             }
             (Kind::Activation | Kind::Half, Storage::Buffer) => elements.checked_mul(self.kind.texel_bytes()),
+            // Whole rows are copied, of whatever texels.
+            (Kind::Stage, Storage::Texture) => elements.checked_mul(8)?.checked_next_multiple_of(ROW),
+            (Kind::Stage, Storage::Buffer) => elements.checked_mul(8),
             (Kind::Samples, _) => elements.checked_mul(16),
             (Kind::Words | Kind::Floats | Kind::Memory, _) => elements.checked_mul(4),
             (Kind::Texels(bytes), Storage::Texture) => Some(rows(bytes.len() as u64 / 16) * TEXTURE_WIDTH * 16),
@@ -140,19 +158,13 @@ impl Allocated {
                 sample_count: 1,
                 dimension: wgpu::TextureDimension::D2,
                 format: texel_format(resource.kind == Kind::Half),
-                usage: match &resource.kind {
-                    Kind::Texels(_) => wgpu::TextureUsages::STORAGE_BINDING | wgpu::TextureUsages::COPY_DST,
-                    _ => wgpu::TextureUsages::STORAGE_BINDING,
-                },
+                usage: wgpu::TextureUsages::STORAGE_BINDING | wgpu::TextureUsages::COPY_DST,
                 view_formats: &[],
             });
             if let Kind::Texels(data) = &resource.kind {
                 let mut rows = data.clone();
                 rows.resize(bytes as usize, 0);
-                let row = wgpu::TexelCopyBufferLayout {
-                    bytes_per_row: Some(TEXTURE_WIDTH as u32 * 16),
-                    ..Default::default()
-                };
+                let row = wgpu::TexelCopyBufferLayout { bytes_per_row: Some(ROW as u32), ..Default::default() };
                 gpu.queue().write_texture(texture.as_image_copy(), &rows, row, size);
             }
             let view = texture.create_view(&wgpu::TextureViewDescriptor::default());
@@ -187,6 +199,10 @@ impl Allocated {
         }
     }
 
+    fn offset(&self) -> u64 {
+        if let Allocated::Part { offset, .. } = self { *offset } else { 0 }
+    }
+
     /// What a bind group takes; of a buffer the first `bytes`, so that a kernel sees the length of the batch that runs.
     pub fn binding(&self, bytes: u64) -> wgpu::BindingResource<'_> {
         match self {
@@ -202,5 +218,37 @@ impl Allocated {
                 size: std::num::NonZeroU64::new(bytes + slack),
             }),
         }
+    }
+}
+
+/// A copy of staged texels to the texture where kernels read them.
+#[derive(Debug)]
+pub(crate) struct Staged {
+    buffer: wgpu::Buffer,
+    layout: wgpu::TexelCopyBufferLayout,
+    texture: wgpu::Texture,
+    size: wgpu::Extent3d,
+}
+
+impl Staged {
+    /// Of the first `bytes` of `stage` to `texels`, rounded up to rows; none where `texels` lie in no texture. Kernels that write a
+    /// part each follow one another, so behind the last of them all parts lie on the stage.
+    pub fn new(stage: &Allocated, texels: &Allocated, bytes: u64) -> Option<Self> {
+        let Allocated::Texture(view) = texels else { return None };
+        let texture = view.texture().clone();
+        let row = TEXTURE_WIDTH * u64::from(texture.format().block_copy_size(None).unwrap_or(16));
+        let layout = wgpu::TexelCopyBufferLayout {
+            offset: stage.offset(),
+            bytes_per_row: Some(row as u32),
+            rows_per_image: None,
+        };
+        let size = wgpu::Extent3d { height: bytes.div_ceil(row) as u32, ..texture.size() };
+        Some(Staged { buffer: stage.buffer().clone(), layout, texture, size })
+    }
+
+    /// Records it.
+    pub fn record(&self, encoder: &mut wgpu::CommandEncoder) {
+        let from = wgpu::TexelCopyBufferInfo { buffer: &self.buffer, layout: self.layout };
+        encoder.copy_buffer_to_texture(from, self.texture.as_image_copy(), self.size);
     }
 }

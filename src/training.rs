@@ -265,7 +265,8 @@ impl Training {
 
     fn bind(&self, memory: Memory<'_>, dispatch: &Dispatch, n: usize) -> Result<Bound> {
         let bytes = |id: usize| self.plan.resources[id].bytes(n as u64, Storage::Buffer).unwrap_or(0);
-        dispatch.bind(&self.gpu, n as u32, |id| (memory.get(id), bytes(id)))
+        let stage = self.plan.stage.map(|id| memory.get(id));
+        dispatch.bind(&self.gpu, n as u32, stage, |id| (memory.get(id), bytes(id)))
     }
 }
 

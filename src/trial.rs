@@ -10,8 +10,8 @@ pub use guard::{Guarded, guarded};
 use crate::attack::{Sample, State};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Held, Pipeline, Storage};
-use crate::kernel::{Access, Bound, Dispatch, Grid, Kernel, Ready};
-use crate::tensor::{Allocated, Kind, Resource};
+use crate::kernel::{Access, Bound, Dispatch, Grid, Kernel, Ready, Recorder, submit};
+use crate::tensor::{Allocated, Kind, Resource, STAGE, staged};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -202,13 +202,14 @@ impl Trial {
             Ok(memory)
         };
         let mut updated = allocate(true, 0)?;
+        let stage = stage(gpu, updated.keys().map(|&id| &resources[id]), n, storage)?;
         let ready = dispatches.iter().map(|d| d.ready(gpu, custom.map(|c| c.0.clone()))).collect::<Result<Vec<_>>>()?;
         let mut bounds = Vec::new();
         for copy in 0..copies {
             // Bindings keep alive what they bind.
             let memory = allocate(false, copy as u32)?;
             let bind = |(d, ready): (&Dispatch, &Ready)| {
-                d.bind_ready(gpu, setup.samples, ready, |id| {
+                d.bind_ready(gpu, setup.samples, ready, stage.as_ref(), |id| {
                     let memory = memory.get(&id).or_else(|| updated.get(&id)).expect("all that is bound is there");
                     (memory, resources[id].bytes(n, Storage::Buffer).unwrap_or(0))
                 })
@@ -297,18 +298,17 @@ impl Trial {
         let timestamps = matches!(clock, Some(Clock::Timestamps)).then(|| Timestamps::new(gpu)).transpose()?;
         let mut measure = gpu.scope("a trial", || {
             let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            {
-                let mut pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor {
-                    label: None,
-                    timestamp_writes: timestamps.as_ref().map(Timestamps::writes),
-                });
-                for _ in 0..runs {
-                    let turn = self.turn.replace((self.turn.get() + 1) % self.copies.len());
-                    for (_, bound) in self.copies[turn].iter().enumerate().filter(|(i, _)| which(*i)) {
-                        bound.record(&mut pass);
-                    }
+            // One pass, unless copies part it.
+            let parted = self.copies[0].iter().any(Bound::is_staged);
+            let stamps = |begin, end| timestamps.as_ref().map(|stamps| stamps.writes(begin, end));
+            let mut recorder = Recorder::new(&mut encoder, stamps(true, !parted));
+            for _ in 0..runs {
+                let turn = self.turn.replace((self.turn.get() + 1) % self.copies.len());
+                for (_, bound) in self.copies[turn].iter().enumerate().filter(|(i, _)| which(*i)) {
+                    recorder.dispatch(bound);
                 }
             }
+            recorder.end(stamps(false, true).filter(|_| parted));
             if let Some(timestamps) = &timestamps {
                 timestamps.resolve(&mut encoder);
             }
@@ -326,7 +326,7 @@ impl Trial {
     }
 }
 
-/// Begin and end of one pass, by the device's own clock.
+/// Begin and end of a submission's passes, by the device's own clock.
 struct Timestamps {
     set: Held<wgpu::QuerySet>,
     buffer: Held<wgpu::Buffer>,
@@ -350,11 +350,11 @@ impl Timestamps {
         })
     }
 
-    fn writes(&self) -> wgpu::ComputePassTimestampWrites<'_> {
+    fn writes(&self, begin: bool, end: bool) -> wgpu::ComputePassTimestampWrites<'_> {
         wgpu::ComputePassTimestampWrites {
             query_set: &self.set,
-            beginning_of_pass_write_index: Some(0),
-            end_of_pass_write_index: Some(1),
+            beginning_of_pass_write_index: begin.then_some(0),
+            end_of_pass_write_index: end.then_some(1),
         }
     }
 
@@ -426,7 +426,7 @@ fn fill(
     let count = (resource.per_sample * u64::from(samples)) as usize;
     let mut scatter = Scatter(u64::from(seed) << 32);
     let bytes: Vec<u8> = match &resource.kind {
-        Kind::Constant(_) | Kind::Texels(_) => return Ok(()),
+        Kind::Constant(_) | Kind::Texels(_) | Kind::Stage => return Ok(()),
         Kind::Activation | Kind::Half => {
             let dispatch = texel_dispatch("probe_fill", "y", resource, storage);
             return run_on_texels(gpu, &dispatch, resource, seed, samples, memory, None);
@@ -472,6 +472,19 @@ pub(crate) fn texel_dispatch(entry: &'static str, name: &'static str, texels: &R
     }
 }
 
+/// A stage for the largest of what is written to textures, where anything is.
+fn stage<'r>(
+    gpu: &Gpu,
+    written: impl Iterator<Item = &'r Resource>,
+    samples: u64,
+    storage: Storage,
+) -> Result<Option<Allocated>> {
+    let texels = written.filter(|r| r.kind.is_texels()).map(|r| staged(r.per_sample, r.kind == Kind::Half));
+    let Some(per_sample) = texels.max().filter(|_| storage == Storage::Texture) else { return Ok(None) };
+    let stage = Resource { label: STAGE.into(), kind: Kind::Stage, per_sample };
+    gpu.scope(STAGE, || Allocated::new(gpu, &stage, samples, storage)).map(Some)
+}
+
 fn run_on_texels(
     gpu: &Gpu,
     dispatch: &Dispatch,
@@ -488,15 +501,15 @@ fn run_on_texels(
     let read = resource.bytes(u64::from(samples), Storage::Buffer).unwrap_or(0);
     gpu.scope(dispatch.kernel.entry, || {
         let params = Allocated::new(gpu, &params, 1, dispatch.kernel.storage)?;
-        let bound = dispatch.bind(gpu, samples, |id| match id {
+        let written = plain.is_none().then_some(resource);
+        let stage = stage(gpu, written.into_iter(), u64::from(samples), dispatch.kernel.storage)?;
+        let bound = dispatch.bind(gpu, samples, stage.as_ref(), |id| match id {
             0 => (&params, 16),
             1 => (texels, read),
             _ => (plain.unwrap_or(texels), bytes),
         })?;
-        let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        bound.record(&mut encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()));
         // Whoever uses the texels comes later on the same queue.
-        gpu.submit(encoder).map(drop)
+        submit(gpu, [&bound]).map(drop)
     })
 }
 

@@ -217,6 +217,14 @@ fn fits(plan: &Plan, n: u64, memory: u64) -> Result<(), String> {
             Kind::Activation | Kind::Samples => 16 * elements,
             Kind::Half => 8 * elements,
             Kind::Words | Kind::Floats => 4 * elements,
+            // Whole rows of texels.
+            Kind::Stage => {
+                must(8 * elements <= limits.storage_binding, format!("{label}: {elements} eights"))?;
+                let bytes = (8 * elements).next_multiple_of(2048 * 16);
+                must(bytes <= limits.buffer, format!("{label}: {bytes} bytes"))?;
+                total += bytes;
+                continue;
+            }
             Kind::Constant(data) | Kind::Texels(data) => data.len() as u64,
             Kind::Uniform => 16,
             Kind::Whole(values) => 4 * values,

@@ -26,6 +26,8 @@ pub struct TrainingPlan {
     pub logits: Dispatch,
     /// What the dispatches' bindings refer to.
     pub resources: Vec<Resource>,
+    /// Where kernels leave texels that go to textures.
+    pub(crate) stage: Option<usize>,
     pub(crate) ids: Ids,
     /// The first batch norm whose channels have one value a sample.
     pub(crate) one_value: Option<String>,
@@ -98,7 +100,7 @@ impl TrainingPlan {
         ops::pointwise::normalise_input_grad(&mut build, channels, dimage, ids.dx, None);
 
         let Build { mut resources, activations, mut dispatches, .. } = build;
-        assign_slots(&activations, &mut dispatches, &mut resources);
+        let stage = assign_slots(&activations, &mut dispatches, &mut resources, target.storage);
         let backward = dispatches.split_off(forward_end + 2);
         // All losses stand in one place, on the same memory.
         let slots = dispatches.pop().expect("pushed above").bindings;
@@ -110,6 +112,7 @@ impl TrainingPlan {
             losses,
             logits,
             resources,
+            stage,
             ids,
             one_value: one_value(&tape),
             target: target.clone(),
