@@ -20,7 +20,7 @@ const BLOCKS: usize = 2;
 const GROUP: usize = 4;
 
 /// Channels, read and written, from which this is faster than the definition (`benches/NOTES.md`).
-const CHANNELS: usize = 128;
+const CHANNELS: usize = 64;
 
 /// G, for the points 0, 1, −1, 2, −2 and infinity.
 const G: [[f64; 3]; 6] = [
