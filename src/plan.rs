@@ -11,7 +11,7 @@ use crate::kernel::Dispatch;
 use crate::model::{Conv2d, Dims, Layer, Linear, Model, Shortcut};
 use crate::ops::pool::Window;
 use crate::ops::{self, ACTIVATIONS, Activation, Build, Epilogue, Ids, Residual, ResidualKind, Value};
-use crate::tensor::{Kind, ROW, Resource, STAGE, most_texels, staged};
+use crate::tensor::{Kind, ROW, Resource, most_texels};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
@@ -681,9 +681,7 @@ fn assign_slots(
             }
         }
     }
-    let largest = slots.iter().map(|(texels, is_half, _)| staged(*texels, *is_half)).max();
-    let stage = largest.filter(|_| storage == Storage::Texture)?;
-    resources.push(Resource { label: STAGE.into(), kind: Kind::Stage, per_sample: stage });
+    resources.push(Resource::stage(&resources[first..], storage)?);
     Some(resources.len() - 1)
 }
 

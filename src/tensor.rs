@@ -64,14 +64,6 @@ impl Kind {
     }
 }
 
-/// What a stage is called.
-pub(crate) const STAGE: &str = "texels on their way to textures";
-
-/// Elements of a stage for so many texels.
-pub(crate) fn staged(texels: u64, is_half: bool) -> u64 {
-    if is_half { texels } else { 2 * texels }
-}
-
 /// Of textures, by what a texel is made of.
 pub(crate) fn texel_format(is_half: bool) -> wgpu::TextureFormat {
     if is_half { wgpu::TextureFormat::Rgba16Float } else { wgpu::TextureFormat::Rgba32Float }
@@ -89,6 +81,14 @@ pub struct Resource {
 }
 
 impl Resource {
+    /// A stage for the largest activation that is `written`, where those lie in textures.
+    pub(crate) fn stage<'r>(written: impl IntoIterator<Item = &'r Resource>, storage: Storage) -> Option<Self> {
+        let texels = written.into_iter().filter(|r| r.kind.is_texels());
+        let per_sample = texels.map(|r| r.per_sample.saturating_mul(r.kind.texel_bytes()) / 8).max();
+        let per_sample = per_sample.filter(|_| storage == Storage::Texture)?;
+        Some(Resource { label: "texels on their way to textures".into(), kind: Kind::Stage, per_sample })
+    }
+
     /// Bytes on the device for `n` samples.
     pub fn bytes(&self, n: u64, storage: Storage) -> Option<u64> {
         let elements = self.per_sample.checked_mul(n)?;
@@ -108,9 +108,7 @@ impl Resource {
             (Kind::Whole(values), _) => values.checked_mul(4),
         }
     }
-}
 
-impl Resource {
     /// Bytes that a driver takes for it: those that keep textures in tiles of four by four texels round rows up, by a third
     /// where there are three.
     pub fn charged(&self, n: u64, storage: Storage) -> Option<u64> {

@@ -11,7 +11,7 @@ use crate::attack::{Sample, State};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Held, Pipeline, Storage};
 use crate::kernel::{Access, Bound, Dispatch, Grid, Kernel, Ready, Recorder, submit};
-use crate::tensor::{Allocated, Kind, Resource, STAGE, staged};
+use crate::tensor::{Allocated, Kind, Resource};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -188,6 +188,8 @@ impl Trial {
         let size = |id: usize| resources[id].bytes(n, storage).unwrap_or(u64::MAX / 4);
         let sum = |updated: bool| bound.iter().filter(|(_, u)| u.updated == updated).map(|(id, _)| size(*id)).sum();
         let (read, written): (u64, u64) = (sum(false), sum(true));
+        let stage = Resource::stage(bound.iter().filter(|(_, u)| u.updated).map(|(id, _)| &resources[*id]), storage);
+        let written = written + stage.as_ref().and_then(|stage| stage.bytes(n, storage)).unwrap_or(0);
         let wanted = (setup.working_set.div_ceil(read.max(1)) + 1).min(MOST_COPIES);
         let fit = setup.memory.saturating_sub(written) / read.max(1);
         let copies = if setup.working_set == 0 || read == 0 { 1 } else { wanted.min(fit).max(1) };
@@ -202,7 +204,8 @@ impl Trial {
             Ok(memory)
         };
         let mut updated = allocate(true, 0)?;
-        let stage = stage(gpu, updated.keys().map(|&id| &resources[id]), n, storage)?;
+        let allocated = |stage: &Resource| gpu.scope(&stage.label, || Allocated::new(gpu, stage, n, storage));
+        let stage = stage.as_ref().map(allocated).transpose()?;
         let ready = dispatches.iter().map(|d| d.ready(gpu, custom.map(|c| c.0.clone()))).collect::<Result<Vec<_>>>()?;
         let mut bounds = Vec::new();
         for copy in 0..copies {
@@ -472,19 +475,6 @@ pub(crate) fn texel_dispatch(entry: &'static str, name: &'static str, texels: &R
     }
 }
 
-/// A stage for the largest of what is written to textures, where anything is.
-fn stage<'r>(
-    gpu: &Gpu,
-    written: impl Iterator<Item = &'r Resource>,
-    samples: u64,
-    storage: Storage,
-) -> Result<Option<Allocated>> {
-    let texels = written.filter(|r| r.kind.is_texels()).map(|r| staged(r.per_sample, r.kind == Kind::Half));
-    let Some(per_sample) = texels.max().filter(|_| storage == Storage::Texture) else { return Ok(None) };
-    let stage = Resource { label: STAGE.into(), kind: Kind::Stage, per_sample };
-    gpu.scope(STAGE, || Allocated::new(gpu, &stage, samples, storage)).map(Some)
-}
-
 fn run_on_texels(
     gpu: &Gpu,
     dispatch: &Dispatch,
@@ -501,8 +491,8 @@ fn run_on_texels(
     let read = resource.bytes(u64::from(samples), Storage::Buffer).unwrap_or(0);
     gpu.scope(dispatch.kernel.entry, || {
         let params = Allocated::new(gpu, &params, 1, dispatch.kernel.storage)?;
-        let written = plain.is_none().then_some(resource);
-        let stage = stage(gpu, written.into_iter(), u64::from(samples), dispatch.kernel.storage)?;
+        let stage = Resource::stage(plain.is_none().then_some(resource), dispatch.kernel.storage);
+        let stage = stage.map(|s| Allocated::new(gpu, &s, samples.into(), dispatch.kernel.storage)).transpose()?;
         let bound = dispatch.bind(gpu, samples, stage.as_ref(), |id| match id {
             0 => (&params, 16),
             1 => (texels, read),
