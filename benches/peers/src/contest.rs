@@ -31,7 +31,7 @@ impl Tolerance {
     fn of(math: Math) -> &'static Self {
         match math {
             Math::F32 | Math::Fast => &WHOLE,
-            Math::F16 => &HALF,
+            Math::F16 | Math::Coop => &HALF,
         }
     }
 }
