@@ -577,9 +577,9 @@ impl Dispatch {
                 return Err(fail(format!("nothing is bound to {name}")));
             };
             let (mut memory, bytes) = resource(*id);
-            if *access == Access::ActivationWrite && self.kernel.storage == Storage::Texture {
+            if let (Access::ActivationWrite, Allocated::Texture(texels)) = (access, memory) {
                 let stage = stage.ok_or_else(|| fail(format!("no stage for {name}")))?;
-                staged = Staged::new(stage, memory, bytes).map(|copy| gpu.hold(copy));
+                staged = Some(gpu.hold(Staged::new(stage, texels, bytes)));
                 memory = stage;
             }
             entries.push(wgpu::BindGroupEntry { binding, resource: memory.binding(bytes) });

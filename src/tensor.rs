@@ -229,11 +229,10 @@ pub(crate) struct Staged {
 }
 
 impl Staged {
-    /// Of the first `bytes` of `stage` to `texels`, rounded up to rows; none where `texels` lie in no texture. Kernels that write a
-    /// part each follow one another, so behind the last of them all parts lie on the stage.
-    pub fn new(stage: &Allocated, texels: &Allocated, bytes: u64) -> Option<Self> {
-        let Allocated::Texture(view) = texels else { return None };
-        let texture = view.texture().clone();
+    /// Of the first `bytes` of `stage` to `texels`, rounded up to rows. Kernels that write a part each follow one another, so behind
+    /// the last of them all parts lie on the stage.
+    pub fn new(stage: &Allocated, texels: &wgpu::TextureView, bytes: u64) -> Self {
+        let texture = texels.texture().clone();
         let row = TEXTURE_WIDTH * u64::from(texture.format().block_copy_size(None).unwrap_or(16));
         let layout = wgpu::TexelCopyBufferLayout {
             offset: stage.offset(),
@@ -241,7 +240,7 @@ impl Staged {
             rows_per_image: None,
         };
         let size = wgpu::Extent3d { height: bytes.div_ceil(row) as u32, ..texture.size() };
-        Some(Staged { buffer: stage.buffer().clone(), layout, texture, size })
+        Staged { buffer: stage.buffer().clone(), layout, texture, size }
     }
 
     /// Records it.

@@ -4,7 +4,6 @@ use crate::Result;
 use crate::case::{DIGITS, EPS, STEP_SIZE};
 use crate::common::relative_l2;
 use crate::peers::Adapter;
-use crate::table::median;
 use crate::worker::{Checked, Memory, Question, Ready, Timed, Worker};
 use serde::{Serialize, Serializer};
 use signstep::Math;
@@ -13,7 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// How far results may be from the engine's in f32, relative L2 of a sample. A ReLU whose input is within rounding of zero falls on either
-/// side and moves that sample's gradient: hence a median beside the worst.
+/// side and moves that sample's gradient: hence a median beside the worst, of two samples that of the better one.
 struct Tolerance {
     /// Logits of the worst sample.
     logits: f64,
@@ -21,7 +20,8 @@ struct Tolerance {
     gradient: (f64, f64),
 }
 
-/// f32, in whatever order and with whatever products: one sample of ten or so has such a ReLU, which moves it by up to a thousandth.
+/// f32, in whatever order and with whatever products: one sample of ten or so has such a ReLU, in fast arithmetic three of sixteen of ResNet-18.
+/// It moves the gradient by 1e-5 to 1e-2, the more the later the layer; all others are within 3e-6.
 const WHOLE: Tolerance = Tolerance { logits: 1e-5, gradient: (1e-5, 1e-2) };
 /// f16: 2^-11 wherever a number is kept, which a dozen layers add up to less than 3e-3 (`tests/half.rs`). In a ResNet some ReLUs of every
 /// sample decide otherwise: gradients came out 0.03 off in the median sample, 0.11 in the worst. What is wrong is off by about 1.
@@ -268,8 +268,8 @@ impl Errors {
             (Some(got), Some(want)) => Some(distances(got, want, samples)?),
             _ => None,
         };
-        let worst = |sorted: &[f64]| sorted[samples - 1];
-        Ok(Errors { logits: worst(&logits), gradient: gradient.map(|g| (median(g.iter().copied()), worst(&g))) })
+        let (median, worst) = ((samples - 1) / 2, samples - 1);
+        Ok(Errors { logits: logits[worst], gradient: gradient.map(|sorted| (sorted[median], sorted[worst])) })
     }
 
     /// NaN is within nothing.
@@ -333,6 +333,15 @@ mod tests {
                 assert!(!within(&[1.0; 3], &[1.0, nan, 1.0]), "NaN in a gradient");
             }
         }
+        let two = |gradient: [f32; 2]| {
+            let checked = |gradient: [f32; 2]| Checked {
+                logits: vec![1.0; 2],
+                gradient: Some(gradient.to_vec()),
+                ..Checked::default()
+            };
+            Errors::between(&checked(gradient), &checked([1.0; 2]), 2).unwrap().within(Tolerance::of(Math::F32))
+        };
+        assert!(two([1.0, 1.001]) && !two([1.001, 1.001]), "of two samples one may be off");
         assert!(distances(&[1.0], &[1.0; 2], 1).is_err(), "a value too few");
     }
 }
