@@ -275,6 +275,30 @@ fn whole_steps_are_timed_by_batch_within_the_time_there_is() {
 }
 
 #[test]
+fn each_dispatch_of_a_step_is_timed_alone() {
+    let bench = Bench::new();
+    let line = "bench --dispatches --network digits-cnn --batch 2 --rounds 1 --format";
+    let results: serde_json::Value = serde_json::from_str(&bench.ok(&format!("{line} json"))).unwrap();
+    let rows = results["dispatches"].as_array().unwrap();
+    let text = |row: &serde_json::Value, name: &str| row[name].as_str().unwrap().to_string();
+    let kernels: Vec<String> = rows.iter().map(|r| text(r, "kernel")).collect();
+    assert!(kernels[0] == "normalise_forward" && kernels.last().unwrap() == "sign_step", "{kernels:?}");
+    assert!(kernels.iter().any(|k| k == "cross_entropy_forward"), "{kernels:?}");
+    let shares: f64 = rows.iter().map(|r| r["share"].as_f64().unwrap()).sum();
+    assert!((shares - 1.0).abs() < 1e-9, "{shares}");
+    for (i, row) in rows.iter().enumerate() {
+        assert_eq!((&row["place"], &row["samples"]), (&i.into(), &2.into()));
+        assert!(row["time"]["median"].as_f64().unwrap() > 0.0, "{row}");
+        let convolves = text(row, "kernel").starts_with("conv2d");
+        assert!(!convolves || row["gflops_per_s"].as_f64().unwrap() > 0.0, "{row}");
+    }
+    let told = bench.ok(&format!("{line} text"));
+    assert!(told.contains("Dispatches of a step, each alone") && told.contains("conv2d_input_grad"), "{told}");
+    let plain = bench.ok("bench --network digits-cnn --batch 2 --rounds 1 --format json");
+    assert!(!plain.contains("dispatches\": ["), "{plain}");
+}
+
+#[test]
 fn what_cannot_be_is_told_before_anything_runs() {
     let bench = Bench::new();
     for (line, code, word) in [
@@ -296,6 +320,7 @@ fn what_cannot_be_is_told_before_anything_runs() {
         ("bench --max-seconds nan", 2, "--max-seconds"),
         ("bench --fail-over 5%", 2, "--baseline"),
         ("bench steps --dump x", 2, "about kernels"),
+        ("bench kernels --dispatches", 2, "about steps"),
         ("bench --device reference", 2, "reference"),
         ("bench --device nonsense", 4, "nonsense"),
         ("bench --wgsl x.wgsl --entry f", 2, "--kernel"),

@@ -47,6 +47,7 @@ Examples:
   signstep bench
   signstep bench kernels --kernel 'conv2d_*' --shape 'conv3x3s1-*' --format csv --out kernels.csv
   signstep bench steps --network resnet20 --batch 1,64
+  signstep bench steps --network resnet20 --batch 16 --dispatches
   signstep bench --save && signstep bench --table
   signstep bench --baseline benches/results/llvmpipe.json --fail-over 5%";
 
@@ -129,6 +130,9 @@ pub(super) struct BenchArgs {
     /// Time for one network and batch; what would take longer is left out, or gets fewer rounds
     #[arg(long, value_name = "S", default_value_t = 60.0, help_heading = "Steps")]
     max_seconds: f64,
+    /// Each dispatch of a step alone, too: where its time goes
+    #[arg(long, conflicts_with_all = ["baseline", "table"], help_heading = "Steps")]
+    dispatches: bool,
     /// Steps with the tiles that `signstep tune` kept for this device, not with the defaults
     #[arg(long, conflicts_with_all = ["save", "baseline", "table"], help_heading = "Steps")]
     tuned: bool,
@@ -202,6 +206,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
         maths: args.math.clone(),
         rounds: args.rounds,
         max_seconds: args.max_seconds,
+        dispatches: args.dispatches,
     };
     let models = if steps { steps::networks(&choice)? } else { Vec::new() };
     // A device opened for matrices serves the other arithmetics, too.
@@ -225,6 +230,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
         probes: Vec::new(),
         kernels: Vec::new(),
         steps: Vec::new(),
+        dispatches: Vec::new(),
         warnings: Vec::new(),
     };
     if let Some(before) = &before {
@@ -268,7 +274,8 @@ fn parts(args: &BenchArgs) -> (bool, bool) {
         || args.storage.is_some()
         || args.samples.is_some()
         || args.dump.is_some();
-    let steps = !(args.network.is_empty() && args.model.is_empty() && args.batch.is_empty()) || args.tuned;
+    let steps =
+        !(args.network.is_empty() && args.model.is_empty() && args.batch.is_empty()) || args.tuned || args.dispatches;
     if kernels == steps { (true, true) } else { (kernels, steps) }
 }
 
@@ -288,6 +295,9 @@ fn check(args: &BenchArgs, kernels: bool) -> Result<()> {
     }
     if kernels && args.tuned {
         return fail("--tuned is about steps; a tile of a kernel is named with --variant");
+    }
+    if args.dispatches && !parts(args).1 {
+        return fail("--dispatches is about steps, not about kernels");
     }
     if !kernels && (args.wgsl.is_some() || args.dump.is_some()) {
         return fail("--wgsl and --dump are about kernels, not about steps");
@@ -371,7 +381,7 @@ fn time(
     }
     results.kernels = kernels::told(&rows, &ceilings);
     if !models.is_empty() {
-        results.steps = steps::run(bench, models, choice, |network, batch| {
+        (results.steps, results.dispatches) = steps::run(bench, models, choice, |network, batch| {
             bar.set_message(format!("{network}, batch {batch}"));
             bar.inc(1);
         })?;

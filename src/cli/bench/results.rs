@@ -108,6 +108,22 @@ pub(super) struct StepRow {
     pub growth: Option<f64>,
 }
 
+/// One dispatch of a network's step, alone.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub(super) struct DispatchRow {
+    pub network: String,
+    pub samples: usize,
+    /// Its place in the step, from 0.
+    pub place: usize,
+    pub kernel: String,
+    pub layer: String,
+    /// Seconds for all samples, by the clock.
+    pub time: Spread,
+    /// Of the sum of all dispatches.
+    pub share: f64,
+    pub gflops_per_s: Option<f64>,
+}
+
 /// Everything of one run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) struct Results {
@@ -120,6 +136,9 @@ pub(super) struct Results {
     pub probes: Vec<ProbeRow>,
     pub kernels: Vec<KernelRow>,
     pub steps: Vec<StepRow>,
+    /// Where they were asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dispatches: Vec<DispatchRow>,
     pub warnings: Vec<String>,
 }
 
@@ -256,6 +275,16 @@ pub(super) mod tests {
                 start_up: 1.0,
                 bytes_per_sample: 257_092,
                 growth: Some(1.0),
+            }],
+            dispatches: vec![DispatchRow {
+                network: "resnet20".into(),
+                samples: 8,
+                place: 3,
+                kernel: "linear_forward".into(),
+                layer: "fc".into(),
+                time,
+                share: 0.01,
+                gflops_per_s: None,
             }],
             warnings: Vec::new(),
         }

@@ -2,7 +2,7 @@
 //! convolution, and how the cost grows with the batch.
 
 use super::kernels::Bench;
-use super::results::{Spread, StepRow};
+use super::results::{DispatchRow, Spread, StepRow};
 use super::shape;
 use crate::Network;
 use crate::attack::{Engine, Job, Sample};
@@ -25,6 +25,9 @@ const STEPS: u32 = 4;
 /// One measure is at least so long, in seconds.
 const MEASURE: f64 = 0.1;
 
+/// One measure of a single dispatch, in seconds.
+const EACH: f64 = 0.01;
+
 /// No submission of whole steps is made on hardware that is expected to take longer, in seconds.
 const SUBMISSION: f64 = 0.5;
 
@@ -35,6 +38,8 @@ pub(super) struct Choice {
     pub maths: Vec<Math>,
     pub rounds: usize,
     pub max_seconds: f64,
+    /// Whether each dispatch is timed alone, too.
+    pub dispatches: bool,
 }
 
 /// One network on the device, and its rows.
@@ -89,7 +94,7 @@ pub(super) fn run(
     models: Vec<Model>,
     choice: &Choice,
     mut told: impl FnMut(&str, usize),
-) -> Result<Vec<StepRow>> {
+) -> Result<(Vec<StepRow>, Vec<DispatchRow>)> {
     let mut subjects = Vec::new();
     for (model, &math) in models.iter().flat_map(|m| choice.maths.iter().map(move |math| (m, math))) {
         told(&model.arch, 1);
@@ -103,15 +108,18 @@ pub(super) fn run(
             subject.round(choice, round, &mut told)?;
         }
     }
-    let mut all = Vec::new();
+    let (mut all, mut dispatches) = (Vec::new(), Vec::new());
     for subject in &mut subjects {
         for row in subject.rows.iter_mut().filter(|r| r.skipped.is_none()) {
             told(&subject.net.model().arch.clone(), row.batch);
             row.parts = parts(bench, &subject.net, row)?;
+            if choice.dispatches {
+                dispatches.extend(one_by_one(bench, &subject.net, row.batch, choice.rounds)?);
+            }
         }
         all.extend(subject.told(&bench.clock));
     }
-    Ok(all)
+    Ok((all, dispatches))
 }
 
 /// Seconds from nothing but the weights in memory to the end of the first step: the device opened, the plan made, kernels
@@ -204,10 +212,6 @@ impl Subject {
 
     fn told(&self, clock: &Clock<'_>) -> Vec<StepRow> {
         let plan = self.net.plan();
-        let math = match plan.target().math {
-            Math::F32 => String::new(),
-            other => format!(", {other}"),
-        };
         let flops = (plan.flops_forward() + plan.flops_backward()) as f64;
         let mut rows: Vec<StepRow> = self
             .rows
@@ -218,7 +222,7 @@ impl Subject {
                 let device = if matches!(clock, Clock::Process(_)) { spread(&row.cpu) } else { spread(&both) };
                 let shares: Vec<f64> = row.parts.iter().map(|(conv, other)| other / (conv + other)).collect();
                 StepRow {
-                    network: format!("{}{math}", self.net.model().arch),
+                    network: name(&self.net),
                     batch: row.batch,
                     skipped: row.skipped.clone(),
                     chunk: row.batch.min(self.net.chunk()),
@@ -242,6 +246,55 @@ impl Subject {
     }
 }
 
+/// What a network is called in tables: with its arithmetic, where that is not f32.
+fn name(net: &Network) -> String {
+    match net.plan().target().math {
+        Math::F32 => net.model().arch.clone(),
+        other => format!("{}, {other}", net.model().arch),
+    }
+}
+
+/// The dispatches of a step in their order, on random data, for so many samples.
+fn step<'d>(bench: &Bench<'_>, plan: &'d Plan, samples: usize) -> Result<(Vec<&'d Dispatch>, Trial)> {
+    let all: Vec<&Dispatch> = plan.forward.iter().chain(&plan.backward).chain([&plan.step]).collect();
+    let cloned: Vec<Dispatch> = all.iter().map(|d| (*d).clone()).collect();
+    let trial = Trial::new(bench.gpu, &cloned, &plan.resources, &Setup::once(samples as u32))?;
+    Ok((all, trial))
+}
+
+/// Each dispatch of a step alone, again and again, what it leaves on the stage copied; in rounds.
+fn one_by_one(bench: &Bench<'_>, net: &Network, batch: usize, rounds: usize) -> Result<Vec<DispatchRow>> {
+    let plan = net.plan();
+    let n = batch.min(net.chunk());
+    let (dispatches, trial) = step(bench, plan, n)?;
+    let time = |i: usize, runs: u32| trial.time_of(&bench.clock, runs, &|j| j == i);
+    // The first time compiles, the second tells how many make a measure.
+    let runs = (0..dispatches.len()).map(|i| {
+        time(i, 1)?;
+        Ok(((EACH / time(i, 1)?.wall) as u32).clamp(1, 256))
+    });
+    let runs = runs.collect::<Result<Vec<u32>>>()?;
+    let mut times = vec![Vec::new(); dispatches.len()];
+    for _ in 0..rounds {
+        for (i, times) in times.iter_mut().enumerate() {
+            times.push(time(i, runs[i])?.time);
+        }
+    }
+    let times: Vec<Spread> = times.iter().map(|t| Spread::of(t)).collect();
+    let step: f64 = times.iter().map(|t| t.median).sum();
+    let row = |(place, (d, time)): (usize, (&&Dispatch, &Spread))| DispatchRow {
+        network: name(net),
+        samples: n,
+        place,
+        kernel: d.kernel.entry.into(),
+        layer: d.layer.clone(),
+        time: *time,
+        share: time.median / step,
+        gflops_per_s: (d.flops > 0).then(|| d.flops as f64 * n as f64 / time.median / 1e9),
+    };
+    Ok(dispatches.iter().zip(&times).enumerate().map(row).collect())
+}
+
 /// Convolutions and everything else of a step, by the clock, each group of dispatches alone and on random data.
 fn parts(bench: &Bench<'_>, net: &Network, row: &Row) -> Result<Vec<(f64, f64)>> {
     let step = Spread::of(&row.wall).median;
@@ -249,10 +302,8 @@ fn parts(bench: &Bench<'_>, net: &Network, row: &Row) -> Result<Vec<(f64, f64)>>
     if !software && step > SUBMISSION {
         return Ok(Vec::new());
     }
-    let plan: &Plan = net.plan();
-    let dispatches: Vec<Dispatch> = plan.forward.iter().chain(&plan.backward).chain([&plan.step]).cloned().collect();
     let n = row.batch.min(net.chunk());
-    let trial = Trial::new(bench.gpu, &dispatches, &plan.resources, &Setup::once(n as u32))?;
+    let (dispatches, trial) = self::step(bench, net.plan(), n)?;
     let conv = |i: usize| dispatches[i].kernel.entry.starts_with("conv2d");
     // Hardware: many steps back to back; a software adapter's CPU time needs no more than a few hundredths of a second.
     let runs = ((0.05 / step) as u32).clamp(1, 20);

@@ -1,7 +1,7 @@
 //! Results as tables, for a terminal, for Markdown and as csv.
 
 use super::peers::Peers;
-use super::results::{KernelRow, ProbeRow, Results, StepRow};
+use super::results::{DispatchRow, KernelRow, ProbeRow, Results, StepRow};
 use crate::report;
 
 /// A table before it is drawn.
@@ -138,6 +138,28 @@ fn steps(r: &Results) -> Sheet<12> {
     Sheet { title: "Whole steps: forward, input gradient, sign step", header, rows: r.steps.iter().map(row).collect() }
 }
 
+fn dispatches(r: &Results) -> Sheet<9> {
+    let row = |d: &DispatchRow| {
+        [
+            d.network.clone(),
+            d.samples.to_string(),
+            d.place.to_string(),
+            d.kernel.clone(),
+            d.layer.clone(),
+            short(1e6 * d.time.median),
+            percent((d.time.p90 - d.time.p10) / d.time.median),
+            percent(d.share),
+            maybe(d.gflops_per_s),
+        ]
+    };
+    let header = ["network", "samples", "place", "kernel", "layer", "median, us", "p10 to p90", "of all", "GFLOP/s"];
+    Sheet {
+        title: "Dispatches of a step, each alone",
+        header: header.map(String::from),
+        rows: r.dispatches.iter().map(row).collect(),
+    }
+}
+
 fn headline(r: &Results) -> String {
     let d = &r.device;
     let (name, backend, driver) = (&d.name, &d.backend, &d.driver);
@@ -150,6 +172,7 @@ pub(super) fn text(r: &Results) -> String {
     parts.extend((!r.probes.is_empty()).then(|| probes(r).text()));
     parts.extend((!r.kernels.is_empty()).then(|| kernels(r).text()));
     parts.extend((!r.steps.is_empty()).then(|| steps(r).text()));
+    parts.extend((!r.dispatches.is_empty()).then(|| dispatches(r).text()));
     parts.join("\n\n")
 }
 
@@ -158,6 +181,7 @@ pub(super) fn markdown(r: &Results, peers: &[Peers]) -> String {
     let mut parts = vec![format!("## {}", r.device.name), format!("{}.", headline(r))];
     parts.extend((!r.probes.is_empty()).then(|| probes(r).markdown()));
     parts.extend((!r.steps.is_empty()).then(|| steps(r).markdown()));
+    parts.extend((!r.dispatches.is_empty()).then(|| dispatches(r).markdown()));
     parts.extend(peers.iter().filter(|p| p.are_of(r)).map(|p| format!("**Beside peers**\n\n{}", p.markdown())));
     parts.extend((!r.kernels.is_empty()).then(|| kernels(r).markdown()));
     parts.extend(r.warnings.iter().map(|w| format!("Warning: {w}.")));
@@ -231,6 +255,13 @@ pub(super) fn csv(r: &Results) -> String {
         row.push(s.skipped.clone().unwrap_or_default());
         rows.push(row);
     }
+    for d in &r.dispatches {
+        let mut row = vec!["dispatch".into(), d.kernel.clone(), d.network.clone(), d.layer.clone(), none()];
+        row.push(d.samples.to_string());
+        row.extend(spread(Some(d.time)));
+        row.extend(["s".into(), none(), maybe(d.gflops_per_s), none(), d.share.to_string()]);
+        rows.push(row);
+    }
     let mut out = csv::Writer::from_writer(Vec::new());
     for mut row in rows {
         row.resize(header.len(), String::new());
@@ -259,13 +290,13 @@ mod tests {
             ..results.steps[0].clone()
         });
         for text in [text(&results), markdown(&results, &[]), csv(&results), page(&[results.clone()], &[])] {
-            for word in ["fma", "conv2d_forward", "conv3x3s1-16-16-32x32", "resnet20", "99 s"] {
+            for word in ["fma", "conv2d_forward", "conv3x3s1-16-16-32x32", "resnet20", "linear_forward", "99 s"] {
                 assert!(text.contains(word), "{word} is missing from\n{text}");
             }
         }
         let csv = csv(&results);
         let lines: Vec<&str> = csv.lines().collect();
-        assert_eq!(lines.len(), 5);
+        assert_eq!(lines.len(), 6);
         assert!(lines.iter().all(|l| l.matches(',').count() == 19), "{csv}");
         let text = text(&results);
         assert!(text.contains("sample-steps/CPU s") && text.contains("257,092"), "{text}");
