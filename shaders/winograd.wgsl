@@ -141,20 +141,23 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
 
 //# kernel conv2d_forward_winograd_before conv2d_input_grad_winograd_before
 // The fast kernels are three, for adapters where a load costs far more than a multiply-add, as the broadcast kernels of conv2d.wgsl.
-// First V of every tile of every sample, one block of channels in an invocation.
+// They do a part of the batch at a time, PART samples: the caches hold V and M then. First V of its every tile, one block of channels
+// in an invocation.
 //# x: activation read                         [N, IC4, IH, IW] of 4 channels
-//# v: activation write                        [36, IC4, tiles of all samples] of 4 channels
+//# v: activation write                        [36, IC4, tiles of the part] of 4 channels
 //# include pad
-//# health: storage read array<u32>            [N], for its length alone
+//# health: storage read array<u32>            [N], to the end of the part, for its length alone
 @compute @workgroup_size(WG)
 fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
-    let tiles = arrayLength(&health) * DOWN * ACROSS;
+    let end = arrayLength(&health);
+    let start = (end - 1u) / PART * PART;
+    let tiles = (end - start) * DOWN * ACROSS;
     if (id.x >= tiles * IC4) {
         return;
     }
     let g = id.x % tiles;
     let c = id.x / tiles;
-    let n = g / (DOWN * ACROSS);
+    let n = start + g / (DOWN * ACROSS);
     let h = i32(g / ACROSS % DOWN * 4u) - 1;
     let w = i32(g % ACROSS * 4u) - 1;
 //# for j in 0..6
@@ -176,12 +179,14 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
 // M = U V: at each place a product of matrices, QT blocks of channels × PX tiles in an invocation. The tiles of a subgroup lie side by
 // side, those of an invocation eight apart; weights are handed round.
 //# w: texels read                             [36, OT, IC4, 4, QT] of 4 output channels
-//# v: activation read                         [36, IC4, tiles of all samples] of 4 channels
-//# m: activation write                        [36, OT·QT, tiles of all samples] of 4 channels
-//# health: storage read array<u32>            [N], for its length alone
+//# v: activation read                         [36, IC4, tiles of the part] of 4 channels
+//# m: activation write                        [36, OT·QT, tiles of the part] of 4 channels
+//# health: storage read array<u32>            [N], to the end of the part, for its length alone
 @compute @workgroup_size(WG)
 fn $entry(@builtin(global_invocation_id) id: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
-    let tiles = arrayLength(&health) * DOWN * ACROSS;
+    let end = arrayLength(&health);
+    let start = (end - 1u) / PART * PART;
+    let tiles = (end - start) * DOWN * ACROSS;
     let place = id.y / OT;
     let first = id.x / 8u * (8u * PX) + id.x % 8u;
     // Past the weights lie zeros. See `zero` in conv2d.wgsl.
@@ -222,21 +227,23 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>, @builtin(subgroup_invoca
 //# kernel conv2d_forward_winograd_after conv2d_input_grad_winograd_after
 // From M to the outputs: a tile of QT = 2 blocks of channels in an invocation.
 //# b: texels read                             [M4] biases, of 4 output channels
-//# m: activation read                         [36, M4, tiles of all samples] of 4 channels
+//# m: activation read                         [36, M4, tiles of the part] of 4 channels
 //# y: activation write                        [N, OC4, OH, OW] of 4 channels
 //# include epilogue
 //# if RELU == 0
-//# health: storage read array<u32>            [N], for its length alone
+//# health: storage read array<u32>            [N], to the end of the part, for its length alone
 //# end
 @compute @workgroup_size(WG)
 fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
-    let tiles = arrayLength(&health) * DOWN * ACROSS;
+    let end = arrayLength(&health);
+    let start = (end - 1u) / PART * PART;
+    let tiles = (end - start) * DOWN * ACROSS;
     if (id.x >= tiles * OC8) {
         return;
     }
     let g = id.x % tiles;
     let c4_0 = id.x / tiles * 2u;
-    let n = g / (DOWN * ACROSS);
+    let n = start + g / (DOWN * ACROSS);
     let h0 = g / ACROSS % DOWN * 4u;
     let q0 = g % ACROSS * 4u;
 //# for q in 0..QT

@@ -20,8 +20,9 @@
 
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Held, Pipeline, Storage};
-use crate::tensor::{Allocated, Resource, Staged, texel_format};
+use crate::tensor::{Allocated, Lent, Resource, Staged, texel_format};
 use std::fmt::Write as _;
+use std::ops::Range;
 use std::sync::Arc;
 
 const FILES: &[(&str, &str)] = &[
@@ -142,16 +143,38 @@ pub enum Grid {
         /// Workgroups along y.
         y: u32,
     },
+    /// `part` samples at a time: what is handed on from one dispatch to the next is of a part, and lies in memory that the next part
+    /// gets, so that caches hold it. The length of `health` tells a kernel where its part ends. The items of all samples of a part
+    /// lie side by side along x, `each` of them for an invocation.
+    Parts {
+        /// Samples in a part.
+        part: u32,
+        /// Items of a sample.
+        items: u32,
+        /// Items of an invocation.
+        each: u32,
+        /// Invocations in a workgroup.
+        size: u32,
+        /// Workgroups along y.
+        y: u32,
+    },
     /// So many workgroups, whatever the batch.
     Once(u32),
 }
 
 impl Grid {
-    /// Workgroups for a batch of `n`.
+    /// Parts that a batch of `n` is done in, and the samples of each.
+    pub fn parts(self, n: u32) -> impl Iterator<Item = Range<u32>> {
+        let size = if let Grid::Parts { part, .. } = self { part } else { n.max(1) };
+        (0..n.div_ceil(size)).map(move |i| i * size..n.min((i + 1) * size))
+    }
+
+    /// Workgroups for a batch of `n`, or for a part of so many samples.
     pub fn workgroups(self, n: u32) -> [u32; 3] {
         match self {
             Grid::PerSample(x, y) => [x, y, n],
             Grid::Flat { items, samples, size, y } => [(n.div_ceil(samples) * items).div_ceil(size), y, 1],
+            Grid::Parts { items, each, size, y, .. } => [(n * items).div_ceil(each * size), y, 1],
             Grid::Once(x) => [x, 1, 1],
         }
     }
@@ -161,6 +184,10 @@ impl Grid {
         match self {
             Grid::PerSample(..) => limit,
             Grid::Flat { items, samples, size, .. } => limit * u64::from(size) / u64::from(items) * u64::from(samples),
+            Grid::Parts { part, items, each, size, .. } => {
+                let most = limit * u64::from(each * size) / u64::from(items);
+                if most < u64::from(part) { most } else { u64::MAX }
+            }
             Grid::Once(_) => u64::MAX,
         }
     }
@@ -192,10 +219,12 @@ pub(crate) struct Ready {
 #[derive(Debug)]
 pub(crate) struct Bound {
     pipeline: Arc<Pipeline>,
-    group: Held<wgpu::BindGroup>,
-    grid: [u32; 3],
+    /// Bindings and workgroups of each part of the batch.
+    parts: Vec<(Held<wgpu::BindGroup>, [u32; 3])>,
     /// To where the texels go that it writes.
     staged: Option<Held<Staged>>,
+    /// Whether what it writes is of a part, for the dispatch behind it.
+    hands_on: bool,
 }
 
 impl Kernel {
@@ -219,6 +248,15 @@ impl Kernel {
     /// The value of a constant, where there is one of that name.
     pub fn constant(&self, name: &str) -> Option<u32> {
         self.consts.iter().find(|(n, _)| *n == name).map(|(_, v)| *v)
+    }
+
+    /// Bytes of a sample that it writes to `y`, where its constants tell.
+    fn writes(&self, name: &str) -> Option<u64> {
+        if name != "y" {
+            return None;
+        }
+        let [blocks, h, w] = ["OC4", "OH", "OW"].map(|side| self.constant(side).map(u64::from));
+        Some(blocks? * h? * w? * if self.halves.contains(&name) { 8 } else { 16 })
     }
 
     /// Rounds that the loops of one invocation take together, those within others included.
@@ -539,16 +577,9 @@ impl Expander<'_> {
 }
 
 impl Dispatch {
-    /// Binds this dispatch to memory for a batch of `n`: `resource` gives each resource and its size in bytes, `stage` is where
-    /// texels are left that go to a texture.
-    pub(crate) fn bind<'a>(
-        &self,
-        gpu: &Gpu,
-        n: u32,
-        stage: Option<&Allocated>,
-        resource: impl Fn(usize) -> (&'a Allocated, u64),
-    ) -> Result<Bound> {
-        self.bind_ready(gpu, n, &self.ready(gpu, None)?, stage, resource)
+    /// Binds this dispatch to memory for a batch of `n`, which `lent` gives for each resource.
+    pub(crate) fn bind<'a>(&self, gpu: &Gpu, n: u32, lent: impl Fn(usize) -> Lent<'a>) -> Result<Bound> {
+        self.bind_ready(gpu, n, &self.ready(gpu, None)?, lent)
     }
 
     /// What binding this dispatch takes, however often; with a pipeline of other text ([`Dispatch::pipeline_of`]) where one
@@ -566,30 +597,40 @@ impl Dispatch {
         gpu: &Gpu,
         n: u32,
         ready: &Ready,
-        stage: Option<&Allocated>,
-        resource: impl Fn(usize) -> (&'a Allocated, u64),
+        lent: impl Fn(usize) -> Lent<'a>,
     ) -> Result<Bound> {
         let fail = |what: String| Error::Internal(format!("{}: {what}", self.kernel.entry));
-        let mut entries = Vec::with_capacity(ready.bindings.len());
-        let mut staged = None;
-        for (binding, (name, access)) in (0..).zip(&ready.bindings) {
+        let mut bound = Vec::with_capacity(ready.bindings.len());
+        let (mut staged, mut hands_on) = (None, false);
+        for (name, access) in &ready.bindings {
             let Some((_, id)) = self.bindings.iter().find(|(given, _)| given == name) else {
                 return Err(fail(format!("nothing is bound to {name}")));
             };
-            let (mut memory, bytes) = resource(*id);
+            let Lent { mut memory, bytes, stage, is_passing } = lent(*id);
+            hands_on |= is_passing && *access == Access::ActivationWrite;
             if let (Access::ActivationWrite, Allocated::Texture(texels)) = (access, memory) {
                 let stage = stage.ok_or_else(|| fail(format!("no stage for {name}")))?;
+                // What it writes may be smaller than the largest that ever lies there.
+                let bytes = self.kernel.writes(name).map_or(bytes, |each| bytes.min(each * u64::from(n)));
                 staged = Some(gpu.hold(Staged::new(stage, texels, bytes)));
                 memory = stage;
             }
-            entries.push(wgpu::BindGroupEntry { binding, resource: memory.binding(bytes) });
+            bound.push((name, memory, bytes));
         }
-        let group = gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some(self.kernel.entry),
-            layout: &ready.pipeline.layout,
-            entries: &entries,
-        });
-        Ok(Bound { pipeline: ready.pipeline.clone(), group: gpu.hold(group), grid: self.grid.workgroups(n), staged })
+        let part = |part: Range<u32>| {
+            let mut entries = Vec::with_capacity(bound.len());
+            for (binding, (name, memory, bytes)) in (0..).zip(&bound) {
+                let bytes = if *name == "health" { 4 * u64::from(part.end) } else { *bytes };
+                entries.push(wgpu::BindGroupEntry { binding, resource: memory.binding(bytes) });
+            }
+            let group = gpu.device().create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(self.kernel.entry),
+                layout: &ready.pipeline.layout,
+                entries: &entries,
+            });
+            (gpu.hold(group), self.grid.workgroups(part.len() as u32))
+        };
+        Ok(Bound { pipeline: ready.pipeline.clone(), parts: self.grid.parts(n).map(part).collect(), staged, hands_on })
     }
 
     /// A pipeline of someone else's text that takes the bindings of this dispatch.
@@ -604,12 +645,19 @@ impl Bound {
     pub fn is_staged(&self) -> bool {
         self.staged.is_some()
     }
+
+    /// How often it runs.
+    pub fn runs(&self) -> usize {
+        self.parts.len()
+    }
 }
 
-/// Records dispatches, and behind each the copy of what it leaves on the stage.
+/// Records dispatches, and behind each the copy of what it leaves on the stage. Those that hand on a part of the batch wait for the
+/// one that ends with it, and are recorded part by part.
 pub(crate) struct Recorder<'r> {
     encoder: &'r mut wgpu::CommandEncoder,
     pass: Option<wgpu::ComputePass<'static>>,
+    waiting: Vec<&'r Bound>,
     /// Timestamps for the next pass.
     stamps: Option<wgpu::ComputePassTimestampWrites<'r>>,
 }
@@ -617,22 +665,46 @@ pub(crate) struct Recorder<'r> {
 impl<'r> Recorder<'r> {
     /// One whose first pass writes `stamps`.
     pub fn new(encoder: &'r mut wgpu::CommandEncoder, stamps: Option<wgpu::ComputePassTimestampWrites<'r>>) -> Self {
-        Recorder { encoder, pass: None, stamps }
+        Recorder { encoder, pass: None, waiting: Vec::new(), stamps }
     }
 
     /// Records one dispatch.
-    pub fn dispatch(&mut self, bound: &Bound) {
+    pub fn dispatch(&mut self, bound: &'r Bound) {
+        self.waiting.push(bound);
+        if !bound.hands_on {
+            self.parts();
+        }
+    }
+
+    /// Whether a dispatch waits for others.
+    pub fn waits(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Records what waits, one part of the batch after the other.
+    pub fn parts(&mut self) {
+        let waiting = std::mem::take(&mut self.waiting);
+        let parts = waiting.iter().map(|bound| bound.parts.len()).max().unwrap_or(0);
+        for part in 0..parts {
+            for bound in &waiting {
+                self.part(bound, part);
+            }
+        }
+    }
+
+    fn part(&mut self, bound: &Bound, part: usize) {
+        let Some((group, [x, y, z])) = bound.parts.get(part) else { return };
         let mut pass = self.pass.take().unwrap_or_else(|| self.begin());
-        let [x, y, z] = bound.grid;
         pass.set_pipeline(&bound.pipeline.pipeline);
-        pass.set_bind_group(0, &*bound.group, &[]);
-        pass.dispatch_workgroups(x, y, z);
+        pass.set_bind_group(0, &**group, &[]);
+        pass.dispatch_workgroups(*x, *y, *z);
         match &bound.staged {
-            None => self.pass = Some(pass),
-            Some(staged) => {
+            // What is of the whole batch is copied when it is whole.
+            Some(staged) if bound.hands_on || part + 1 == bound.parts.len() => {
                 drop(pass);
                 staged.record(self.encoder);
             }
+            _ => self.pass = Some(pass),
         }
     }
 
@@ -643,6 +715,7 @@ impl<'r> Recorder<'r> {
 
     /// Ends it; where there are `stamps`, with a pass of its own for them.
     pub fn end(mut self, stamps: Option<wgpu::ComputePassTimestampWrites<'r>>) {
+        self.parts();
         self.pass = None;
         if stamps.is_some() {
             self.stamps = stamps;
@@ -653,14 +726,16 @@ impl<'r> Recorder<'r> {
 
 impl std::fmt::Display for Dispatch {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let parts = if let Grid::Parts { part, .. } = self.grid { format!(" {part} at a time") } else { String::new() };
         let grid = match self.grid {
             Grid::PerSample(x, y) => format!("{x}×{y}×N"),
             Grid::Once(x) => format!("{x}"),
             Grid::Flat { items: 1, samples: 1, size, y: 1 } => format!("⌈N/{size}⌉"),
             Grid::Flat { items, samples: 1, size, y } => format!("⌈{items}·N/{size}⌉×{y}"),
             Grid::Flat { items, samples, size, y } => format!("⌈{items}·⌈N/{samples}⌉/{size}⌉×{y}"),
+            Grid::Parts { items, each, size, y, .. } => format!("⌈{items}·N/{}⌉×{y}", each * size),
         };
-        write!(f, "{:<32} {:<18} {grid:<10}", self.kernel.entry, self.layer)
+        write!(f, "{:<32} {:<18} {grid:<10}{parts}", self.kernel.entry, self.layer)
     }
 }
 
@@ -682,15 +757,15 @@ pub fn run_alone(
     let memory = gpu.scope("memory for one kernel", || {
         resources.iter().map(|r| Allocated::new(gpu, r, u64::from(n), storage)).collect::<Result<Vec<_>>>()
     })?;
-    let bytes = |id: usize| resources[id].bytes(u64::from(n), Storage::Buffer).unwrap_or(0);
+    let lent = |id: usize| Lent::new(&resources[id], n.into(), &memory[id], None);
     gpu.scope(dispatch.kernel.entry, || {
         for (id, bytes) in data {
             gpu.queue().write_buffer(memory[*id].buffer(), 0, bytes);
         }
-        let bound = dispatch.bind(gpu, n, None, |id| (&memory[id], bytes(id)))?;
+        let bound = dispatch.bind(gpu, n, lent)?;
         gpu.wait(submit(gpu, [&bound])?)
     })?;
-    Ok(gpu.read(&[(memory[read].buffer(), bytes(read))])?.remove(0))
+    Ok(gpu.read(&[(memory[read].buffer(), lent(read).bytes)])?.remove(0))
 }
 
 /// Records and submits dispatches.

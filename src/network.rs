@@ -14,7 +14,7 @@ use crate::kernel::{Bound, Dispatch, Recorder};
 use crate::model::{Dims, Layer, Model};
 use crate::ops::step::LANES;
 use crate::plan::{Math, Plan, Target, Tuning, Variant};
-use crate::tensor::{Allocated, Kind};
+use crate::tensor::{Allocated, Kind, Lent};
 use crate::weights::Tensors;
 use std::cell::OnceCell;
 use std::ops::Range;
@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 const DEFAULT_MEMORY: u64 = 1 << 30;
 
 /// Dispatches in one submission: small networks take many steps in it, and what is recorded takes memory.
-const SUBMISSION_DISPATCHES: u64 = 8192;
+const SUBMISSION_DISPATCHES: usize = 8192;
 
 /// How a network is put on a device.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -328,9 +328,11 @@ impl Network {
     }
 
     fn bind(&self, memory: Memory<'_>, dispatch: &Dispatch, n: usize) -> Result<Bound> {
-        let bytes = |id: usize| self.plan.resources[id].bytes(n as u64, Storage::Buffer).unwrap_or(0);
-        let stage = self.plan.stage.map(|id| memory.get(id));
-        dispatch.bind(&self.gpu, n as u32, stage, |id| (memory.get(id), bytes(id)))
+        dispatch.bind(&self.gpu, n as u32, |id| {
+            let resource = &self.plan.resources[id];
+            let stage = self.plan.stages.of(&resource.kind).map(|stage| memory.get(*stage));
+            Lent::new(resource, n as u64, memory.get(id), stage)
+        })
     }
 
     /// Number of samples in `images`.
@@ -532,11 +534,11 @@ pub(crate) fn run<'b>(
         let index = gpu.scope("running the plan", || {
             let mut encoder = gpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
             let mut recorder = Recorder::new(&mut encoder, None);
-            while flops < most && dispatches < SUBMISSION_DISPATCHES {
+            while recorder.waits() || (flops < most && dispatches < SUBMISSION_DISPATCHES) {
                 let Some((bound, dispatch)) = work.next() else { break };
                 recorder.dispatch(bound);
                 flops += dispatch.flops * n as u64;
-                dispatches += 1;
+                dispatches += bound.runs();
                 counted += u64::from(std::ptr::eq(dispatch, counts));
             }
             recorder.end(None);

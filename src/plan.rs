@@ -7,11 +7,11 @@
 use crate::attack::{Health, Loss, Norm, Rule, Sample, State};
 use crate::error::{Error, Result};
 use crate::gpu::Storage;
-use crate::kernel::Dispatch;
+use crate::kernel::{Dispatch, Grid};
 use crate::model::{Conv2d, Dims, Layer, Linear, Model, Shortcut};
 use crate::ops::pool::Window;
 use crate::ops::{self, ACTIVATIONS, Activation, Build, Epilogue, Ids, Residual, ResidualKind, Value};
-use crate::tensor::{Kind, ROW, Resource, most_texels};
+use crate::tensor::{Kind, ROW, Resource, Stages, most_texels};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
@@ -50,7 +50,7 @@ pub struct Plan {
     /// Where one of several tiles was chosen.
     pub sites: Vec<Site>,
     /// Where kernels leave texels that go to textures.
-    pub(crate) stage: Option<usize>,
+    pub(crate) stages: Stages<usize>,
     pub(crate) ids: Ids,
     target: Target,
     arch: String,
@@ -205,7 +205,7 @@ impl Plan {
         };
         let shared = Shared::new(&build, model.input, &ids);
         let Build { mut resources, activations, mut dispatches, sites, .. } = build;
-        let stage = assign_slots(&activations, &mut dispatches, &mut resources, target.storage);
+        let stages = assign_slots(&activations, &mut dispatches, &mut resources, target.storage);
         // They stand where cross-entropy stands, on the same memory.
         let slots = dispatches[forward_end + 1].bindings.clone();
         let losses = losses.map(|(l, d)| (l, Dispatch { bindings: slots.clone(), ..d })).to_vec();
@@ -228,7 +228,7 @@ impl Plan {
             shared,
             pixels,
             resources,
-            stage,
+            stages,
             ids,
             target: target.clone(),
             arch: model.arch.clone(),
@@ -387,7 +387,7 @@ fn largest_batch<'d>(
             (Kind::Constant(_) | Kind::Uniform | Kind::Texels(_), _) => {
                 (limits.storage_binding.min(limits.buffer), "binding")
             }
-            (Kind::Stage, _) => (limits.storage_binding.min(limits.buffer / ROW * ROW), "storage binding"),
+            (Kind::Stage(_), _) => (limits.storage_binding.min(limits.buffer / ROW * ROW), "storage binding"),
             _ => (limits.storage_binding.min(limits.buffer).min(1 << 33), "storage binding"),
         };
         let one = r.bytes(1, Storage::Buffer).unwrap_or(u64::MAX);
@@ -641,48 +641,66 @@ fn assign_slots(
     dispatches: &mut [Dispatch],
     resources: &mut Vec<Resource>,
     storage: Storage,
-) -> Option<usize> {
+) -> Stages<usize> {
     let mut last_use = BTreeMap::new();
     for (at, d) in dispatches.iter().enumerate() {
         for (_, id) in d.bindings.iter().filter(|(_, id)| *id >= ACTIVATIONS) {
             last_use.insert(*id, at);
         }
     }
-    let mut slots: Vec<(u64, bool, usize)> = Vec::new(); // texels, whether of f16, and when it is free again
+    // What dispatches that do the batch in parts read is read again by the next part, after the last of them has written.
+    for (at, d) in dispatches.iter().enumerate().rev().filter(|(_, d)| matches!(d.grid, Grid::Parts { .. })) {
+        let bound: Vec<usize> = d.bindings.iter().map(|(_, id)| *id).filter(|id| *id >= ACTIVATIONS).collect();
+        let handed_on = bound.iter().filter(|id| activations[**id - ACTIVATIONS].is_passing);
+        let end = handed_on.map(|id| last_use[id]).max().unwrap_or(at);
+        for id in bound {
+            last_use.entry(id).and_modify(|last| *last = end.max(*last));
+        }
+    }
+    // The largest that takes it, and when it is free again.
+    let mut slots: Vec<(Activation, usize)> = Vec::new();
     let mut slot_of = BTreeMap::new();
     for (at, d) in dispatches.iter().enumerate() {
         for (_, id) in d.bindings.iter().filter(|(_, id)| *id >= ACTIVATIONS) {
             if slot_of.contains_key(id) {
                 continue;
             }
-            let Activation { texels: need, is_half } = activations[id - ACTIVATIONS];
-            let free = slots.iter().enumerate().filter(|(_, (_, half, until))| *until < at && *half == is_half);
-            let best = free.min_by_key(|(_, (texels, ..))| (*texels < need, texels.abs_diff(need))).map(|(s, _)| s);
-            let slot = best.unwrap_or_else(|| {
-                slots.push((0, is_half, 0));
-                slots.len() - 1
-            });
-            slots[slot] = (slots[slot].0.max(need), is_half, last_use[id]);
+            let need = activations[id - ACTIVATIONS];
+            let same_kind = |a: &Activation| (a.is_half, a.is_passing) == (need.is_half, need.is_passing);
+            let free = slots.iter().enumerate().filter(|(_, (of, until))| *until < at && same_kind(of));
+            let fit = |of: &Activation| (of.texels < need.texels, of.texels.abs_diff(need.texels));
+            let slot = free.min_by_key(|(_, (of, _))| fit(of)).map_or(slots.len(), |(slot, _)| slot);
+            if slot == slots.len() {
+                slots.push((need, 0));
+            }
+            slots[slot].0.texels = slots[slot].0.texels.max(need.texels);
+            slots[slot].1 = last_use[id];
             slot_of.insert(*id, slot);
         }
     }
     let first = resources.len();
-    for (i, (texels, is_half, _)) in slots.iter().enumerate() {
-        let kind = if *is_half { Kind::Half } else { Kind::Activation };
-        resources.push(Resource { label: format!("activation {i}"), kind, per_sample: *texels });
+    for (i, (Activation { texels, is_half, is_passing }, _)) in slots.iter().enumerate() {
+        let (kind, per_sample) = match (is_half, is_passing) {
+            (_, true) => (Kind::Passing(*texels), 0),
+            (true, _) => (Kind::Half, *texels),
+            _ => (Kind::Activation, *texels),
+        };
+        resources.push(Resource { label: format!("activation {i}"), kind, per_sample });
     }
     for d in dispatches {
         for (name, id) in &mut d.bindings {
             if let Some(slot) = slot_of.get(id) {
                 *id = first + slot;
-                if slots[*slot].1 {
+                if slots[*slot].0.is_half {
                     d.kernel.halves.push(name);
                 }
             }
         }
     }
-    resources.push(Resource::stage(&resources[first..], storage)?);
-    Some(resources.len() - 1)
+    Stages::of_all(&resources[first..], storage).map(|stage| {
+        resources.push(stage);
+        resources.len() - 1
+    })
 }
 
 impl fmt::Display for Plan {
@@ -725,9 +743,48 @@ impl fmt::Display for Plan {
             let bytes = r.bytes(1, Storage::Buffer).unwrap_or(u64::MAX);
             match r.kind {
                 Kind::Constant(_) | Kind::Texels(_) => weights += bytes,
+                _ if r.per_sample == 0 => writeln!(f, "  {:<28} {bytes:>10}  (for any batch)", r.label)?,
                 _ => writeln!(f, "  {:<28} {bytes:>10}", r.label)?,
             }
         }
         writeln!(f, "  {:<28} {weights:>10}  (for any batch)", "weights, both directions")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernel::Kernel;
+
+    /// What the first part's last dispatch writes must not lie where the second part's first one reads, nor where its second does.
+    #[test]
+    fn what_parts_read_is_kept_until_the_last_has_written() {
+        let dispatch = |grid: Grid, bindings: &[(&'static str, usize)]| Dispatch {
+            kernel: Kernel::new("any", Vec::new(), Storage::Buffer),
+            layer: "any".into(),
+            bindings: bindings.iter().map(|(name, id)| (*name, ACTIVATIONS + id)).collect(),
+            grid,
+            flops: 0,
+        };
+        let whole = Activation { texels: 8, is_half: false, is_passing: false };
+        let passing = Activation { is_passing: true, ..whole };
+        let activations = [whole, passing, passing, whole, whole];
+        let slots = |grid: Grid| {
+            let mut dispatches = vec![
+                dispatch(Grid::Once(1), &[("y", 0), ("res", 4)]),
+                dispatch(grid, &[("x", 0), ("v", 1)]),
+                dispatch(grid, &[("v", 1), ("m", 2)]),
+                dispatch(grid, &[("m", 2), ("res", 4), ("y", 3)]),
+            ];
+            let mut resources = Vec::new();
+            assign_slots(&activations, &mut dispatches, &mut resources, Storage::Buffer);
+            let of = |d: usize, b: usize| dispatches[d].bindings[b].1;
+            [of(1, 0), of(1, 1), of(2, 1), of(3, 2), of(3, 1)]
+        };
+        let [x, v, m, y, res] = slots(Grid::Parts { part: 2, items: 1, each: 1, size: 1, y: 1 });
+        assert!(x != y && v != m && res != y && ![x, y, res].contains(&v) && ![x, y, res].contains(&m));
+        // Where all samples are done with, x's memory is free for y.
+        let [x, .., y, _] = slots(Grid::PerSample(1, 1));
+        assert_eq!(x, y);
     }
 }

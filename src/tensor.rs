@@ -40,8 +40,12 @@ pub enum Kind {
     Memory,
     /// Blocks of sixteen bytes (`attack::Sample` is four of them).
     Samples,
-    /// Eight bytes: texels on their way to textures. One stage serves all that a plan writes, one after the other.
-    Stage,
+    /// Eight bytes: texels on their way to textures, so many whatever the batch and the rest for each sample. One stage serves all
+    /// that a plan writes, one after the other.
+    Stage(u64),
+    /// Texels of four f32, so many whatever the batch: what dispatches that do a part of it at a time hand on
+    /// ([`crate::kernel::Grid::Parts`]).
+    Passing(u64),
     /// The same bytes for every batch: weights and the like.
     Constant(Vec<u8>),
     /// Texels of four f32, the same for every batch; they lie where activations do.
@@ -55,7 +59,7 @@ pub enum Kind {
 impl Kind {
     /// Whether it lies in a texture where activations do.
     pub(crate) fn is_texels(&self) -> bool {
-        matches!(self, Kind::Activation | Kind::Half | Kind::Texels(_))
+        matches!(self, Kind::Activation | Kind::Half | Kind::Passing(_) | Kind::Texels(_))
     }
 
     /// Bytes of a texel.
@@ -81,14 +85,6 @@ pub struct Resource {
 }
 
 impl Resource {
-    /// A stage for the largest activation that is `written`, where those lie in textures.
-    pub(crate) fn stage<'r>(written: impl IntoIterator<Item = &'r Resource>, storage: Storage) -> Option<Self> {
-        let texels = written.into_iter().filter(|r| r.kind.is_texels());
-        let per_sample = texels.map(|r| r.per_sample.saturating_mul(r.kind.texel_bytes()) / 8).max();
-        let per_sample = per_sample.filter(|_| storage == Storage::Texture)?;
-        Some(Resource { label: "texels on their way to textures".into(), kind: Kind::Stage, per_sample })
-    }
-
     /// Bytes on the device for `n` samples.
     pub fn bytes(&self, n: u64, storage: Storage) -> Option<u64> {
         let elements = self.per_sample.checked_mul(n)?;
@@ -98,8 +94,12 @@ impl Resource {
             }
             (Kind::Activation | Kind::Half, Storage::Buffer) => elements.checked_mul(self.kind.texel_bytes()),
             // Whole rows are copied, of whatever texels.
-            (Kind::Stage, Storage::Texture) => elements.checked_mul(8)?.checked_next_multiple_of(ROW),
-            (Kind::Stage, Storage::Buffer) => elements.checked_mul(8),
+            (Kind::Stage(more), Storage::Texture) => {
+                elements.checked_add(*more)?.checked_mul(8)?.checked_next_multiple_of(ROW)
+            }
+            (Kind::Stage(more), Storage::Buffer) => elements.checked_add(*more)?.checked_mul(8),
+            (Kind::Passing(texels), Storage::Texture) => Some(rows(*texels) * TEXTURE_WIDTH * 16),
+            (Kind::Passing(texels), Storage::Buffer) => texels.checked_mul(16),
             (Kind::Samples, _) => elements.checked_mul(16),
             (Kind::Words | Kind::Floats | Kind::Memory, _) => elements.checked_mul(4),
             (Kind::Texels(bytes), Storage::Texture) => Some(rows(bytes.len() as u64 / 16) * TEXTURE_WIDTH * 16),
@@ -119,6 +119,70 @@ impl Resource {
             }
             _ => Some(bytes),
         }
+    }
+}
+
+/// Stages, of whatever stands for one. What is handed on within a part of a batch has a stage of its own, for what leaves the parts is
+/// copied behind the last of them.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Stages<T> {
+    batch: Option<T>,
+    part: Option<T>,
+}
+
+impl Stages<Resource> {
+    /// For the largest activations that are `written`, where those lie in textures.
+    pub fn of_all<'r>(written: impl IntoIterator<Item = &'r Resource>, storage: Storage) -> Self {
+        let (mut batch, mut part) = (None, None);
+        for r in written.into_iter().filter(|r| r.kind.is_texels() && storage == Storage::Texture) {
+            match r.kind {
+                Kind::Passing(texels) => part = part.max(Some(2 * texels)),
+                _ => batch = batch.max(Some(r.per_sample.saturating_mul(r.kind.texel_bytes()) / 8)),
+            }
+        }
+        let label = || "texels on their way to textures".into();
+        let stage = |eights, per_sample| Resource { label: label(), kind: Kind::Stage(eights), per_sample };
+        Stages { batch: batch.map(|each| stage(0, each)), part: part.map(|all| stage(all, 0)) }
+    }
+}
+
+impl<T> Stages<T> {
+    /// Where what goes to a texture of that kind is left.
+    pub fn of(&self, kind: &Kind) -> Option<&T> {
+        if let Kind::Passing(_) = kind { self.part.as_ref() } else { self.batch.as_ref() }
+    }
+
+    /// What stands for each instead.
+    pub fn map<U>(self, mut f: impl FnMut(T) -> U) -> Stages<U> {
+        Stages { batch: self.batch.map(&mut f), part: self.part.map(f) }
+    }
+
+    /// The same, where it may fail.
+    pub fn try_map<U>(self, mut f: impl FnMut(T) -> Result<U>) -> Result<Stages<U>> {
+        Ok(Stages { batch: self.batch.map(&mut f).transpose()?, part: self.part.map(f).transpose()? })
+    }
+
+    /// Both, where they are there.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.batch.iter().chain(&self.part)
+    }
+}
+
+/// What a dispatch binds: memory, the bytes of it that a batch takes, and the stage for what is written there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lent<'a> {
+    pub memory: &'a Allocated,
+    pub bytes: u64,
+    pub stage: Option<&'a Allocated>,
+    /// Whether the parts of a batch have it one after the other.
+    pub is_passing: bool,
+}
+
+impl<'a> Lent<'a> {
+    /// For a batch of `n`.
+    pub fn new(resource: &Resource, n: u64, memory: &'a Allocated, stage: Option<&'a Allocated>) -> Self {
+        let is_passing = matches!(resource.kind, Kind::Passing(_));
+        Lent { memory, bytes: resource.bytes(n, Storage::Buffer).unwrap_or(0), stage, is_passing }
     }
 }
 

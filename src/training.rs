@@ -11,7 +11,7 @@ use crate::kernel::{Bound, Dispatch};
 use crate::model::{Arch, Dims, Layer, Model};
 use crate::network::{Memory, Options, append, mark, run};
 use crate::plan::{Target, TrainingPlan};
-use crate::tensor::{Allocated, Kind};
+use crate::tensor::{Allocated, Kind, Lent};
 use crate::weights::{self, Tensors};
 use std::cell::OnceCell;
 use std::sync::{Mutex, PoisonError};
@@ -264,9 +264,11 @@ impl Training {
     }
 
     fn bind(&self, memory: Memory<'_>, dispatch: &Dispatch, n: usize) -> Result<Bound> {
-        let bytes = |id: usize| self.plan.resources[id].bytes(n as u64, Storage::Buffer).unwrap_or(0);
-        let stage = self.plan.stage.map(|id| memory.get(id));
-        dispatch.bind(&self.gpu, n as u32, stage, |id| (memory.get(id), bytes(id)))
+        dispatch.bind(&self.gpu, n as u32, |id| {
+            let resource = &self.plan.resources[id];
+            let stage = self.plan.stages.of(&resource.kind).map(|stage| memory.get(*stage));
+            Lent::new(resource, n as u64, memory.get(id), stage)
+        })
     }
 }
 

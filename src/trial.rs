@@ -11,7 +11,7 @@ use crate::attack::{Sample, State};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Held, Pipeline, Storage};
 use crate::kernel::{Access, Bound, Dispatch, Grid, Kernel, Ready, Recorder, submit};
-use crate::tensor::{Allocated, Kind, Resource};
+use crate::tensor::{Allocated, Kind, Lent, Resource, Stages};
 use std::cell::Cell;
 use std::collections::BTreeMap;
 use std::fmt;
@@ -188,8 +188,8 @@ impl Trial {
         let size = |id: usize| resources[id].bytes(n, storage).unwrap_or(u64::MAX / 4);
         let sum = |updated: bool| bound.iter().filter(|(_, u)| u.updated == updated).map(|(id, _)| size(*id)).sum();
         let (read, written): (u64, u64) = (sum(false), sum(true));
-        let stage = Resource::stage(bound.iter().filter(|(_, u)| u.updated).map(|(id, _)| &resources[*id]), storage);
-        let written = written + stage.as_ref().and_then(|stage| stage.bytes(n, storage)).unwrap_or(0);
+        let stages = Stages::of_all(bound.iter().filter(|(_, u)| u.updated).map(|(id, _)| &resources[*id]), storage);
+        let written = written + stages.iter().filter_map(|stage| stage.bytes(n, storage)).sum::<u64>();
         let wanted = (setup.working_set.div_ceil(read.max(1)) + 1).min(MOST_COPIES);
         let fit = setup.memory.saturating_sub(written) / read.max(1);
         let copies = if setup.working_set == 0 || read == 0 { 1 } else { wanted.min(fit).max(1) };
@@ -204,17 +204,16 @@ impl Trial {
             Ok(memory)
         };
         let mut updated = allocate(true, 0)?;
-        let allocated = |stage: &Resource| gpu.scope(&stage.label, || Allocated::new(gpu, stage, n, storage));
-        let stage = stage.as_ref().map(allocated).transpose()?;
+        let stages = stages.try_map(|stage| gpu.scope(&stage.label, || Allocated::new(gpu, &stage, n, storage)))?;
         let ready = dispatches.iter().map(|d| d.ready(gpu, custom.map(|c| c.0.clone()))).collect::<Result<Vec<_>>>()?;
         let mut bounds = Vec::new();
         for copy in 0..copies {
             // Bindings keep alive what they bind.
             let memory = allocate(false, copy as u32)?;
             let bind = |(d, ready): (&Dispatch, &Ready)| {
-                d.bind_ready(gpu, setup.samples, ready, stage.as_ref(), |id| {
+                d.bind_ready(gpu, setup.samples, ready, |id| {
                     let memory = memory.get(&id).or_else(|| updated.get(&id)).expect("all that is bound is there");
-                    (memory, resources[id].bytes(n, Storage::Buffer).unwrap_or(0))
+                    Lent::new(&resources[id], n, memory, stages.of(&resources[id].kind))
                 })
             };
             bounds.push(gpu.scope("binding a trial", || dispatches.iter().zip(&ready).map(bind).collect())?);
@@ -310,6 +309,7 @@ impl Trial {
                 for (_, bound) in self.copies[turn].iter().enumerate().filter(|(i, _)| which(*i)) {
                     recorder.dispatch(bound);
                 }
+                recorder.parts();
             }
             recorder.end(stamps(false, true).filter(|_| parted));
             if let Some(timestamps) = &timestamps {
@@ -429,7 +429,8 @@ fn fill(
     let count = (resource.per_sample * u64::from(samples)) as usize;
     let mut scatter = Scatter(u64::from(seed) << 32);
     let bytes: Vec<u8> = match &resource.kind {
-        Kind::Constant(_) | Kind::Texels(_) | Kind::Stage => return Ok(()),
+        // What is handed on is written first.
+        Kind::Constant(_) | Kind::Texels(_) | Kind::Stage(_) | Kind::Passing(_) => return Ok(()),
         Kind::Activation | Kind::Half => {
             let dispatch = texel_dispatch("probe_fill", "y", resource, storage);
             return run_on_texels(gpu, &dispatch, resource, seed, samples, memory, None);
@@ -487,16 +488,16 @@ fn run_on_texels(
     let words = [resource.per_sample as u32, seed, 0, 0];
     let params =
         Resource { label: "params".into(), kind: Kind::Constant(bytemuck::cast_slice(&words).to_vec()), per_sample: 0 };
-    let bytes = resource.per_sample * u64::from(samples) * 16;
-    let read = resource.bytes(u64::from(samples), Storage::Buffer).unwrap_or(0);
+    let n = u64::from(samples);
+    let as_numbers = Resource { kind: Kind::Samples, ..resource.clone() };
     gpu.scope(dispatch.kernel.entry, || {
-        let params = Allocated::new(gpu, &params, 1, dispatch.kernel.storage)?;
-        let stage = Resource::stage(plain.is_none().then_some(resource), dispatch.kernel.storage);
-        let stage = stage.map(|s| Allocated::new(gpu, &s, samples.into(), dispatch.kernel.storage)).transpose()?;
-        let bound = dispatch.bind(gpu, samples, stage.as_ref(), |id| match id {
-            0 => (&params, 16),
-            1 => (texels, read),
-            _ => (plain.unwrap_or(texels), bytes),
+        let memory = Allocated::new(gpu, &params, 1, dispatch.kernel.storage)?;
+        let stages = Stages::of_all(plain.is_none().then_some(resource), dispatch.kernel.storage);
+        let stages = stages.try_map(|stage| Allocated::new(gpu, &stage, n, dispatch.kernel.storage))?;
+        let bound = dispatch.bind(gpu, samples, |id| match id {
+            0 => Lent::new(&params, 1, &memory, None),
+            1 => Lent::new(resource, n, texels, stages.of(&resource.kind)),
+            _ => Lent::new(&as_numbers, n, plain.unwrap_or(texels), None),
         })?;
         // Whoever uses the texels comes later on the same queue.
         submit(gpu, [&bound]).map(drop)

@@ -218,20 +218,22 @@ fn fits(plan: &Plan, n: u64, memory: u64) -> Result<(), String> {
             Kind::Half => 8 * elements,
             Kind::Words | Kind::Floats => 4 * elements,
             // Whole rows of texels.
-            Kind::Stage => {
-                must(8 * elements <= limits.storage_binding, format!("{label}: {elements} eights"))?;
-                let bytes = (8 * elements).next_multiple_of(2048 * 16);
+            Kind::Stage(more) => {
+                let eights = elements + more;
+                must(8 * eights <= limits.storage_binding, format!("{label}: {eights} eights"))?;
+                let bytes = (8 * eights).next_multiple_of(2048 * 16);
                 must(bytes <= limits.buffer, format!("{label}: {bytes} bytes"))?;
                 total += bytes;
                 continue;
             }
             Kind::Constant(data) | Kind::Texels(data) => data.len() as u64,
+            Kind::Passing(texels) => 16 * texels,
             Kind::Uniform => 16,
             Kind::Whole(values) => 4 * values,
             Kind::Memory => unreachable!("passed by above"),
         };
-        if matches!(kind, Kind::Activation | Kind::Half | Kind::Texels(_)) && plan.target().storage == Storage::Texture
-        {
+        let texels = matches!(kind, Kind::Activation | Kind::Half | Kind::Passing(_) | Kind::Texels(_));
+        if texels && plan.target().storage == Storage::Texture {
             let texel = if *kind == Kind::Half { 8 } else { 16 };
             // Odd, and three or more; drivers keep them in tiles four texels high.
             let rows = (bytes / texel).div_ceil(2048).max(3) | 1;
@@ -246,6 +248,10 @@ fn fits(plan: &Plan, n: u64, memory: u64) -> Result<(), String> {
         if let Grid::Flat { items, samples, size, .. } = d.grid {
             let groups = (n.div_ceil(u64::from(samples)) * u64::from(items)).div_ceil(u64::from(size));
             must(groups <= limits.workgroups, format!("{d}: {groups} workgroups along x"))?;
+        }
+        if let Grid::Parts { part, items, each, size, .. } = d.grid {
+            let groups = (n.min(u64::from(part)) * u64::from(items)).div_ceil(u64::from(each * size));
+            must(groups <= limits.workgroups, format!("{d}: {groups} workgroups along x, for a part"))?;
         }
     }
     let floats = plan.resources.iter().filter(|r| r.kind == Kind::Floats).map(|r| r.per_sample).max().unwrap();
@@ -280,7 +286,7 @@ fn check_dispatches(plan: &Plan) {
             let id =
                 d.bindings.iter().find(|(n, _)| n == name).unwrap_or_else(|| panic!("{what}: {name} is unbound")).1;
             let resource = &plan.resources[id];
-            let texels = matches!(resource.kind, Kind::Activation | Kind::Half | Kind::Texels(_));
+            let texels = matches!(resource.kind, Kind::Activation | Kind::Half | Kind::Passing(_) | Kind::Texels(_));
             assert_eq!(d.kernel.halves.iter().any(|h| h == name), resource.kind == Kind::Half, "{what}: {name}");
             let texture = texels && d.kernel.storage == Storage::Texture;
             match access {
@@ -672,6 +678,30 @@ proptest! {
             Err(e) => prop_assert!(false, "{e}"),
         }
     }
+}
+
+/// Winograd's convolutions, whose memory does not grow with the batch, at limits that are known and at tight ones.
+#[test]
+fn parts_of_a_batch_obey_the_limits() {
+    let layers = vec![conv("a", 64, 72, 3, 1, 1), Layer::GlobalAvgPool, linear("z", 72, 3)];
+    let model = model(Dims::new(64, 19, 32), layers);
+    let (mut refused, mut planned) = (0, 0);
+    for side in 5..16 {
+        for limits in known_limits().into_iter().chain([Limits { workgroups: 7 * side, ..Limits::default() }]) {
+            let limits = Limits { texture_side: limits.texture_side.min(1 << side), ..limits };
+            let device = target(limits, Storage::Texture, Variant::Fast);
+            let device = Target { math: Math::Fast, subgroup: 8, is_software: true, ..device };
+            match Plan::new(&model, &device) {
+                Ok(plan) => {
+                    assert!(plan.is_fast());
+                    check_limits(&plan, 1 << 25);
+                    planned += 1;
+                }
+                Err(_) => refused += 1,
+            }
+        }
+    }
+    assert!(planned > 10 && refused > 10, "{planned} planned, {refused} refused");
 }
 
 /// The generator above must not live on refusals.

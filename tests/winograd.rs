@@ -5,6 +5,7 @@ mod common;
 
 use common::*;
 use signstep::attack::Engine;
+use signstep::kernel::Grid;
 use signstep::model::{Dims, Layer};
 use signstep::plan::{Family, Math, Tile};
 use signstep::{Model, Network, Options, Plan, Reference, Target, Variant};
@@ -91,6 +92,37 @@ fn without_a_relu_only_roundings_are_left() {
         let error = relative_l2(&net.input_gradient(&images, &[0, 2]).unwrap().gradient, &want);
         // Roundings of 6e-8, some ten of them one after the other, multiplied by what the transforms cost: about ten.
         assert!(error <= 1e-5, "({c}, {k}, {h}, {w}): off by {error:e}");
+    }
+}
+
+/// A batch that goes through in parts gives the bits of its samples alone, and marks the one that overflows, in whichever part.
+#[test]
+fn parts_of_a_batch_give_the_bits_of_samples_alone() {
+    let mut rng = Rng::new(24);
+    let model = model(&mut rng, (64, 64, 31, 32));
+    let one = model.input.len();
+    let net = with(&model, Math::Fast, Variant::Fast);
+    let parts = net.plan().dispatches().filter_map(|d| match d.grid {
+        Grid::Parts { part, .. } => Some(part as usize),
+        _ => None,
+    });
+    let parts: Vec<usize> = parts.collect();
+    assert_eq!(parts.len(), if is_offered() { 3 * 6 } else { 0 });
+    // Two parts, and a third of one sample.
+    let n = 2 * parts.first().copied().unwrap_or(4) + 1;
+    assert!(n < 12 && parts.iter().all(|part| *part == parts[0]), "{parts:?}");
+    let mut images = rng.images(n * one);
+    let overflows = n - 2;
+    images[overflows * one..(overflows + 1) * one].fill(f32::MAX / 4.0);
+    let classes: Vec<u32> = (0..n as u32).map(|i| i % 3).collect();
+    let all = net.input_gradient(&images, &classes).unwrap();
+    for (i, image) in images.chunks(one).enumerate() {
+        let alone = net.input_gradient(image, &classes[i..=i]).unwrap();
+        assert_eq!(all.health[i].is_healthy(), i != overflows, "sample {i}");
+        assert_eq!(all.health[i], alone.health[0], "sample {i}");
+        if i != overflows {
+            assert_bits(&format!("sample {i}"), &all.gradient[i * one..(i + 1) * one], &alone.gradient);
+        }
     }
 }
 

@@ -120,11 +120,13 @@ pub(crate) struct Build<'a> {
     pub sites: Vec<(Range<usize>, String)>,
 }
 
-/// An activation without a slot: texels of a sample, and whether they are of f16.
+/// An activation without a slot: texels of a sample, and whether they are of f16; or texels in all, where the parts of a batch have
+/// it one after the other.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Activation {
     pub texels: u64,
     pub is_half: bool,
+    pub is_passing: bool,
 }
 
 /// Ids of activations that have no slot yet begin here.
@@ -161,8 +163,14 @@ impl<'a> Build<'a> {
     }
 
     pub fn activation(&mut self, dims: Dims, signs: Option<usize>) -> Value {
-        self.activations.push(Activation { texels: texels(dims), is_half: false });
+        self.activations.push(Activation { texels: texels(dims), is_half: false, is_passing: false });
         Value { id: ACTIVATIONS + self.activations.len() - 1, dims, signs }
+    }
+
+    /// So many texels that one dispatch hands on to the next, of a part of the batch.
+    pub fn passing(&mut self, texels: u64) -> usize {
+        self.activations.push(Activation { texels, is_half: false, is_passing: true });
+        ACTIVATIONS + self.activations.len() - 1
     }
 
     /// Keeps every activation as f16 but those.

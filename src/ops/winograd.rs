@@ -5,7 +5,6 @@ use super::conv::{Gather, Pass};
 use super::tile::{Family, SHARE};
 use super::{Bindings, Build, Consts, Epilogue, Math, Target, Variant, workgroup};
 use crate::kernel::{Dispatch, Grid, Kernel};
-use crate::model::Dims;
 
 /// Outputs of a tile along each side.
 const SIDE: usize = 4;
@@ -16,8 +15,12 @@ const PLACES: usize = 36;
 /// Blocks of four output channels in an invocation of the naive kernel, and of the one that ends a convolution: a word of signs.
 const BLOCKS: usize = 2;
 
-/// Blocks of four output channels in one invocation of the products.
+/// Blocks of four output channels in one invocation of the products; twice as many where they divide all there are.
 const GROUP: usize = 4;
+
+/// Texels that V or M takes, unless one sample or the tiles of a subgroup need more: so large are the parts of a batch that go through
+/// the three kernels at a time, for caches hold both, and their stages (`benches/NOTES.md`).
+const PART: u64 = 160 << 10;
 
 /// Channels, read and written, from which this is faster than the definition (`benches/NOTES.md`).
 const CHANNELS: usize = 64;
@@ -98,12 +101,18 @@ fn naive(build: &mut Build, g: &Gather, epilogue: Epilogue) {
 /// Transforms and products in kernels of their own: together they are too long a program, and compile for ten seconds.
 fn apart(build: &mut Build, g: &Gather, epilogue: Epilogue) {
     let (i4, o4) = g.blocks();
-    let groups = o4.div_ceil(GROUP);
-    let m4 = groups * GROUP;
+    // The more channels, the fewer loads of V.
+    let qt = if o4.is_multiple_of(2 * GROUP) { 2 * GROUP } else { GROUP };
+    let groups = o4.div_ceil(qt);
+    let m4 = groups * qt;
     let tiles = tiles(g);
-    let transformed = |blocks: usize| Dims::new(4 * blocks, PLACES, tiles as usize);
-    let v = build.activation(transformed(i4), None).id;
-    let m = build.activation(transformed(m4), None).id;
+    // And tiles of an invocation of the products: where an image has few, a small batch must fill a subgroup, too.
+    let px = if tiles < 4 { 2 } else { 4 };
+    let fit = PART / (PLACES * i4.max(m4)) as u64 / u64::from(tiles);
+    let part = (fit as u32).max((SHARE * px).div_ceil(tiles));
+    let passing = |blocks: usize| u64::from(part) * u64::from(tiles) * (PLACES * blocks) as u64;
+    let (v, m) = (build.passing(passing(i4)), build.passing(passing(m4)));
+    let in_parts = |items, each, size, y| Grid::Parts { part, items, each, size, y };
     let [first, second, third] = match g.pass {
         Pass::Forward => {
             ["conv2d_forward_winograd_before", "conv2d_forward_winograd_products", "conv2d_forward_winograd_after"]
@@ -119,14 +128,12 @@ fn apart(build: &mut Build, g: &Gather, epilogue: Epilogue) {
 
     let items = tiles * i4 as u32;
     let size = workgroup(items);
-    let consts_before = [consts(g), sides.to_vec(), vec![("WG", size)]].concat();
+    let consts_before = [consts(g), sides.to_vec(), vec![("WG", size), ("PART", part)]].concat();
     let bindings = vec![("x", g.x.id), ("v", v), ("health", build.health)];
-    push(build, g, first, consts_before, bindings, Grid::Flat { items, samples: 1, size, y: 1 }, before(i));
+    push(build, g, first, consts_before, bindings, in_parts(items, 1, size, 1), before(i));
 
-    let size = build.target.handing_round(tiles);
-    // And tiles: where an image has few, a small batch must fill a subgroup, too.
-    let (qt, px) = (GROUP, if tiles < 4 { 2 } else { 4 });
-    let shape = vec![("QT", qt as u32), ("PX", px), ("OT", groups as u32), ("WG", size)];
+    let size = build.target.handing_round(tiles.div_ceil(px));
+    let shape = vec![("QT", qt as u32), ("PX", px), ("OT", groups as u32), ("WG", size), ("PART", part)];
     // [36, OT, IC4, 4, QT], each of 4 output channels. One group's and block's weights at all places at a time: of the rest,
     // nothing is kept.
     let mut texels = vec![[0.0; 4]; PLACES * m4 * i4 * 4];
@@ -139,12 +146,12 @@ fn apart(build: &mut Build, g: &Gather, epilogue: Epilogue) {
     }
     let w = build.texels(format!("{} weights", g.layer), with_zeros(texels));
     let bindings = vec![("w", w), ("v", v), ("m", m), ("health", build.health)];
-    let grid = Grid::Flat { items: tiles, samples: px, size, y: (PLACES * groups) as u32 };
+    let grid = in_parts(tiles, px, size, (PLACES * groups) as u32);
     push(build, g, second, [consts(g), sides.to_vec(), shape].concat(), bindings, grid, products(i, o));
 
     let items = tiles * (o4.div_ceil(2)) as u32;
     let size = workgroup(items);
-    let mut consts = vec![("QT", BLOCKS as u32), ("PX", SIDE as u32), ("M4", m4 as u32), ("WG", size)];
+    let mut consts = vec![("QT", BLOCKS as u32), ("PX", SIDE as u32), ("M4", m4 as u32), ("WG", size), ("PART", part)];
     let biases: Vec<[f32; 4]> = (0..m4).map(|b| g.biases(b)).collect();
     let b = build.texels(format!("{} biases", g.layer), with_zeros(biases));
     let mut bindings = vec![("b", b), ("m", m), ("y", g.y.id)];
@@ -152,7 +159,7 @@ fn apart(build: &mut Build, g: &Gather, epilogue: Epilogue) {
     if epilogue.relu.is_none() {
         bindings.push(("health", build.health));
     }
-    push(build, g, third, consts, bindings, Grid::Flat { items, samples: 1, size, y: 1 }, after(o));
+    push(build, g, third, consts, bindings, in_parts(items, 1, size, 1), after(o));
 }
 
 fn push(

@@ -11,7 +11,7 @@ use crate::kernel::{Dispatch, MAX_BATCH};
 use crate::model::{Conv2d, Layer, Model, Shortcut};
 use crate::ops::batch_norm::Norm;
 use crate::ops::{self, Build, Epilogue, Ids, Residual, ResidualKind, Target, Value};
-use crate::tensor::{Kind, Resource};
+use crate::tensor::{Kind, Resource, Stages};
 
 /// Dispatches of one network in training mode, in order, and what they run on.
 #[derive(Clone, Debug)]
@@ -27,7 +27,7 @@ pub struct TrainingPlan {
     /// What the dispatches' bindings refer to.
     pub resources: Vec<Resource>,
     /// Where kernels leave texels that go to textures.
-    pub(crate) stage: Option<usize>,
+    pub(crate) stages: Stages<usize>,
     pub(crate) ids: Ids,
     /// The first batch norm whose channels have one value a sample.
     pub(crate) one_value: Option<String>,
@@ -100,7 +100,7 @@ impl TrainingPlan {
         ops::pointwise::normalise_input_grad(&mut build, channels, dimage, ids.dx, None);
 
         let Build { mut resources, activations, mut dispatches, .. } = build;
-        let stage = assign_slots(&activations, &mut dispatches, &mut resources, target.storage);
+        let stages = assign_slots(&activations, &mut dispatches, &mut resources, target.storage);
         let backward = dispatches.split_off(forward_end + 2);
         // All losses stand in one place, on the same memory.
         let slots = dispatches.pop().expect("pushed above").bindings;
@@ -112,7 +112,7 @@ impl TrainingPlan {
             losses,
             logits,
             resources,
-            stage,
+            stages,
             ids,
             one_value: one_value(&tape),
             target: target.clone(),

@@ -8,8 +8,8 @@
 use super::{Used, Written, fill, uses, widened};
 use crate::error::Result;
 use crate::gpu::{Gpu, Storage};
-use crate::kernel::{Access, Dispatch, submit};
-use crate::tensor::{Allocated, Kind, Resource};
+use crate::kernel::{Dispatch, submit};
+use crate::tensor::{Allocated, Kind, Lent, Resource};
 use std::collections::BTreeMap;
 
 /// Bytes of canaries before and behind a binding; offsets of bindings are multiples of no more.
@@ -60,13 +60,8 @@ pub fn guarded(gpu: &Gpu, dispatches: &[Dispatch], resources: &[Resource], sampl
         let slack = if exact.contains(&id) { 0 } else { SLACK };
         all.insert(id, fence(gpu, &resources[id], used, storage, samples, slack)?);
     }
-    let bind = |d: &Dispatch| {
-        let source = d.kernel.source()?;
-        let is_written = |name| source.bindings.contains(&(String::from(name), Access::ActivationWrite));
-        let written = d.bindings.iter().find(|(name, _)| is_written(*name));
-        let stage = written.and_then(|(_, id)| all[id].written.as_ref());
-        d.bind(gpu, samples, stage, |id| (&all[&id].memory, all[&id].bytes))
-    };
+    let lent = |id: usize| Lent::new(&resources[id], samples.into(), &all[&id].memory, all[&id].written.as_ref());
+    let bind = |d: &Dispatch| d.bind(gpu, samples, lent);
     gpu.scope("a guarded run", || {
         let ready = dispatches.iter().map(bind).collect::<Result<Vec<_>>>()?;
         gpu.wait(submit(gpu, &ready)?)
