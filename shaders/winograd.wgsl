@@ -141,8 +141,8 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
 
 //# kernel conv2d_forward_winograd_before conv2d_input_grad_winograd_before
 // The fast kernels are three, for adapters where a load costs far more than a multiply-add, as the broadcast kernels of conv2d.wgsl.
-// They do a part of the batch at a time, PART samples: the caches hold V and M then. First V of its every tile, one block of channels
-// in an invocation.
+// They do a part of the batch at a time, PART samples: the caches hold V and M then. First V of every tile of the part, one block of
+// channels in an invocation.
 //# x: activation read                         [N, IC4, IH, IW] of 4 channels
 //# v: activation write                        [36, IC4, tiles of the part] of 4 channels
 //# include pad

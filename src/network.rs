@@ -14,7 +14,7 @@ use crate::kernel::{Bound, Dispatch, Recorder};
 use crate::model::{Dims, Layer, Model};
 use crate::ops::step::LANES;
 use crate::plan::{Math, Plan, Target, Tuning, Variant};
-use crate::tensor::{Allocated, Kind, Lent};
+use crate::tensor::{Allocated, Kind, Lent, Resource, Stages};
 use crate::weights::Tensors;
 use std::cell::OnceCell;
 use std::ops::Range;
@@ -288,7 +288,7 @@ impl Network {
             self.capacity.store(0, Ordering::Relaxed);
             self.remembering.store(0, Ordering::Relaxed);
             let allocated = self.gpu.scope("memory for the batch", || {
-                let grows = |r: &crate::tensor::Resource| r.per_sample > 0 && r.kind != Kind::Memory;
+                let grows = |r: &Resource| r.per_sample > 0 && r.kind != Kind::Memory;
                 let all = self.plan.resources.iter();
                 all.map(|r| grows(r).then(|| Allocated::new(&self.gpu, r, n as u64, storage)).transpose()).collect()
             });
@@ -328,11 +328,7 @@ impl Network {
     }
 
     fn bind(&self, memory: Memory<'_>, dispatch: &Dispatch, n: usize) -> Result<Bound> {
-        dispatch.bind(&self.gpu, n as u32, |id| {
-            let resource = &self.plan.resources[id];
-            let stage = self.plan.stages.of(&resource.kind).map(|stage| memory.get(*stage));
-            Lent::new(resource, n as u64, memory.get(id), stage)
-        })
+        dispatch.bind(&self.gpu, n as u32, |id| memory.lent(id, n, &self.plan.resources, &self.plan.stages))
     }
 
     /// Number of samples in `images`.
@@ -371,6 +367,12 @@ pub(crate) struct Memory<'a> {
 impl<'a> Memory<'a> {
     pub fn get(self, id: usize) -> &'a Allocated {
         self.batch[id].as_ref().or(self.constants[id].as_ref()).expect("all are allocated")
+    }
+
+    /// What a batch of `n` takes of it.
+    pub fn lent(self, id: usize, n: usize, resources: &[Resource], stages: &Stages<usize>) -> Lent<'a> {
+        let stage = stages.of(&resources[id].kind).map(|stage| self.get(*stage));
+        Lent::new(&resources[id], n as u64, self.get(id), stage)
     }
 }
 

@@ -293,8 +293,8 @@ pub(crate) struct Staged {
 }
 
 impl Staged {
-    /// Of the first `bytes` of `stage` to `texels`, rounded up to rows. Kernels that write a part each follow one another, so behind
-    /// the last of them all parts lie on the stage.
+    /// Of the first `bytes` of `stage` to `texels`, rounded up to rows. Kernels that write some channels each follow one another,
+    /// so behind the last of them all lie on the stage.
     pub fn new(stage: &Allocated, texels: &wgpu::TextureView, bytes: u64) -> Self {
         let texture = texels.texture().clone();
         let row = TEXTURE_WIDTH * u64::from(texture.format().block_copy_size(None).unwrap_or(16));

@@ -11,7 +11,7 @@ use crate::kernel::{Bound, Dispatch};
 use crate::model::{Arch, Dims, Layer, Model};
 use crate::network::{Memory, Options, append, mark, run};
 use crate::plan::{Target, TrainingPlan};
-use crate::tensor::{Allocated, Kind, Lent};
+use crate::tensor::{Allocated, Kind};
 use crate::weights::{self, Tensors};
 use std::cell::OnceCell;
 use std::sync::{Mutex, PoisonError};
@@ -264,11 +264,7 @@ impl Training {
     }
 
     fn bind(&self, memory: Memory<'_>, dispatch: &Dispatch, n: usize) -> Result<Bound> {
-        dispatch.bind(&self.gpu, n as u32, |id| {
-            let resource = &self.plan.resources[id];
-            let stage = self.plan.stages.of(&resource.kind).map(|stage| memory.get(*stage));
-            Lent::new(resource, n as u64, memory.get(id), stage)
-        })
+        dispatch.bind(&self.gpu, n as u32, |id| memory.lent(id, n, &self.plan.resources, &self.plan.stages))
     }
 }
 

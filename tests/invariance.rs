@@ -169,6 +169,13 @@ fn fast_arithmetic() {
     let layers = [layers, vec![Layer::GlobalAvgPool, linear("z", 128, 5)]].concat();
     let model = random_model(&mut Rng::new(8), Dims::new(3, 4, 8), layers);
     invariance_in(Math::Fast, "fast arithmetic", &model, &FULL);
+    // Images so large that a batch of seven goes through in two parts.
+    let block = residual(vec![conv("b", 64, 64, 3, 1, 1)], 0);
+    let layers = vec![conv("a", 3, 64, 1, 1, 0), Layer::Relu, block, Layer::Relu, Layer::GlobalAvgPool];
+    let model = random_model(&mut Rng::new(9), Dims::new(3, 32, 30), [layers, vec![linear("z", 64, 5)]].concat());
+    let net = Network::with_options(gpu(), model.clone(), &Options { math: Math::Fast, ..Options::default() }).unwrap();
+    assert!(!net.plan().is_fast() || net.plan().dispatches().any(|d| d.grid.parts(7).count() == 2));
+    invariance_in(Math::Fast, "fast arithmetic in parts", &model, &SHORT);
 }
 
 /// Activations of f16: sums are those of f32, and each sample has a power of two of its own.

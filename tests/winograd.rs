@@ -4,7 +4,7 @@
 mod common;
 
 use common::*;
-use signstep::attack::Engine;
+use signstep::attack::{Attack, Engine, Targets, argmax};
 use signstep::kernel::Grid;
 use signstep::model::{Dims, Layer};
 use signstep::plan::{Family, Math, Tile};
@@ -124,6 +124,40 @@ fn parts_of_a_batch_give_the_bits_of_samples_alone() {
             assert_bits(&format!("sample {i}"), &all.gradient[i * one..(i + 1) * one], &alone.gradient);
         }
     }
+}
+
+/// What is delivered is in bytes, within the budget, and judged as it is delivered.
+#[test]
+fn what_is_delivered_is_in_bytes_and_judged_so() {
+    let mut rng = Rng::new(25);
+    let layers = vec![conv("a", 3, 64, 1, 1, 0), Layer::Relu, conv("b", 64, 64, 3, 1, 1), Layer::Relu];
+    let layers = [layers, vec![Layer::GlobalAvgPool, linear("z", 64, 5)]].concat();
+    let net = with(&random_model(&mut rng, Dims::new(3, 8, 8), layers), Math::Fast, Variant::Fast);
+    assert_eq!(uses(&net), if is_offered() { 2 } else { 0 });
+    let images = rng.images(9 * net.model().input.len());
+    let labels: Vec<i64> = net.logits(&images).unwrap().logits.chunks(5).map(|z| argmax(z) as i64).collect();
+    let mut turned = 0;
+    for budget in [7, 220] {
+        let attack = Attack::ifgsm((budget as f32 + 0.9) / 255.0).steps(5).targets(Targets::None);
+        let out = attack.clone().run(&net, &images, &labels).unwrap();
+        let float = attack.quantise(false).run(&net, &images, &labels).unwrap();
+        let mut up = 0;
+        for ((y, clean), x) in out.adversarial.iter().zip(&images).zip(&float.adversarial) {
+            let level = |v: f32| (f64::from(v) * 255.0).round() as i32;
+            let (k, k0) = (level(*y), level(*clean));
+            assert_eq!((k as f32 / 255.0).to_bits(), y.to_bits(), "{y:e} is no k/255");
+            assert_eq!(k, level(*x).clamp(k0 - budget, k0 + budget).clamp(0, 255), "{x:e} for {clean:e}");
+            up += usize::from(f64::from(k) > f64::from(*x) * 255.0 + 0.1);
+        }
+        assert!(up > 10, "{up} were rounded up");
+        let logits = net.logits(&out.adversarial).unwrap().logits;
+        assert_bits("logits", &out.adversarial_logits, &logits);
+        for (i, z) in logits.chunks(5).enumerate() {
+            assert_eq!(out.success[i], argmax(z) as i64 != labels[i], "sample {i}");
+            turned += usize::from(out.success[i]);
+        }
+    }
+    assert!(turned > 0, "none was turned");
 }
 
 /// f32 stays what it was, and fast arithmetic is asked of the device's class and the layer's shape alone.

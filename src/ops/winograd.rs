@@ -106,7 +106,7 @@ fn apart(build: &mut Build, g: &Gather, epilogue: Epilogue) {
     let groups = o4.div_ceil(qt);
     let m4 = groups * qt;
     let tiles = tiles(g);
-    // And tiles of an invocation of the products: where an image has few, a small batch must fill a subgroup, too.
+    // Tiles of an invocation of the products: where an image has few, a small batch must fill a subgroup, too.
     let px = if tiles < 4 { 2 } else { 4 };
     let fit = PART / (PLACES * i4.max(m4)) as u64 / u64::from(tiles);
     let part = (fit as u32).max((SHARE * px).div_ceil(tiles));
