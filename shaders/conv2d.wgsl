@@ -116,25 +116,23 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
     var acc_$q_$p = zero();
 //# end
 //# end
-    for (var c = 0u; c < IC4; c++) {
-        for (var r = 0u; r < R; r++) {
-            let u = i32(h * STRIDE + r) - i32(PAD);
-            let v = i32(q0 * STRIDE) - i32(PAD);
+    for (var cr = 0u; cr < IC4 * R; cr++) {
+        let u = i32(h * STRIDE + cr % R) - i32(PAD);
+        let v = i32(q0 * STRIDE) - i32(PAD);
 //# for i in 0..(PX-1)*STRIDE+S
-            let x_$i = x_pad(n, c, u, v + $i);
+        let x_$i = x_pad(n, cr / R, u, v + $i);
 //# end
-            let base = (id.y * QT * IC4 + c) * R * S * CB + r * S * CB;
+        let base = (id.y * QT * IC4 * R + cr) * S * CB;
 //# for s in 0..S
 //# for i in 0..CB
 //# for q in 0..QT
-            let w_$q_$s_$i = w.weight[base + $(q)u * STRIP + $(s*CB+i)u];
+        let w_$q_$s_$i = w.weight[base + $(q)u * STRIP + $(s*CB+i)u];
 //# for p in 0..PX
-            acc_$q_$p = fma(vec4<f32>(x_$(p*STRIDE+s)[$i]), w_$q_$s_$i, acc_$q_$p);
+        acc_$q_$p = fma(vec4<f32>(x_$(p*STRIDE+s)[$i]), w_$q_$s_$i, acc_$q_$p);
 //# end
 //# end
 //# end
 //# end
-        }
     }
     let live = true;
     let c4_0 = w.first.x + id.y * QT;
@@ -249,6 +247,7 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>, @builtin(subgroup_invoca
     let q0 = item % TILES * PX;
     // Past the weights lie zeros. See `zero` above.
     let zero = w_at(OT * QT + OT * IC4 * R * S * CB * QT);
+//# include hand
 //# for q in 0..QT
 //# for p in 0..PX
     var acc_$q_$p = zero;
@@ -275,7 +274,7 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>, @builtin(subgroup_invoca
 //# for q in 0..QT
 //# for s in 0..S
 //# for i in 0..CB
-        let w_$q_$s_$i = subgroupBroadcast(w_$(((s*CB+i)*QT+q)/8), $(((s*CB+i)*QT+q)%8)u);
+        let w_$q_$s_$i = subgroupShuffle(w_$(((s*CB+i)*QT+q)/8), from_$(((s*CB+i)*QT+q)%8));
 //# for p in 0..PX
         acc_$q_$p = fma(vec4<f32>(x_$(p*STRIDE+s)[$i]), w_$q_$s_$i, acc_$q_$p);
 //# end
@@ -315,35 +314,50 @@ fn $entry(
     let live = (id.x < arrayLength(&health) * ROWS * TILES) & (h < OH);
     // Past the weights lie zeros. See `zero` above.
     let zero = w_at(OT * QT + OT * IC4 * R * S * CB * QT);
+//# include hand
 //# for q in 0..QT
 //# for p in 0..PX
     var acc_$q_$p = zero;
 //# end
 //# end
-    for (var c = 0u; c < IC4; c++) {
-        for (var r = (odd + PAD) & 1u; r < R; r += 2u) {
-            let base = OT * QT + ((group.y / 2u * IC4 + c) * R + r) * (S * CB * QT) + (lane & 7u);
+    // One loop, not two: at the end of each llvmpipe blends all sums with what they were in lanes that had left it.
+    let r_0 = (odd + PAD) & 1u;
+    var r = r_0;
+    var c = select(IC4, 0u, r_0 < R);
+    while (c < IC4) {
+        let base = OT * QT + ((group.y / 2u * IC4 + c) * R + r) * (S * CB * QT) + (lane & 7u);
 //# for k in 0..(S*CB*QT+7)/8
-            let w_$k = w_at(base + $(8*k)u);
+        let w_$k = w_at(base + $(8*k)u);
 //# end
-            // h + r − PAD is even, and so is q0.
-            let u = (i32(h + r) - i32(PAD)) / 2;
-//# for v in 0..(PX+S-2-PAD)/2+PAD/2+1
-            let x_$v = x_pad(n, c, u, i32(q0 / 2u) + $v - ($(PAD/2)));
+        // h + r − PAD is even, and so is q0.
+        let u = (i32(h + r) - i32(PAD)) / 2;
+        let v = i32(q0 / 2u) - ($(PAD/2));
+//# for i in OWN_0..OWN_1
+        let x_$i = x_pad(n, c, u, v + $i);
+//# end
+//# if HALO == 1
+//# for i in 0..PAD/2
+        let x_$i = select(vec4<f32>(), subgroupShuffle(x_$(i+PX/2), (lane & ~7u) | ((lane - 1u) & 7u)), q0 > 0u);
+//# end
+//# for i in OWN_1..(PX+S-2-PAD)/2+PAD/2+1
+        let x_$i = select(vec4<f32>(), subgroupShuffle(x_$(i-PX/2), (lane & ~7u) | ((lane + 1u) & 7u)), q0 + PX < OW);
+//# end
 //# end
 //# for q in 0..QT
 //# for s in 0..S
 //# for i in 0..CB
-            let w_$q_$s_$i = subgroupBroadcast(w_$(((s*CB+i)*QT+q)/8), $(((s*CB+i)*QT+q)%8)u);
+        let w_$q_$s_$i = subgroupShuffle(w_$(((s*CB+i)*QT+q)/8), from_$(((s*CB+i)*QT+q)%8));
 //# for p in 0..PX
 //# if (p + s + PAD) % 2 == 0
-            acc_$q_$p = fma(vec4<f32>(x_$((p+s-PAD)/2+PAD/2)[$i]), w_$q_$s_$i, acc_$q_$p);
+        acc_$q_$p = fma(vec4<f32>(x_$((p+s-PAD)/2+PAD/2)[$i]), w_$q_$s_$i, acc_$q_$p);
 //# end
 //# end
 //# end
 //# end
 //# end
-        }
+        r += 2u;
+        c += select(0u, 1u, r >= R);
+        r = select(r, r_0, r >= R);
     }
     let c4_0 = group.y / 2u * QT;
 //# for q in 0..QT

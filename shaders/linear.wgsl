@@ -88,6 +88,7 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>, @builtin(subgroup_invoca
     let last = arrayLength(&health) - 1u;
     // Past the weights lie zeros.
     let zero = w_at(OT * QT + OT * L * CB * QT);
+//# include hand
 //# for p in 0..PX
     let n_$p = min(id.x * PX + $(p)u, last);
 //# for q in 0..QT
@@ -104,7 +105,7 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>, @builtin(subgroup_invoca
 //# end
 //# for q in 0..QT
 //# for i in 0..CB
-        let w_$q_$i = subgroupBroadcast(w_$((i*QT+q)/8), $((i*QT+q)%8)u);
+        let w_$q_$i = subgroupShuffle(w_$((i*QT+q)/8), from_$((i*QT+q)%8));
 //# for p in 0..PX
         acc_$q_$p = fma(vec4<f32>(x_$p[$i]), w_$q_$i, acc_$q_$p);
 //# end

@@ -191,6 +191,7 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>, @builtin(subgroup_invoca
     let first = id.x / 8u * (8u * PX) + id.x % 8u;
     // Past the weights lie zeros. See `zero` in conv2d.wgsl.
     let zero = w_at(36u * OT * IC4 * 4u * QT);
+//# include hand
 //# for p in 0..PX
     let g_$p = first + $(8*p)u;
     let at_$p = place * IC4 * tiles + select(0u, g_$p, g_$p < tiles);
@@ -208,7 +209,7 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>, @builtin(subgroup_invoca
 //# end
 //# for q in 0..QT
 //# for k in 0..4
-        let u_$q_$k = subgroupBroadcast(w_$((k*QT+q)/8), $((k*QT+q)%8)u);
+        let u_$q_$k = subgroupShuffle(w_$((k*QT+q)/8), from_$((k*QT+q)%8));
 //# for p in 0..PX
         m_$q_$p = fma(vec4<f32>(v_$p[$k]), u_$q_$k, m_$q_$p);
 //# end

@@ -33,6 +33,7 @@ const FILES: &[(&str, &str)] = &[
     ("epilogue", include_str!("../shaders/epilogue.wgsl")),
     ("fab", include_str!("../shaders/fab.wgsl")),
     ("grey", include_str!("../shaders/grey.wgsl")),
+    ("hand", include_str!("../shaders/hand.wgsl")),
     ("habits", include_str!("../shaders/habits.wgsl")),
     ("linear", include_str!("../shaders/linear.wgsl")),
     ("look", include_str!("../shaders/look.wgsl")),
@@ -264,10 +265,10 @@ impl Kernel {
         let c = |name| u64::from(self.constant(name).unwrap_or(0));
         match self.entry {
             "conv2d_forward" | "conv2d_input_grad" => c("IC4") * (1 + c("R") * (1 + c("S") * 5)) + 18,
-            "conv2d_forward_tiled" | "conv2d_input_grad_tiled" => c("IC4") * (1 + c("R")),
+            "conv2d_forward_tiled" | "conv2d_input_grad_tiled" => c("IC4") * c("R"),
             "conv2d_input_grad_parity" => c("IC4"),
             "conv2d_forward_broadcast" | "conv2d_input_grad_broadcast" => c("IC4") * c("R"),
-            "conv2d_input_grad_parity_broadcast" => c("IC4") * (1 + c("R")),
+            "conv2d_input_grad_parity_broadcast" => c("IC4") * c("R").div_ceil(2),
             // Columns, rows and places of a block; what leaves at the end.
             "conv2d_forward_winograd" | "conv2d_input_grad_winograd" => c("IC4") * (1 + 6 + 6 + 72) + 72 + 28,
             "conv2d_forward_winograd_products" | "conv2d_input_grad_winograd_products" => c("IC4"),
