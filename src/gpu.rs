@@ -138,6 +138,10 @@ impl CoopMatrix {
 /// What units that multiply matrices take: they, and f16 to feed them with.
 const COOPERATIVE: wgpu::Features = wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
 
+/// What is asked for wherever it is there.
+const WANTED: wgpu::Features =
+    wgpu::Features::SUBGROUP.union(wgpu::Features::TIMESTAMP_QUERY).union(wgpu::Features::SHADER_INT64);
+
 /// An opened device. Cheap to clone; `Send` and `Sync`.
 #[derive(Clone, Debug)]
 pub struct Gpu(Arc<Inner>);
@@ -196,6 +200,7 @@ fn summarise(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
     let features = adapter.features();
     let named = [
         (wgpu::Features::SHADER_F16, "shader-f16"),
+        (wgpu::Features::SHADER_INT64, "shader-int64"),
         (wgpu::Features::SUBGROUP, "subgroup"),
         (wgpu::Features::TIMESTAMP_QUERY, "timestamp-query"),
         (wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, "cooperative-matrix"),
@@ -349,7 +354,7 @@ impl Gpu {
             label: Some("signstep"),
             required_limits: adapter.limits(),
             // What is there is taken; kernels that need it are offered only then.
-            required_features: adapter.features() & (wgpu::Features::SUBGROUP | wgpu::Features::TIMESTAMP_QUERY | more),
+            required_features: adapter.features() & (WANTED | more),
             experimental_features: experimental.unwrap_or_default(),
             ..Default::default()
         };
@@ -451,6 +456,11 @@ impl Gpu {
     /// Where activations lie unless a plan says otherwise.
     pub fn storage(&self) -> Storage {
         self.0.storage
+    }
+
+    /// Whether shaders can use u64.
+    pub(crate) fn has_u64(&self) -> bool {
+        self.0.device.features().contains(wgpu::Features::SHADER_INT64)
     }
 
     /// Invocations in the largest subgroup; 0 where there are none.

@@ -72,6 +72,8 @@ pub struct Kernel {
     pub storage: Storage,
     /// Bindings whose texels are four f16; the kernel's own text sees f32 all the same.
     pub halves: Vec<&'static str>,
+    /// Whether texels are stored two words at a time, which takes a device with u64.
+    pub wide: bool,
 }
 
 /// Rounds of all loops of one invocation together. Some software adapters leave a loop after 65,535, and say nothing.
@@ -231,7 +233,7 @@ pub(crate) struct Bound {
 impl Kernel {
     /// A kernel whose texels are all of f32.
     pub fn new(entry: &'static str, consts: Vec<(&'static str, u32)>, storage: Storage) -> Self {
-        Kernel { entry, consts, storage, halves: Vec::new() }
+        Kernel { entry, consts, storage, halves: Vec::new(), wide: false }
     }
 
     /// Every entry point there is.
@@ -353,6 +355,9 @@ impl Kernel {
         if !self.halves.is_empty() {
             out.text.push_str(include_str!("../shaders/half.wgsl"));
         }
+        if self.wide {
+            out.text.push_str(include_str!("../shaders/wide.wgsl"));
+        }
         let rest = out.block(&lines, true)?;
         if !rest.is_empty() {
             return out.fail(rest[0]);
@@ -455,13 +460,23 @@ impl Expander<'_> {
                      fn {name}_at(i: u32) -> vec4<f32> {{ return {unpacked}({name}_buf[i]); }}"
                 ),
             ),
-            ["activation", "write", ..] => (
-                Access::ActivationWrite,
-                format!(
-                    "{at} var<storage, read_write> {name}_buf: array<{texel}>;\n\
-                     fn {name}_put(i: u32, v: vec4<f32>) {{ {name}_buf[i] = {packed}(v); }}"
-                ),
-            ),
+            ["activation", "write", ..] => {
+                let (texel, stored) = match (self.kernel.wide, half) {
+                    (false, _) => (texel, format!("{packed}(v)")),
+                    (true, true) => ("u64", "wide(to_half(v))".into()),
+                    (true, false) => (
+                        "vec2<u64>",
+                        "vec2<u64>(wide(bitcast<vec2<u32>>(v.xy)), wide(bitcast<vec2<u32>>(v.zw)))".into(),
+                    ),
+                };
+                (
+                    Access::ActivationWrite,
+                    format!(
+                        "{at} var<storage, read_write> {name}_buf: array<{texel}>;\n\
+                         fn {name}_put(i: u32, v: vec4<f32>) {{ {name}_buf[i] = {stored}; }}"
+                    ),
+                )
+            }
             ["storage", "read", ty, ..] => (Access::StorageRead, format!("{at} var<storage, read> {name}: {ty};")),
             ["storage", "update", ty, ..] => {
                 (Access::StorageUpdate, format!("{at} var<storage, read_write> {name}: {ty};"))

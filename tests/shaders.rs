@@ -71,6 +71,12 @@ fn dispatches() -> Vec<Dispatch> {
         let target = Target { math, is_software: true, subgroup: 8, storage, variant, ..Target::default() };
         all.extend(Plan::new(&model, &target).unwrap().dispatches().cloned());
     }
+    // Texels stored two words at a time, of f32 and of f16.
+    for (math, storage) in [(Math::F32, Storage::Texture), (Math::F16, Storage::Texture), (Math::F32, Storage::Buffer)]
+    {
+        let target = Target { math, is_software: true, wide: true, subgroup: 8, storage, ..Target::default() };
+        all.extend(Plan::new(&model, &target).unwrap().dispatches().cloned());
+    }
     // Activations of f16, with every kernel that there is for a device.
     let layers = vec![
         common::conv("a", 3, 9, 3, 1, 1),
@@ -133,6 +139,9 @@ fn every_shader_translates_for_every_back_end() {
         if matrices {
             needs |= Capabilities::COOPERATIVE_MATRIX | Capabilities::SHADER_FLOAT16;
         }
+        if kernel.wide {
+            needs |= Capabilities::SHADER_INT64;
+        }
         let info =
             Validator::new(ValidationFlags::all(), needs).validate(&module).unwrap_or_else(|e| fail("validate", &e));
         let options = spv::Options { lang_version: (1, 3), ..spv::Options::default() };
@@ -148,6 +157,10 @@ fn every_shader_translates_for_every_back_end() {
             &msl::PipelineOptions::default(),
         )
         .unwrap_or_else(|e| fail("MSL", &e));
+        // GLSL has no u64, nor has HLSL before version 6: there nothing is stored so.
+        if kernel.wide {
+            continue;
+        }
         let mut text = String::new();
         hlsl::Writer::new(&mut text, &hlsl::Options::default(), &hlsl::PipelineOptions::default())
             .write(&module, &info, None)

@@ -27,6 +27,8 @@ pub struct Target {
     pub subgroup_most: u32,
     /// Whether the device is a program: memory operations then cost far more than arithmetic, and workgroup memory most.
     pub is_software: bool,
+    /// Whether texels are stored two words at a time.
+    pub wide: bool,
     /// Tiles that were measured on this device, for [`Variant::Fast`].
     pub tuning: Tuning,
     /// Rounds of all loops of one invocation that the device surely takes.
@@ -46,6 +48,7 @@ impl Default for Target {
             subgroup: 0,
             subgroup_most: WHOLE,
             is_software: false,
+            wide: false,
             tuning: Tuning::default(),
             rounds: MAX_ROUNDS,
             coop: None,
@@ -71,6 +74,7 @@ impl Target {
             subgroup: habits::subgroup(gpu)?,
             subgroup_most: gpu.largest_subgroup().clamp(SHARE, WHOLE),
             is_software: gpu.summary().kind == "software",
+            wide: gpu.summary().kind == "software" && gpu.has_u64(),
             // Half of what it takes: loops of drivers' own making may count, too.
             rounds: Habits::of(gpu)?.loop_cap.map_or(MAX_ROUNDS, |cap| MAX_ROUNDS.min(u64::from(cap) / 2)),
             ..Target::default()
@@ -158,7 +162,9 @@ impl<'a> Build<'a> {
         self.resource(label, Kind::Texels(bytes), 0)
     }
 
-    pub fn push(&mut self, dispatch: Dispatch) {
+    pub fn push(&mut self, mut dispatch: Dispatch) {
+        // Not where others are checked against it: the naive kernels do everything the plain way.
+        dispatch.kernel.wide = self.target.wide && self.target.variant != Variant::Naive;
         self.dispatches.push(dispatch);
     }
 
