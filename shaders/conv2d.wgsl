@@ -322,9 +322,10 @@ fn $entry(
 //# end
     // One loop, not two: at the end of each llvmpipe blends all sums with what they were in lanes that had left it.
     let r_0 = (odd + PAD) & 1u;
+    let rounds = IC4 * ((R + 1u - r_0) / 2u);
     var r = r_0;
-    var c = select(IC4, 0u, r_0 < R);
-    while (c < IC4) {
+    var c = 0u;
+    for (var round = 0u; round < rounds; round++) {
         let base = OT * QT + ((group.y / 2u * IC4 + c) * R + r) * (S * CB * QT) + (lane & 7u);
 //# for k in 0..(S*CB*QT+7)/8
         let w_$k = w_at(base + $(8*k)u);

@@ -330,6 +330,7 @@ fn rounds(text: &str, consts: &[(&'static str, u32)]) -> u64 {
             "slabs + 1u" => return (c("IC4") * c("R").div_ceil(c("STEP"))).div_ceil(c("LS")) + 1,
             "slabs" => return (c("ICT") * c("R").div_ceil(c("STEP")) * c("S").div_ceil(c("STEP"))).div_ceil(c("LS")),
             "here" => return c("LS"),
+            "rounds" => return c("IC4") * c("R").div_ceil(2), // kernel rows of one parity
             "columns" => return c("S").div_ceil(c("STEP")),
             _ => {}
         }
