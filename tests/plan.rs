@@ -349,7 +349,7 @@ fn rounds(text: &str, consts: &[(&'static str, u32)]) -> u64 {
             }
             let rounds =
                 condition.split_once('<').unwrap().1.trim().split('*').map(|f| value(f.trim())).product::<u64>();
-            // A step by a constant that has a name. (Steps by 2 begin at 0 or 1: counted as steps by 1.)
+            // A step by a constant that has a name.
             let by = rest.split("+= ").nth(1).map(|by| by.split(')').next().unwrap());
             let by = by.filter(|name| name.chars().all(|c| c.is_ascii_uppercase()));
             rounds.div_ceil(by.map_or(1, value))
