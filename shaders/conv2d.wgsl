@@ -226,7 +226,7 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
 //# kernel conv2d_forward_broadcast conv2d_input_grad_broadcast
 // For adapters where a load costs far more than a multiply-add. The invocations of a subgroup lie side by side in a row
 // and need the same weights: each loads one texel in eight of a kernel row's weights and hands it round, and takes the pixels
-// beyond its own from its neighbours where they are in the subgroup (HALO). Kernel rows are a loop, not unrolled, so that its
+// beyond its own from its neighbours where they are in the subgroup. Kernel rows are a loop, not unrolled, so that its
 // body fits an instruction cache; one block's accumulators at a time fit the registers.
 //# w: texels read                             [OT·QT] biases, then [OT, IC4, R, S, CB, QT] of 4 output channels
 //# x: activation read                         [N, IC4, IH, IW] of 4 channels
@@ -263,14 +263,7 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>, @builtin(subgroup_invoca
 //# for i in OWN_0..OWN_1
         let x_$i = x_pad(n, cr / R, u, v + $i);
 //# end
-//# if HALO == 1
-//# for i in 0..PAD
-        let x_$i = select(vec4<f32>(), subgroupShuffle(x_$(i+PX*STRIDE), (lane & ~7u) | ((lane - 1u) & 7u)), q0 > 0u);
-//# end
-//# for i in OWN_1..(PX-1)*STRIDE+S
-        let x_$i = select(vec4<f32>(), subgroupShuffle(x_$(i-PX*STRIDE), (lane & ~7u) | ((lane + 1u) & 7u)), q0 + PX < OW);
-//# end
-//# end
+//# include neighbours
 //# for q in 0..QT
 //# for s in 0..S
 //# for i in 0..CB
@@ -336,14 +329,7 @@ fn $entry(
 //# for i in OWN_0..OWN_1
         let x_$i = x_pad(n, c, u, v + $i);
 //# end
-//# if HALO == 1
-//# for i in 0..PAD/2
-        let x_$i = select(vec4<f32>(), subgroupShuffle(x_$(i+PX/2), (lane & ~7u) | ((lane - 1u) & 7u)), q0 > 0u);
-//# end
-//# for i in OWN_1..(PX+S-2-PAD)/2+PAD/2+1
-        let x_$i = select(vec4<f32>(), subgroupShuffle(x_$(i-PX/2), (lane & ~7u) | ((lane + 1u) & 7u)), q0 + PX < OW);
-//# end
-//# end
+//# include neighbours
 //# for q in 0..QT
 //# for s in 0..S
 //# for i in 0..CB

@@ -39,6 +39,7 @@ const FILES: &[(&str, &str)] = &[
     ("look", include_str!("../shaders/look.wgsl")),
     ("loss", include_str!("../shaders/loss.wgsl")),
     ("pad", include_str!("../shaders/pad.wgsl")),
+    ("neighbours", include_str!("../shaders/neighbours.wgsl")),
     ("normal", include_str!("../shaders/normal.wgsl")),
     ("phase", include_str!("../shaders/phase.wgsl")),
     ("philox", include_str!("../shaders/philox.wgsl")),

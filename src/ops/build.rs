@@ -27,7 +27,7 @@ pub struct Target {
     pub subgroup_most: u32,
     /// Whether the device is a program: memory operations then cost far more than arithmetic, and workgroup memory most.
     pub is_software: bool,
-    /// Whether texels are stored two words at a time.
+    /// Whether texels are stored two words at a time, as u64.
     pub wide: bool,
     /// Tiles that were measured on this device, for [`Variant::Fast`].
     pub tuning: Tuning,

@@ -258,19 +258,20 @@ fn broadcast(build: &mut Build, g: &Gather, tile: Tile, epilogue: Epilogue) {
     let mut consts = g.consts(tile, size);
     consts.push(("OT", tiles as u32));
     // Pixels of a row that one invocation owns, those before them that it reads, and all that it reads.
-    let (px, k_, stride) = (tile.pixels as i32, k as i32, g.stride as i32);
-    let (own, before, read) = match parity {
-        true => (px / 2, g.padding / 2, (px + k_ - 2 - g.padding) / 2 + g.padding / 2 + 1),
-        false => (px * stride, g.padding, (px - 1) * stride + k_),
+    let (px, kernel, stride) = (tile.pixels as i32, k as i32, g.stride as i32);
+    let (own, before, read) = if parity {
+        (px / 2, g.padding / 2, (px + kernel - 2 - g.padding) / 2 + g.padding / 2 + 1)
+    } else {
+        (px * stride, g.padding, (px - 1) * stride + kernel)
     };
     // Those around its own are its neighbours'. They can be had from the subgroup where a row of tiles never leaves it, and where
     // the row's last tile is the image's end.
-    let halo = SHARE.is_multiple_of(across)
-        && (0..=k_ - stride).contains(&g.padding)
+    let in_reach = SHARE.is_multiple_of(across)
+        && (0..=kernel - stride).contains(&g.padding)
         && before.max(read - before - own) <= own
         && across as i32 * own >= g.x.dims.w as i32;
-    let (from, to) = if halo { (before, read.min(before + own)) } else { (0, read) };
-    consts.extend([("HALO", u32::from(halo)), ("OWN_0", from as u32), ("OWN_1", to as u32)]);
+    let (from, to) = if in_reach { (before, read.min(before + own)) } else { (0, read) };
+    consts.extend([("OWN", own as u32), ("OWN_0", from as u32), ("OWN_1", to as u32), ("READ", read as u32)]);
     let mut bindings = vec![("x", g.x.id), ("y", g.y.id)];
     epilogue.apply(build, g.y.dims, &mut consts, &mut bindings);
     if epilogue.relu.is_none() {
