@@ -100,7 +100,7 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
 // the input serves all S taps of a kernel row; weights are the same address for all invocations of a tile column.
 //# w: weights Slice
 //# x: activation read                         [N, IC4, IH, IW] of 4 channels
-//# y: activation write                        [N, OC4, OH, OW] of 4 channels
+//# y: activation write pairs(OW)              [N, OC4, OH, OW] of 4 channels
 //# include epilogue
 //# include pad
 @compute @workgroup_size(WG)
@@ -230,7 +230,7 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
 // body fits an instruction cache; one block's accumulators at a time fit the registers.
 //# w: texels read                             [OT·QT] biases, then [OT, IC4, R, S, CB, QT] of 4 output channels
 //# x: activation read                         [N, IC4, IH, IW] of 4 channels
-//# y: activation write                        [N, OC4, OH, OW] of 4 channels
+//# y: activation write pairs(OW)              [N, OC4, OH, OW] of 4 channels
 //# include epilogue
 //# include pad
 //# if RELU == 0
@@ -287,7 +287,7 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>, @builtin(subgroup_invoca
 // of both parities are in every tile, each with its own taps.
 //# w: texels read                             [OT·QT] biases, then [OT, IC4, R, S, CB, QT] of 4 output channels
 //# x: activation read                         [N, IC4, IH, IW] of 4 channels
-//# y: activation write                        [N, OC4, OH, OW] of 4 channels
+//# y: activation write pairs(OW)              [N, OC4, OH, OW] of 4 channels
 //# include epilogue
 //# include pad
 //# health: storage read array<u32>            [N], for its length alone

@@ -62,7 +62,7 @@ const DOWN: u32 = (OH + 3u) / 4u;
 // Naive: one invocation for each tile of QT = 2 blocks of channels, in plain loops.
 //# w: texels read                             [OT·QT] biases, then [OT, IC4, QT, 36, 4] of 4 output channels
 //# x: activation read                         [N, IC4, IH, IW] of 4 channels
-//# y: activation write                        [N, OC4, OH, OW] of 4 channels
+//# y: activation write pairs(OW)              [N, OC4, OH, OW] of 4 channels
 //# include epilogue
 //# include pad
 @compute @workgroup_size(WG)
@@ -144,7 +144,7 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
 // They do a part of the batch at a time, PART samples: the caches hold V and M then. First V of every tile of the part, one block of
 // channels in an invocation.
 //# x: activation read                         [N, IC4, IH, IW] of 4 channels
-//# v: activation write                        [36, IC4, tiles of the part] of 4 channels
+//# v: activation write pairs(2)               [18, IC4, tiles of the part, 2 places] of 4 channels
 //# include pad
 //# health: storage read array<u32>            [N], to the end of the part, for its length alone
 @compute @workgroup_size(WG)
@@ -169,8 +169,8 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
 //# end
 //# for i in 0..6
     let v_$i = before(Six(d_0.a$i, d_1.a$i, d_2.a$i, d_3.a$i, d_4.a$i, d_5.a$i));
-//# for j in 0..6
-    v_put(($(6*i+j)u * IC4 + c) * tiles + g, v_$i.a$j);
+//# for j in 0..3
+    v_put_pair(($(3*i+j)u * IC4 + c) * tiles + g, v_$i.a$(2*j), v_$i.a$(2*j+1));
 //# end
 //# end
 }
@@ -179,8 +179,8 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
 // M = U V: at each place a product of matrices, QT blocks of channels × PX tiles in an invocation. The tiles of a subgroup lie side by
 // side, those of an invocation eight apart; weights are handed round.
 //# w: texels read                             [36, OT, IC4, 4, QT] of 4 output channels
-//# v: activation read                         [36, IC4, tiles of the part] of 4 channels
-//# m: activation write                        [36, OT·QT, tiles of the part] of 4 channels
+//# v: activation read                         [18, IC4, tiles of the part, 2 places] of 4 channels
+//# m: activation write pairs(2)               [36, OT·QT/2, tiles of the part, 2 blocks] of 4 channels
 //# health: storage read array<u32>            [N], to the end of the part, for its length alone
 @compute @workgroup_size(WG)
 fn $entry(@builtin(global_invocation_id) id: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
@@ -194,7 +194,7 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>, @builtin(subgroup_invoca
 //# include hand
 //# for p in 0..PX
     let g_$p = first + $(8*p)u;
-    let at_$p = place * IC4 * tiles + select(0u, g_$p, g_$p < tiles);
+    let at_$p = 2u * (place / 2u * IC4 * tiles + select(0u, g_$p, g_$p < tiles)) + place % 2u;
 //# for q in 0..QT
     var m_$q_$p = zero;
 //# end
@@ -205,7 +205,7 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>, @builtin(subgroup_invoca
         let w_$k = w_at(base + $(8*k)u);
 //# end
 //# for p in 0..PX
-        let v_$p = v_at(at_$p + c * tiles);
+        let v_$p = v_at(at_$p + 2u * c * tiles);
 //# end
 //# for q in 0..QT
 //# for k in 0..4
@@ -218,8 +218,8 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>, @builtin(subgroup_invoca
     }
 //# for p in 0..PX
     if (g_$p < tiles) {
-//# for q in 0..QT
-        m_put((place * OT * QT + id.y % OT * QT + $(q)u) * tiles + g_$p, m_$q_$p);
+//# for q in 0..QT/2
+        m_put_pair((place * (OT * QT / 2u) + id.y % OT * (QT / 2u) + $(q)u) * tiles + g_$p, m_$(2*q)_$p, m_$(2*q+1)_$p);
 //# end
     }
 //# end
@@ -228,8 +228,8 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>, @builtin(subgroup_invoca
 //# kernel conv2d_forward_winograd_after conv2d_input_grad_winograd_after
 // From M to the outputs: a tile of QT = 2 blocks of channels in an invocation.
 //# b: texels read                             [M4] biases, of 4 output channels
-//# m: activation read                         [36, M4, tiles of the part] of 4 channels
-//# y: activation write                        [N, OC4, OH, OW] of 4 channels
+//# m: activation read                         [36, M4/2, tiles of the part, 2 blocks] of 4 channels
+//# y: activation write pairs(OW)              [N, OC4, OH, OW] of 4 channels
 //# include epilogue
 //# if RELU == 0
 //# health: storage read array<u32>            [N], to the end of the part, for its length alone
@@ -252,7 +252,7 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
 //# for j in 0..6
     let s_$q_$j = after(Six(
 //# for i in 0..6
-        m_at(($(6*i+j)u * M4 + c4_0 + $(q)u) * tiles + g),
+        m_at(2u * (($(6*i+j)u * M4 + c4_0) / 2u * tiles + g) + $(q)u),
 //# end
     ));
 //# end

@@ -10,6 +10,7 @@
 //! | `//# include FILE` | the text of `shaders/FILE.wgsl` |
 //! | `//# enable NAME` | WGSL's `enable`, which stands before everything else |
 //! | `//# NAME: activation read` or `write` | a binding; generates `NAME_at(i)` or `NAME_put(i, v)` over texels, from a buffer or a texture |
+//! | `//# NAME: activation write pairs(EXTENT)` | the same; where EXTENT, that of the innermost dimension, is even, texels 2i and 2i + 1 are written together, by `NAME_put_pair(i, a, b)` |
 //! | `//# NAME: texels read` | the same for texels that no batch changes |
 //! | `//# NAME: storage read T`, `storage update T`, `uniform T` | a binding of that type |
 //! | `//# NAME: weights T` | uniform where a slice of weights fits a uniform binding (constant `UNIFORM`), else storage |
@@ -461,20 +462,35 @@ impl Expander<'_> {
                      fn {name}_at(i: u32) -> vec4<f32> {{ return {unpacked}({name}_buf[i]); }}"
                 ),
             ),
-            ["activation", "write", ..] => {
-                let (texel, stored) = match (self.kernel.wide, half) {
-                    (false, _) => (texel, format!("{packed}(v)")),
-                    (true, true) => ("u64", "wide(to_half(v))".into()),
-                    (true, false) => (
-                        "vec2<u64>",
-                        "vec2<u64>(wide(bitcast<vec2<u32>>(v.xy)), wide(bitcast<vec2<u32>>(v.zw)))".into(),
-                    ),
+            ["activation", "write", more @ ..] => {
+                let extent = more.first().and_then(|word| word.strip_prefix("pairs"));
+                let pairs = extent.map(|extent| self.evaluate(extent)).transpose()?.is_some_and(|n| n % 2 == 0);
+                let (put, values): (_, &[&str]) = match pairs {
+                    true => ("put_pair(i: u32, a: vec4<f32>, b: vec4<f32>)", &["a", "b"]),
+                    false => ("put(i: u32, v: vec4<f32>)", &["v"]),
+                };
+                let (element, body) = if self.kernel.wide {
+                    let wide = |v: &&str| match half {
+                        true => format!("wide(to_half({v}))"),
+                        false => format!("wide(bitcast<vec2<u32>>({v}.xy)), wide(bitcast<vec2<u32>>({v}.zw))"),
+                    };
+                    let element = match (half, pairs) {
+                        (true, false) => "u64",
+                        (true, true) | (false, false) => "vec2<u64>",
+                        (false, true) => "vec4<u64>",
+                    };
+                    let words: Vec<String> = values.iter().map(wide).collect();
+                    (element, format!("{name}_buf[i] = {element}({});", words.join(", ")))
+                } else {
+                    let index = |k| if pairs { format!("2u * i + {k}u") } else { "i".into() };
+                    let one = |(k, v)| format!("{name}_buf[{}] = {packed}({v});", index(k));
+                    (texel, values.iter().enumerate().map(one).collect::<Vec<_>>().join(" "))
                 };
                 (
                     Access::ActivationWrite,
                     format!(
-                        "{at} var<storage, read_write> {name}_buf: array<{texel}>;\n\
-                         fn {name}_put(i: u32, v: vec4<f32>) {{ {name}_buf[i] = {stored}; }}"
+                        "{at} var<storage, read_write> {name}_buf: array<{element}>;\n\
+                         fn {name}_{put} {{ {body} }}"
                     ),
                 )
             }
