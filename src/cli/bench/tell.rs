@@ -160,6 +160,51 @@ fn dispatches(r: &Results) -> Sheet<9> {
     }
 }
 
+/// The dispatches of a step by kernel, the longest first.
+fn by_kernel(r: &Results) -> Sheet<7> {
+    struct Sum<'a> {
+        first: &'a DispatchRow,
+        dispatches: usize,
+        seconds: f64,
+        share: f64,
+        gflops: f64,
+    }
+    let mut sums: Vec<Sum<'_>> = Vec::new();
+    for d in &r.dispatches {
+        let same =
+            |s: &Sum<'_>| (&s.first.network, s.first.samples, &s.first.kernel) == (&d.network, d.samples, &d.kernel);
+        let at = sums.iter().position(same).unwrap_or_else(|| {
+            sums.push(Sum { first: d, dispatches: 0, seconds: 0.0, share: 0.0, gflops: 0.0 });
+            sums.len() - 1
+        });
+        let sum = &mut sums[at];
+        sum.dispatches += 1;
+        sum.seconds += d.time.median;
+        sum.share += d.share;
+        sum.gflops += d.gflops_per_s.unwrap_or(0.0) * d.time.median;
+    }
+    // Steps stay in their order.
+    let step = |d: &DispatchRow| r.dispatches.iter().position(|o| (&o.network, o.samples) == (&d.network, d.samples));
+    sums.sort_by(|a, b| step(a.first).cmp(&step(b.first)).then(b.seconds.total_cmp(&a.seconds)));
+    let row = |s: &Sum<'_>| {
+        [
+            s.first.network.clone(),
+            s.first.samples.to_string(),
+            s.first.kernel.clone(),
+            s.dispatches.to_string(),
+            short(1e6 * s.seconds),
+            percent(s.share),
+            maybe((s.gflops > 0.0).then(|| s.gflops / s.seconds)),
+        ]
+    };
+    let header = ["network", "samples", "kernel", "dispatches", "sum of medians, us", "of all", "GFLOP/s"];
+    Sheet {
+        title: "Dispatches of a step, by kernel",
+        header: header.map(String::from),
+        rows: sums.iter().map(row).collect(),
+    }
+}
+
 fn headline(r: &Results) -> String {
     let d = &r.device;
     let (name, backend, driver) = (&d.name, &d.backend, &d.driver);
@@ -173,6 +218,7 @@ pub(super) fn text(r: &Results) -> String {
     parts.extend((!r.kernels.is_empty()).then(|| kernels(r).text()));
     parts.extend((!r.steps.is_empty()).then(|| steps(r).text()));
     parts.extend((!r.dispatches.is_empty()).then(|| dispatches(r).text()));
+    parts.extend((!r.dispatches.is_empty()).then(|| by_kernel(r).text()));
     parts.join("\n\n")
 }
 
@@ -182,6 +228,7 @@ pub(super) fn markdown(r: &Results, peers: &[Peers]) -> String {
     parts.extend((!r.probes.is_empty()).then(|| probes(r).markdown()));
     parts.extend((!r.steps.is_empty()).then(|| steps(r).markdown()));
     parts.extend((!r.dispatches.is_empty()).then(|| dispatches(r).markdown()));
+    parts.extend((!r.dispatches.is_empty()).then(|| by_kernel(r).markdown()));
     parts.extend(peers.iter().filter(|p| p.are_of(r)).map(|p| format!("**Beside peers**\n\n{}", p.markdown())));
     parts.extend((!r.kernels.is_empty()).then(|| kernels(r).markdown()));
     parts.extend(r.warnings.iter().map(|w| format!("Warning: {w}.")));
@@ -300,6 +347,34 @@ mod tests {
         assert!(lines.iter().all(|l| l.matches(',').count() == 19), "{csv}");
         let text = text(&results);
         assert!(text.contains("sample-steps/CPU s") && text.contains("257,092"), "{text}");
+    }
+
+    #[test]
+    fn dispatches_add_up_by_kernel() {
+        let mut results = sample();
+        let time = |seconds: f64| crate::cli::bench::results::Spread::of(&[seconds]);
+        let one = results.dispatches[0].clone();
+        let conv = |seconds, gflops| DispatchRow {
+            kernel: "conv2d_forward".into(),
+            time: time(seconds),
+            share: 0.25,
+            gflops_per_s: Some(gflops),
+            ..one.clone()
+        };
+        let other = DispatchRow { network: "digits-cnn".into(), time: time(9.0), ..one.clone() };
+        results.dispatches =
+            vec![DispatchRow { time: time(2.5), ..one.clone() }, conv(1.0, 10.0), conv(3.0, 30.0), other];
+        let rows = by_kernel(&results).rows;
+        let cells = |row: &[String; 7]| row.iter().map(String::as_str).collect::<Vec<_>>().join(" ");
+        // The longest first within a step: 100 GFLOP in 4 s.
+        assert_eq!(
+            rows.iter().map(cells).collect::<Vec<_>>(),
+            [
+                "resnet20 8 conv2d_forward 2 4,000,000 50.0 % 25.0",
+                "resnet20 8 linear_forward 1 2,500,000 1.0 % ",
+                "digits-cnn 8 linear_forward 1 9,000,000 1.0 % ",
+            ]
+        );
     }
 
     #[test]
