@@ -130,7 +130,7 @@ pub(super) struct BenchArgs {
     /// Time for one network and batch; what would take longer is left out, or gets fewer rounds
     #[arg(long, value_name = "S", default_value_t = 60.0, help_heading = "Steps")]
     max_seconds: f64,
-    /// Each dispatch of a step alone, too: where its time goes
+    /// Each dispatch of a step alone, too, and what they come to by kernel: where its time goes
     #[arg(long, conflicts_with_all = ["baseline", "table"], help_heading = "Steps")]
     dispatches: bool,
     /// Steps with the tiles that `signstep tune` kept for this device, not with the defaults
