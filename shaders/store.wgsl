@@ -1,6 +1,6 @@
 // Inside of a kernel: writes a tile of QT blocks of four channels × PX pixels of row h, from pixel q0 of sample n on, with all
 // that the epilogue does to it. Takes acc_Q_P, biases b_Q, the first block c4_0, and whether the invocation is live.
-// Where rows are of an even number of pixels, two neighbours are stored together.
+// A store takes e pixels: two neighbours where rows are of an even number of them.
 //# if RELU == 1
     var bad = false; // one atomic at the end: some adapters pay for each, taken or not
 //# end
@@ -17,12 +17,13 @@
 //# end
 //# for q in 0..2
 //# if 2*k+q < QT
-//# for o in 0..4/(2-OW%2)
-        if (live & (2u * c8 + $(q)u < OC4) & (4u * w4 + $((2-OW%2)*o)u < OW)) {
+//# for e in 2-OW%2..3-OW%2
+//# for o in 0..4/e
+        if (live & (2u * c8 + $(q)u < OC4) & (4u * w4 + $(e*o)u < OW)) {
             let c4 = 2u * c8 + $(q)u;
-            let w_out = 4u * w4 + $((2-OW%2)*o)u;
-//# for p in (2-OW%2)*o..(2-OW%2)*(o+1)
-            let v_$p = residual(acc_$(2*k+q)_$(4*j+p) + b_$(2*k+q), n, c4, h, w_out + $(p-(2-OW%2)*o)u);
+            let w_out = 4u * w4 + $(e*o)u;
+//# for p in e*o..e*o+e
+            let v_$p = residual(acc_$(2*k+q)_$(4*j+p) + b_$(2*k+q), n, c4, h, w_out + $(p-e*o)u);
 //# if RELU == 1
             bad |= not_finite(v_$p);
             let bits_$p = positive(v_$p);
@@ -36,12 +37,13 @@
             let y_$p = v_$p;
 //# end
 //# end
-//# if OW % 2 == 0
+//# if e == 2
             y_put_pair(out_index(n, c4, h, w_out) / 2u, y_$(2*o), y_$(2*o+1));
 //# else
             y_put(out_index(n, c4, h, w_out), y_$o);
 //# end
         }
+//# end
 //# end
 //# end
 //# end
