@@ -94,7 +94,7 @@
 //! - An activation is one row of texels of four channels, `[N, ⌈C/4⌉, H, W]`, without a border. It lies in a storage buffer
 //!   or in a plain 2D texture 2,048 texels wide, chosen by the adapter's class; kernels see an index (`x_at(i)`,
 //!   `y_put(i, v)`), so one slot serves tensors of any shape. A pixel outside is *chosen* to be zero, without a branch. Textures are
-//!   only read: what is written goes to a buffer first, and is copied behind the dispatch (`kernel.rs`, `Recorder`).
+//!   only read: what is written goes to a buffer first, and is copied behind the dispatch (`kernel/record.rs`).
 //! - A ReLU's mask is applied where a gradient is stored, not where it is read: once for a value instead of nine times.
 //! - The seed of cross-entropy at the class itself is −Σ of the other probabilities, not p − 1, which would lose its digits.
 //! - The ball's edges are computed from the clean pixel in the step itself: the same bits in every step, and no memory.
