@@ -73,7 +73,7 @@ impl Place {
     pub(super) fn load(&self, model: Model, batch: Option<usize>, memory: u64) -> Result<Runner> {
         Ok(match self {
             Place::Gpu(gpu, math) => {
-                let tuning = super::tune::known(gpu);
+                let tuning = super::tunings::known(gpu);
                 let options = Options { math: *math, tuning, memory, batch, ..Options::default() };
                 let network = Network::with_options(gpu, model, &options)?;
                 if *math == Math::Fast && !network.plan().is_fast() {

@@ -21,6 +21,7 @@ mod specs;
 mod study;
 mod thresholds;
 mod tune;
+mod tunings;
 mod verify;
 
 use crate::data::{Description, Framing};

@@ -1,86 +1,10 @@
-//! What a plan is made for, and a plan in the making: resources and dispatches as the layers add them.
+//! A plan in the making: resources and dispatches as the layers add them.
 
-use super::tile::{SHARE, Tuning, WHOLE};
-use super::{Math, Value, Variant, sign_words, texels};
-use crate::error::Result;
-use crate::gpu::{CoopMatrix, Gpu, Limits, Storage};
-use crate::habits::{self, Habits};
-use crate::kernel::{Dispatch, MAX_ROUNDS};
+use super::{Target, Value, Variant, sign_words, texels};
+use crate::kernel::Dispatch;
 use crate::model::Dims;
 use crate::tensor::{Kind, Resource};
 use std::ops::Range;
-
-/// What a plan is made for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// Limits of the device.
-    pub limits: Limits,
-    /// Where activations lie.
-    pub storage: Storage,
-    /// Which arithmetic.
-    pub math: Math,
-    /// Which kernels.
-    pub variant: Variant,
-    /// The smallest subgroup of the device, where its lanes were found to be in the order of invocations; else 0.
-    pub subgroup: u32,
-    /// The largest one, 64 at most: workgroups in which values are handed round are multiples of it.
-    pub subgroup_most: u32,
-    /// Whether the device is a program: memory operations then cost far more than arithmetic, and workgroup memory most.
-    pub is_software: bool,
-    /// Whether texels are stored two words at a time, as u64.
-    pub wide: bool,
-    /// Tiles that were measured on this device, for [`Variant::Fast`].
-    pub tuning: Tuning,
-    /// Rounds of all loops of one invocation that the device surely takes.
-    pub rounds: u64,
-    /// Units that multiply matrices, for [`Math::Coop`].
-    pub coop: Option<CoopMatrix>,
-}
-
-impl Default for Target {
-    /// Hardware with WebGPU's guaranteed limits, activations in buffers, the fast kernels.
-    fn default() -> Self {
-        Target {
-            limits: Limits::default(),
-            storage: Storage::Buffer,
-            math: Math::default(),
-            variant: Variant::default(),
-            subgroup: 0,
-            subgroup_most: WHOLE,
-            is_software: false,
-            wide: false,
-            tuning: Tuning::default(),
-            rounds: MAX_ROUNDS,
-            coop: None,
-        }
-    }
-}
-
-impl Target {
-    /// Invocations in a workgroup that hands values round, for `items` a sample: whole subgroups, and no more than a small
-    /// image fills, for all of them work.
-    pub(crate) fn handing_round(&self, items: u32) -> u32 {
-        items.next_multiple_of(self.subgroup_most).min(WHOLE)
-    }
-
-    /// A device as it is: its limits, its class, and what its loops and subgroups do, which is tried out once.
-    ///
-    /// # Errors
-    /// Those of the device.
-    pub fn of(gpu: &Gpu) -> Result<Self> {
-        Ok(Target {
-            limits: gpu.limits().clone(),
-            storage: gpu.storage(),
-            subgroup: habits::subgroup(gpu)?,
-            subgroup_most: gpu.largest_subgroup().clamp(SHARE, WHOLE),
-            is_software: gpu.summary().kind == "software",
-            wide: gpu.summary().kind == "software" && gpu.has_u64(),
-            // Half of what it takes: loops of drivers' own making may count, too.
-            rounds: Habits::of(gpu)?.loop_cap.map_or(MAX_ROUNDS, |cap| MAX_ROUNDS.min(u64::from(cap) / 2)),
-            ..Target::default()
-        })
-    }
-}
 
 /// Resources that the host writes and reads.
 #[derive(Clone, Copy, Debug, Default)]

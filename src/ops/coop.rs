@@ -1,7 +1,7 @@
 //! Convolutions on units that multiply whole matrices: `shaders/coop.wgsl`. f16 by f16, added up in f32 in an order of the unit's own, so only
 //! for [`Math::Coop`].
 
-use super::conv::{Gather, Pass};
+use super::gather::{Gather, Pass};
 use super::{Build, Consts, Epilogue, Math, Target};
 use crate::gpu::CoopMatrix;
 use crate::kernel::{Dispatch, Grid, Kernel};

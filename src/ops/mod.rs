@@ -9,6 +9,7 @@ pub(crate) mod batch_norm;
 mod build;
 pub(crate) mod conv;
 mod coop;
+mod gather;
 pub(crate) mod linear;
 pub(crate) mod loss;
 mod math;
@@ -18,13 +19,14 @@ pub(crate) mod quantise;
 pub(crate) mod scale;
 pub(crate) mod shared;
 pub(crate) mod step;
+mod target;
 mod tile;
 mod winograd;
 mod workgroup;
 
-pub use build::Target;
 pub(crate) use build::{ACTIVATIONS, Activation, Build, Ids};
 pub use math::Math;
+pub use target::Target;
 pub use tile::{Family, Tile, Tuning, Variant};
 
 use crate::kernel::{Dispatch, Grid, Kernel};

@@ -1,9 +1,6 @@
 //! Tiles: which of several kernels computes a layer, and how much of it one invocation does. Every tile gives the same bits.
 
-use super::build::Target;
-use super::workgroup;
 use crate::error::{Error, Result};
-use crate::gpu::Storage;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -58,44 +55,6 @@ impl Tile {
     /// Shorthand.
     pub const fn new(family: Family, blocks: u32, pixels: u32) -> Self {
         Tile { family, blocks, pixels }
-    }
-
-    /// Every tile that is offered on a device, for benches and tuning. Not every layer can be served by each.
-    pub fn all(target: &Target) -> Vec<Tile> {
-        let mut all = vec![Tile::new(Family::Register, 4, 8), Tile::new(Family::Register, 4, 4)];
-        all.extend([Tile::new(Family::Register, 2, 8), Tile::new(Family::Register, 2, 4)]);
-        let broadcast = [(4, 4), (4, 8), (8, 4), (2, 8), (2, 4), (1, 8), (1, 4)];
-        all.extend(broadcast.map(|(blocks, pixels)| Tile::new(Family::Broadcast, blocks, pixels)));
-        all.extend(workgroup::TILES.map(|(blocks, pixels)| Tile::new(Family::Workgroup, blocks, pixels)));
-        all.retain(|tile| tile.family.is_offered(target));
-        all
-    }
-}
-
-impl Family {
-    /// Whether a device can run this family.
-    pub fn is_offered(self, target: &Target) -> bool {
-        match self {
-            Family::Register => true,
-            // A smaller subgroup would silently hand out other weights than were asked for; and all must be whole.
-            Family::Broadcast => target.subgroup >= SHARE && target.limits.workgroup_size >= WHOLE,
-            // What WebGPU guarantees is what the tiles are made for.
-            Family::Workgroup => {
-                target.limits.workgroup_size >= workgroup::INVOCATIONS
-                    && target.limits.workgroup_storage >= workgroup::STORAGE
-            }
-        }
-    }
-
-    /// The family that serves a device of this class best.
-    pub(crate) fn best(target: &Target) -> Self {
-        let wanted = match (target.is_software, target.storage) {
-            (false, _) => Family::Workgroup,
-            (true, Storage::Texture) => Family::Broadcast,
-            // Other lanes' weights from a buffer are as dear as one's own from a uniform.
-            (true, Storage::Buffer) => Family::Register,
-        };
-        if wanted.is_offered(target) { wanted } else { Family::Register }
     }
 }
 
@@ -192,27 +151,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn hardware_gets_workgroup_tiles_where_its_limits_allow() {
-        let mut target = Target::default();
-        assert_eq!(Family::best(&target), Family::Workgroup);
-        target.limits.workgroup_storage = 8 << 10;
-        assert_eq!(Family::best(&target), Family::Register);
-    }
-
-    #[test]
-    fn names_are_read_as_they_are_written() {
-        let target = Target { subgroup: 8, ..Target::default() };
-        for variant in
-            [Variant::Naive, Variant::Fast].into_iter().chain(Tile::all(&target).into_iter().map(Variant::Only))
-        {
-            assert_eq!(variant.to_string().parse::<Variant>().unwrap(), variant);
-        }
-        for wrong in ["", "register", "register-4", "register-0x4", "register-4x", "other-4x4", "register-4x4x4"] {
-            assert!(wrong.parse::<Variant>().is_err(), "{wrong}");
-        }
-    }
-
-    #[test]
     fn tunings_are_read_as_they_are_written() {
         let tiles = [("conv2d_forward 3×8×8 to 16×8×8", Family::Broadcast), ("b: c", Family::Register)];
         let tuning: Tuning = tiles.into_iter().map(|(s, f)| (s.to_string(), Tile::new(f, 4, 8))).collect();
@@ -221,16 +159,5 @@ mod tests {
         for wrong in ["a", "a: ", "a: broadcast", "a: broadcast-4x4\nb"] {
             assert!(wrong.parse::<Tuning>().is_err(), "{wrong}");
         }
-    }
-
-    #[test]
-    fn a_subgroup_too_small_is_offered_no_broadcast() {
-        for subgroup in [0, 1, 4, 7] {
-            let target = Target { subgroup, storage: Storage::Texture, is_software: true, ..Target::default() };
-            assert!(Tile::all(&target).iter().all(|tile| tile.family != Family::Broadcast));
-            assert_eq!(Family::best(&target), Family::Register);
-        }
-        let target = Target { subgroup: 8, storage: Storage::Texture, is_software: true, ..Target::default() };
-        assert_eq!(Family::best(&target), Family::Broadcast);
     }
 }

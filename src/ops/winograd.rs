@@ -1,7 +1,7 @@
 //! Convolution 3×3 with a quarter of the products: `shaders/winograd.wgsl`. Other roundings than the definition's, so only for
 //! [`Math::Fast`].
 
-use super::conv::{Gather, Pass};
+use super::gather::{Gather, Pass};
 use super::tile::{Family, SHARE};
 use super::{Bindings, Build, Consts, Epilogue, Math, Target, Variant, workgroup};
 use crate::kernel::{Dispatch, Grid, Kernel};

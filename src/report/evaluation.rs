@@ -2,7 +2,7 @@
 
 use super::config::SCHEMA_VERSION;
 use super::json::MAX_BYTES;
-use super::{DataFacts, Device, Distance, Evidence, Ledger, ModelFacts, Tally, wilson};
+use super::{DataFacts, Device, Distance, Evidence, Ledger, ModelFacts, Tally, grouped, percent, wilson};
 use crate::attack::{Norm, budget};
 use crate::data;
 use crate::error::{Error, Result};
@@ -197,8 +197,34 @@ impl Evaluation {
             gpu_bytes,
             identity,
         };
-        evaluation.protocol = super::evaluation_text::protocol(&evaluation);
+        evaluation.protocol = evaluation.in_one_line();
         evaluation
+    }
+
+    /// What was run, in one line that a paper can print.
+    fn in_one_line(&self) -> String {
+        let (i, c) = (&self.identity, &self.identity.config);
+        let begun: Vec<&str> = self.attacks.iter().filter(|a| a.begun).map(|a| a.description.as_str()).collect();
+        let left = self.attacks.len() - begun.len();
+        let left = if left == 0 { String::new() } else { format!(" (incomplete: {left} attacks not run)") };
+        let suite = if self.is_autoattack { "AutoAttack: " } else { "" };
+        let delivered = if c.delivers_bytes() { "as 8-bit images" } else { "as delivered floats" };
+        let attacks = if begun.is_empty() { "no attack".into() } else { begun.join(", ") };
+        let each = self.gradients_each();
+        format!(
+            "{}, eps {}; {suite}{attacks}{left}; {} images; robust accuracy {} in float, {} {delivered}; {} gradients an \
+             image; seed {}; signstep {}, {} ({})",
+            c.norm,
+            c.eps.text,
+            grouped(self.samples as f64),
+            percent(Some(self.robust_accuracy_float.rate)),
+            percent(Some(self.robust_accuracy.rate)),
+            if each < 1000.0 { format!("{each:.1}") } else { grouped(each) },
+            c.seed,
+            i.version,
+            i.device.name,
+            i.device.backend,
+        )
     }
 
     /// Reads `eval.json`.

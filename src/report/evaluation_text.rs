@@ -1,4 +1,4 @@
-//! An evaluation in words: the table of attacks, the protocol in one line, and the evidence.
+//! An evaluation in words: the table of attacks, the rates, and the evidence.
 
 use super::evaluation::{Evaluation, Rate, Struck};
 use super::{blank, grouped, levels, percent};
@@ -86,35 +86,6 @@ pub fn evaluation_csv(e: &Evaluation) -> String {
     // All rows have as many fields as there are names, and memory takes everything.
     let bytes = written.ok().and_then(|()| out.into_inner().ok()).expect("rows of one length");
     String::from_utf8_lossy(&bytes).trim_end().to_string()
-}
-
-/// What was run, in one line that a paper can print.
-pub(super) fn protocol(e: &Evaluation) -> String {
-    let (i, c) = (&e.identity, &e.identity.config);
-    let begun: Vec<&str> = e.attacks.iter().filter(|a| a.begun).map(|a| a.description.as_str()).collect();
-    let left = e.attacks.len() - begun.len();
-    let left = if left == 0 { String::new() } else { format!(" (incomplete: {left} attacks not run)") };
-    let suite = if e.is_autoattack { "AutoAttack: " } else { "" };
-    let delivered = if c.delivers_bytes() { "as 8-bit images" } else { "as delivered floats" };
-    let attacks = if begun.is_empty() { "no attack".into() } else { begun.join(", ") };
-    format!(
-        "{}, eps {}; {suite}{attacks}{left}; {} images; robust accuracy {} in float, {} {delivered}; {} gradients an image; \
-         seed {}; signstep {}, {} ({})",
-        c.norm,
-        c.eps.text,
-        grouped(e.samples as f64),
-        percent(Some(e.robust_accuracy_float.rate)),
-        percent(Some(e.robust_accuracy.rate)),
-        one_decimal(e.gradients_each()),
-        c.seed,
-        i.version,
-        i.device.name,
-        i.device.backend,
-    )
-}
-
-fn one_decimal(x: f64) -> String {
-    if x < 1000.0 { format!("{x:.1}") } else { grouped(x) }
 }
 
 fn headline(e: &Evaluation) -> String {

@@ -11,6 +11,7 @@ use crate::plan::{Math, Target, Tile, Tuning, Variant};
 use crate::probe::{self, Probe};
 use crate::trial::{self, Clock, Custom, Setup, Trial, Written};
 use glob::Pattern;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// Samples that a kernel is checked on: an odd number, so that whoever takes two at once meets an end.
@@ -419,8 +420,16 @@ impl Ceilings {
     }
 }
 
+/// The kernels of all rows, by names that files can have. Slices of one layer, which differ only in what they bind, are one.
+pub(super) fn by_name(rows: &[Row]) -> BTreeMap<String, &Kernel> {
+    let kernels = rows
+        .iter()
+        .flat_map(|row| row.pass.dispatches.iter().map(move |d| (file_name(row, d.kernel.entry), &d.kernel)));
+    kernels.collect()
+}
+
 /// A name for the files of one kernel of a row.
-pub(super) fn file_name(row: &Row, entry: &str) -> String {
+fn file_name(row: &Row, entry: &str) -> String {
     let name = format!("{entry}--{}--{}--{}", row.shape, row.variant().replace(", ", "-"), name_of(row.storage));
     Path::new(&name.replace(['/', '\\', ':', ' '], "_")).display().to_string()
 }

@@ -1,7 +1,7 @@
 //! Shader text in every language: a user's WGSL is read here for errors, and ours is written down as drivers get it.
 
-use super::kernels::{Row, file_name};
 use crate::error::{Error, Result};
+use crate::kernel::Kernel;
 use naga::back::{hlsl, msl, spv};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{Module, ShaderStage};
@@ -64,23 +64,16 @@ fn translate(name: &str, text: &str) -> Result<Vec<(&'static str, Vec<u8>)>> {
     ])
 }
 
-/// Writes the kernels of `rows` to a new folder, whole or not at all, and gives how many there are.
-pub(super) fn dump(folder: &Path, rows: &[Row]) -> Result<usize> {
+/// Writes kernels to a new folder, whole or not at all: for each name a file in every language.
+pub(super) fn dump(folder: &Path, kernels: &BTreeMap<String, &Kernel>) -> Result<()> {
     let fail = |detail: String| Error::Output { place: folder.display().to_string(), detail };
     if fs::read_dir(folder).is_ok_and(|mut entries| entries.next().is_some()) || folder.is_file() {
         return Err(fail("is there already, and not an empty folder".into()));
     }
     let mut files: BTreeMap<String, Vec<u8>> = BTreeMap::new();
-    for row in rows {
-        for kernel in row.pass.dispatches.iter().map(|d| &d.kernel) {
-            let name = file_name(row, kernel.entry);
-            // Slices of one layer differ only in what they bind.
-            if files.contains_key(&format!("{name}.wgsl")) {
-                continue;
-            }
-            for (ending, bytes) in translate(&name, &kernel.source()?.text)? {
-                files.insert(format!("{name}.{ending}"), bytes);
-            }
+    for (name, kernel) in kernels {
+        for (ending, bytes) in translate(name, &kernel.source()?.text)? {
+            files.insert(format!("{name}.{ending}"), bytes);
         }
     }
     let parent = folder.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -97,8 +90,7 @@ pub(super) fn dump(folder: &Path, rows: &[Row]) -> Result<usize> {
     write().map_err(|e| {
         let _ = fs::remove_dir_all(&partial);
         fail(e.to_string())
-    })?;
-    Ok(files.keys().filter(|name| name.ends_with(".wgsl")).count())
+    })
 }
 
 #[cfg(test)]

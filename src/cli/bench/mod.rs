@@ -239,8 +239,9 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
 
     let mut rows = if kernels { kernels::rows(&bench, &row_choice(args, &gpu))? } else { Vec::new() };
     if let Some(folder) = &args.dump {
-        let count = language::dump(folder, &rows)?;
-        return answer(&format!("{count} kernels written to {}", folder.display()));
+        let named = kernels::by_name(&rows);
+        language::dump(folder, &named)?;
+        return answer(&format!("{} kernels written to {}", named.len(), folder.display()));
     }
     if let Some(own) = &own {
         kernels::add_own(&bench, &mut rows, own)?;
@@ -258,7 +259,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
 
 /// What was kept for the device, where that is asked for.
 fn tuning(args: &BenchArgs, gpu: &Gpu) -> Result<Tuning> {
-    let tuning = if args.tuned { super::tune::known(gpu) } else { Tuning::default() };
+    let tuning = if args.tuned { super::tunings::known(gpu) } else { Tuning::default() };
     if args.tuned && tuning.is_empty() {
         return Err(Error::Usage("--tuned: nothing is kept for this device; `signstep tune` finds it out".into()));
     }
