@@ -62,11 +62,15 @@ fn residual(v: vec4<f32>, n: u32, c4: u32, h: u32, w: u32) -> vec4<f32> {
 }
 //# end
 
+//# if RELU == 1
 // Of positive numbers the bits are in the order of the numbers: infinity and NaN are above the most that y holds. By bits, for compilers
-// may assume that there are none.
+// may assume that there are none; and with a zero in them that no compiler knows, for LLVM takes this for the question whether v is a
+// number, and answers it by the same assumption where v was just computed (`habits.wgsl` asks whether that is enough).
 fn not_finite(v: vec4<f32>) -> bool {
-    return any((bitcast<vec4<u32>>(v) & vec4<u32>(0x7fffffffu)) > vec4<u32>(Y_MOST));
+    let hidden = select(0u, 1u, arrayLength(&signs) == 0u);
+    return any(((bitcast<vec4<u32>>(v) ^ vec4<u32>(hidden)) & vec4<u32>(0x7fffffffu)) > vec4<u32>(Y_MOST));
 }
+//# end
 
 // Four bits: which of the four channels are positive.
 fn positive(v: vec4<f32>) -> u32 {

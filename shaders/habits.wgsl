@@ -2,10 +2,15 @@
 
 //# kernel habits_check
 // One invocation that writes down what it gets. `src/habits.rs` knows what is given and what each answer means.
-//# given: storage read array<u32>     [11]
-//# seen: storage update array<u32>    [13]
+//# given: storage read array<u32>     [13]
+//# seen: storage update array<u32>    [15]
 fn number(i: u32) -> f32 {
     return bitcast<f32>(given[i]);
+}
+
+fn not_finite(v: f32) -> u32 {
+    let hidden = select(0u, 1u, arrayLength(&given) == 0u);
+    return select(0u, 1u, ((bitcast<u32>(v) ^ hidden) & 0x7fffffffu) > 0x7f7fffffu);
 }
 
 @compute @workgroup_size(1)
@@ -23,13 +28,13 @@ fn habits_check() {
     let tiny = number(3u);
     seen[1] = bitcast<u32>(tiny * one);
     seen[2] = bitcast<u32>(tiny + tiny);
-    seen[3] = bitcast<u32>(sign(tiny));
+    seen[3] = bitcast<u32>(sign(tiny) * one); // HLSL has whole numbers for signs
 
     let nan = number(4u);
     seen[4] = bitcast<u32>(max(nan, 0.0));
     seen[5] = bitcast<u32>(min(nan, 1.0));
     seen[6] = bitcast<u32>(clamp(nan, 0.0, 1.0));
-    seen[7] = bitcast<u32>(sign(nan));
+    seen[7] = bitcast<u32>(sign(nan) * one);
     seen[8] = u32(nan != nan);
 
     let a = number(5u);
@@ -38,4 +43,9 @@ fn habits_check() {
     seen[10] = bitcast<u32>(fma(a, a, c));
     seen[11] = bitcast<u32>((number(7u) + number(8u)) - number(7u));
     seen[12] = bitcast<u32>(number(9u) / number(10u));
+
+    // As `not_finite` in epilogue.wgsl asks, of what was just computed: an overflow, and infinity times zero.
+    let infinity = number(11u) * number(11u);
+    seen[13] = not_finite(infinity);
+    seen[14] = not_finite(infinity * number(12u));
 }

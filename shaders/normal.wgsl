@@ -11,7 +11,7 @@ fn squares_of_two(word: u32) -> f32 {
     var p = 1.0 / 7.0 + times(z, 1.0 / 9.0);
     p = 1.0 / 5.0 + times(z, p);
     p = 1.0 / 3.0 + times(z, p);
-    return times(f32(bits >> 23u), -1.3862943611198906) + times(-4.0, s + times(times(s, z), p));
+    return flushed(times(f32(bits >> 23u), -1.3862943611198906) + times(-4.0, s + times(times(s, z), p)));
 }
 
 // cos(2π·u) for u in [0, 1) of 24 bits: by the series of cosine or sine, an eighth of a turn at most from a quarter.

@@ -80,13 +80,14 @@ fn quantise(@builtin(global_invocation_id) id: vec3<u32>) {
 // less than a threshold: a half, or as much more as it takes for the image to stay in the ball; at most one, which cuts fractions
 // off. One workgroup a sample.
 //# include sums
+//# include values
 //# samples: storage read array<Sample>              [N], levels is the largest sum of squares
 //# x0: storage read array<u32>                      [N, LEN], clean images, snapped
 //# x: storage update array<u32>                     [N, LEN], iterate
 
 // Grey levels of the move at i, its fraction rounded by a threshold of 512ths.
 fn moved(i: u32, threshold: u32) -> u32 {
-    let t = 255.0 * abs(bitcast<f32>(x[i]) - bitcast<f32>(x0[i]));
+    let t = times(255.0, abs(bitcast<f32>(x[i]) - bitcast<f32>(x0[i])));
     let whole = floor(t);
     return u32(whole) + select(0u, 1u, 512.0 * (t - whole) >= f32(threshold));
 }

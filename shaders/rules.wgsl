@@ -82,7 +82,7 @@ fn l2_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
     var far = 0.0;
     for (var i = lane; i < LEN; i += WG) {
         let at = n * LEN + i;
-        let y = x[at] + times(step, times(times(sound(dx[at]), scale), inverse));
+        let y = flushed(x[at] + times(step, times(times(sound(dx[at]), scale), inverse)));
         x[at] = y;
         let d = y - x0[at];
         far += times(d, d);
@@ -187,7 +187,7 @@ fn apgd_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
     var far = 0.0;
     for (var i = lane; i < LEN; i += WG) {
         let g = select(times(sound(dx[first + i]), scale), memory[best_dx + i], halves);
-        let d = x[first + i] + times(step, times(g, inverse)) - x0[first + i];
+        let d = flushed(x[first + i] + times(step, times(g, inverse))) - x0[first + i];
         far += times(d, d);
     }
     let distance = root(total(lane, far));
@@ -197,10 +197,10 @@ fn apgd_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
         let here = x[first + i];
         let clean = x0[first + i];
         let g = select(times(sound(dx[first + i]), scale), memory[best_dx + i], halves);
-        let moved = here + times(step, times(g, inverse)) - clean;
+        let moved = flushed(here + times(step, times(g, inverse))) - clean;
         let z = within(clean + times(moved, pull), bounds.lo, bounds.hi);
         let drift = here - memory[old + i];
-        let mixed = here + times(z - here, share) + times(drift, rest);
+        let mixed = flushed(here + times(z - here, share) + times(drift, rest));
         let d = mixed - clean;
         farther += times(d, d);
         // Its place is taken by `here` below.

@@ -4,7 +4,8 @@ fn exponent_of(v: f32) -> u32 {
     return (bitcast<u32>(v) >> 23u) & 255u;
 }
 
-// Adapters differ on subnormals: to all of them they are zero.
+// Adapters differ on subnormals: to all of them they are zero. And a sum that is looked at so is a sum: compilers that take additions in
+// another order than they are written in (DXC, Metal's) cannot where something is chosen in between.
 fn flushed(v: f32) -> f32 {
     return select(0.0, v, exponent_of(v) != 0u);
 }

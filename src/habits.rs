@@ -26,10 +26,13 @@ const DIVIDED: (f32, f32) = (5.0, 41.0);
 
 const TINY: f32 = 1e-40;
 
-/// Numbers that an adapter writes down when it is asked.
-const SEEN: usize = 13;
+/// Its square is infinite.
+const HUGE: f32 = 1e30;
 
-/// Answers of an adapter. Nothing here is an error: kernels are written so that their results do not depend on them.
+/// Numbers that an adapter writes down when it is asked.
+const SEEN: usize = 15;
+
+/// Answers of an adapter. Nothing here is an error but the last: kernels are written so that their results do not depend on the others.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Habits {
     /// Rounds after which a loop is left without a word; `None` where it is not within 131,072.
@@ -50,6 +53,9 @@ pub struct Habits {
     pub reassociates: bool,
     /// Whether a quotient is the nearest number.
     pub divides_exactly: bool,
+    /// Whether infinity and NaN are noticed in what was just computed. No network is loaded where they are not ([`crate::Target::of`]):
+    /// NaN would come out of a ReLU as zero, and nobody would hear of it.
+    pub notices_nonfinite: bool,
 }
 
 /// All that a device was asked, as text that a later process reads ([`Answers::recall`]). Only answers of a usual device are read:
@@ -97,6 +103,9 @@ impl FromStr for Answers {
         if Habits::read(&seen).loop_cap.is_some_and(|cap| u64::from(cap) / 2 < MAX_ROUNDS) {
             return Err(bad("a loop that is left so early is looked at each time"));
         }
+        if !Habits::read(&seen).notices_nonfinite {
+            return Err(bad("no network runs on such a device"));
+        }
         if ![0, 8, 16, 32, 64].contains(&subgroup) {
             return Err(bad("no size of a subgroup that kernels rely on"));
         }
@@ -142,6 +151,7 @@ impl Habits {
             fuses: number(10) == FUSED,
             reassociates: number(11) == SMALL,
             divides_exactly: number(12) == DIVIDED.0 / DIVIDED.1,
+            notices_nonfinite: seen[13..] == [1, 1],
         }
     }
 
@@ -162,6 +172,7 @@ impl Habits {
             ("fma", words(self.fuses, ["fused", "rounded twice"])),
             ("(a + b) - a", words(self.reassociates, ["reassociated", "as written"])),
             ("a / b", words(self.divides_exactly, ["the nearest number", "by the reciprocal"])),
+            ("NaN, infinity", words(self.notices_nonfinite, ["noticed", "not noticed: refused"])),
         ]
     }
 }
@@ -182,7 +193,7 @@ fn words(label: &str, count: usize) -> Resource {
 }
 
 fn ask(gpu: &Gpu) -> Result<Vec<u32>> {
-    let floats = [1.0, TINY, f32::NAN, FACTOR, MINUS_PRODUCT, LARGE, SMALL, DIVIDED.0, DIVIDED.1];
+    let floats = [1.0, TINY, f32::NAN, FACTOR, MINUS_PRODUCT, LARGE, SMALL, DIVIDED.0, DIVIDED.1, HUGE, 0.0];
     let given: Vec<u32> = [SEED, ROUNDS].into_iter().chain(floats.map(f32::to_bits)).collect();
     let dispatch = alone(kernel(), vec![("given", 0), ("seen", 1)], 1);
     let resources = [words("given", given.len()), words("seen", SEEN)];
@@ -217,7 +228,7 @@ mod tests {
     fn answers(n: u32) -> Vec<u32> {
         let rest = [TINY, 2.0 * TINY, 1.0, 0.0, 1.0, 0.0, 0.0].map(f32::to_bits);
         let last = [0.0, FUSED, 0.0, DIVIDED.0 / DIVIDED.1].map(f32::to_bits);
-        [n].into_iter().chain(rest).chain([1]).chain(last).collect()
+        [n].into_iter().chain(rest).chain([1]).chain(last).chain([1, 1]).collect()
     }
 
     #[test]
@@ -266,5 +277,11 @@ mod tests {
         let habits = Habits::read(&answers(0));
         assert!(habits.keeps_subnormals && habits.nan_differs && habits.fuses && habits.divides_exactly);
         assert!(!habits.contracts && !habits.reassociates);
+        assert!((HUGE * HUGE).is_infinite() && habits.notices_nonfinite);
+        for unseen in [13, 14] {
+            let mut seen = answers(0);
+            seen[unseen] = 0;
+            assert!(!Habits::read(&seen).notices_nonfinite);
+        }
     }
 }

@@ -367,6 +367,9 @@ fn check_dispatches<'d>(
     Ok(())
 }
 
+/// The largest binding, whatever a device allows: what 32 bits count, in whole texels.
+const BINDING: u64 = (1 << 32) - 16;
+
 /// The largest batch that fits the limits and `memory` bytes, `read_back` bytes of each sample being read at a time.
 fn largest_batch<'d>(
     dispatches: impl Iterator<Item = &'d Dispatch>,
@@ -376,6 +379,8 @@ fn largest_batch<'d>(
     memory: u64,
 ) -> Result<usize> {
     let limits = &target.limits;
+    // Metal tells kernels the sizes of bindings in 32 bits, and what lies beyond would be read as the last texel.
+    let binding = limits.storage_binding.min(BINDING);
     // Indices in a kernel are u32, and some back ends treat them as signed.
     let mut most = limits.workgroups.min(1 << 30);
     let mut tightest = ("dispatch", 0, "workgroups in a dimension".to_string());
@@ -384,11 +389,9 @@ fn largest_batch<'d>(
             (kind, Storage::Texture) if kind.is_texels() => {
                 (kind.texel_bytes() * most_texels(limits.texture_side), "texture side")
             }
-            (Kind::Constant(_) | Kind::Uniform | Kind::Texels(_), _) => {
-                (limits.storage_binding.min(limits.buffer), "binding")
-            }
-            (Kind::Stage(_), _) => (limits.storage_binding.min(limits.buffer / ROW * ROW), "storage binding"),
-            _ => (limits.storage_binding.min(limits.buffer).min(1 << 33), "storage binding"),
+            (Kind::Constant(_) | Kind::Uniform | Kind::Texels(_), _) => (binding.min(limits.buffer), "binding"),
+            (Kind::Stage(_), _) => (binding.min(limits.buffer / ROW * ROW), "storage binding"),
+            _ => (binding.min(limits.buffer), "storage binding"),
         };
         let one = r.bytes(1, Storage::Buffer).unwrap_or(u64::MAX);
         let fits = match r.per_sample {

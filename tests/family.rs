@@ -547,6 +547,15 @@ fn what_makes_no_sense_is_refused() {
     assert!(usage(Attack::mifgsm(0.1).in_norm(Norm::L2)).contains("mifgsm is for linf alone"));
     assert!(usage(Attack::nifgsm(0.1).momentum(f32::NAN)).contains("momentum"));
     assert!(usage(Attack::nifgsm(0.1).momentum(-1.0)).contains("momentum"));
+    // What is gathered would grow by half in every step, until it is no number and nothing moves.
+    assert!(usage(Attack::mifgsm(0.1).momentum(1.5)).contains("momentum"));
+    // Its square is beyond f32: the distance from the clean image would be no number, and the image be pulled back to it.
+    assert!(usage(Attack::pgd(Norm::L2, 1e20)).contains("1e18"));
+    assert!(usage(Attack::pgd(Norm::L2, 0.5).step_size(1e19)).contains("1e18"));
+    assert!(
+        usage(Attack::ifgsm(0.5).in_norm(Norm::L2).each(vec![Own { id: 0, eps: 1e19, step_size: 0.1 }]))
+            .contains("1e18")
+    );
     assert!(usage(Attack::apgd_t(Norm::Linf, 0.1).targets(Targets::Next)).contains("chooses its targets itself"));
     assert!(usage(Attack::apgd_t(Norm::Linf, 0.1).classes(0)).contains("one class or more"));
     assert!(usage(Attack::mifgsm(0.1).random_start(true)).contains("no random start"));

@@ -169,7 +169,7 @@ impl Maker {
         };
         let d = Limits::default();
         Limits {
-            storage_binding: pick(d.storage_binding, &[1 << 12, 1 << 16, 1 << 20, 1 << 32]),
+            storage_binding: pick(d.storage_binding, &[1 << 12, 1 << 16, 1 << 20, 1 << 40]),
             uniform_binding: pick(d.uniform_binding, &[64, 1 << 12, 1 << 14, 1 << 20]),
             buffer: pick(d.buffer, &[1 << 12, 1 << 17, 1 << 24, 1 << 40]),
             texture_side: pick(d.texture_side, &[1024, 2048, 16_384]),
@@ -203,6 +203,8 @@ fn known_limits() -> [Limits; 5] {
 /// All that a batch of `n` must obey, said again in words of its own.
 fn fits(plan: &Plan, n: u64, memory: u64) -> Result<(), String> {
     let limits = &plan.target().limits;
+    // Metal tells kernels of 32 bits of a binding's size.
+    let binding = limits.storage_binding.min(u64::from(u32::MAX) / 16 * 16);
     let must = |ok: bool, what: String| if ok { Ok(()) } else { Err(what) };
     must(n <= limits.workgroups, format!("{n} workgroups along z"))?;
     let mut total = 0;
@@ -220,7 +222,7 @@ fn fits(plan: &Plan, n: u64, memory: u64) -> Result<(), String> {
             // Whole rows of texels.
             Kind::Stage(more) => {
                 let eights = elements + more;
-                must(8 * eights <= limits.storage_binding, format!("{label}: {eights} eights"))?;
+                must(8 * eights <= binding, format!("{label}: {eights} eights"))?;
                 let bytes = (8 * eights).next_multiple_of(2048 * 16);
                 must(bytes <= limits.buffer, format!("{label}: {bytes} bytes"))?;
                 total += bytes;
@@ -241,7 +243,7 @@ fn fits(plan: &Plan, n: u64, memory: u64) -> Result<(), String> {
             must(rows <= limits.texture_side && 2048 <= limits.texture_side, format!("{label}: {rows} rows"))?;
         } else {
             total += bytes;
-            must(bytes <= limits.storage_binding.min(limits.buffer), format!("{label}: {bytes} bytes"))?;
+            must(bytes <= binding.min(limits.buffer), format!("{label}: {bytes} bytes"))?;
         }
     }
     for d in plan.dispatches() {

@@ -192,7 +192,9 @@ fn what_is_withheld_is_the_clean_image() {
     let whole = attack.run(&net, &images, &labels).unwrap();
     let mut out = whole.clone();
     out.health[1] = Health::GRADIENT;
+    assert!(whole.success[1] && whole.success_float[1]);
     out.withhold_unhealthy();
+    assert!(!out.success[1] && !out.success_float[1], "neither turned nor robust");
     let one = DIMS.len();
     assert_eq!(out.adversarial[one..2 * one], whole.clean[one..2 * one]);
     assert_eq!(out.adversarial_logits[CLASSES..2 * CLASSES], whole.clean_logits[CLASSES..2 * CLASSES]);

@@ -597,7 +597,7 @@ impl Attack {
         self
     }
 
-    /// μ, the share of the accumulated gradient that is kept (`mifgsm` and `nifgsm`).
+    /// μ, the share of the accumulated gradient that is kept, from 0 to 1 (`mifgsm` and `nifgsm`).
     pub fn momentum(mut self, momentum: f32) -> Self {
         self.momentum = momentum;
         self
@@ -815,8 +815,13 @@ impl Attack {
         if (self.method.has_momentum() || self.method.shares_perturbation()) && self.norm != Norm::Linf {
             return fail(format!("{name} is for linf alone"));
         }
-        if !self.momentum.is_finite() || self.momentum < 0.0 {
-            return fail(format!("the momentum must be finite and zero or more, but is {}", self.momentum));
+        // More than one, and what is gathered would grow until it is no number.
+        if !(0.0..=1.0).contains(&self.momentum) {
+            return fail(format!("the momentum must be a number from zero to one, but is {}", self.momentum));
+        }
+        let too_long = |length: f32| self.norm == Norm::L2 && length.is_finite() && length > L2_MOST;
+        if let Some(long) = [self.eps, a].into_iter().find(|length| too_long(*length)) {
+            return fail(format!("in l2 eps and the step size must be {L2_MOST:e} at most, but one is {long:e}"));
         }
         if self.method.chooses_targets() {
             if self.targets != Targets::None {
@@ -839,11 +844,12 @@ impl Attack {
             return fail(format!("{name} takes no perturbation: use uap"));
         }
         for (i, own) in self.own.iter().enumerate() {
-            let sound = |v: f32| v >= 0.0 && v.is_finite();
+            let sound = |v: f32| v >= 0.0 && v.is_finite() && !too_long(v);
             if !sound(own.eps) || !sound(own.step_size) {
                 let Own { eps, step_size, .. } = own;
+                let most = if self.norm == Norm::L2 { format!(", and {L2_MOST:e} at most") } else { String::new() };
                 return fail(format!(
-                    "sample {i}: eps {eps} and step size {step_size} must be finite and zero or more"
+                    "sample {i}: eps {eps} and step size {step_size} must be finite and zero or more{most}"
                 ));
             }
         }
@@ -950,7 +956,8 @@ impl Outcome {
     }
 
     /// Puts the clean image, and what the network says of it, in the place of whatever was made of each sample that is marked in
-    /// [`Outcome::health`]. Success is withheld from these already. For runs whose pixels lie on the host.
+    /// [`Outcome::health`], and withholds success from it: [`Attack::least`] may have turned it at a radius, and met NaN at a smaller
+    /// one. For runs whose pixels lie on the host.
     pub fn withhold_unhealthy(&mut self) {
         let n = self.len().max(1);
         let (one, k) = (self.clean.len() / n, self.clean_logits.len() / n);
@@ -962,6 +969,7 @@ impl Outcome {
             let class = if self.targets[i] < 0 { self.labels[i] } else { self.targets[i] };
             self.loss[i] = run::cross_entropy(&self.clean_logits[row], class as usize);
             (self.linf[i], self.l2[i]) = (0.0, 0.0);
+            (self.success[i], self.success_float[i]) = (false, false);
         }
     }
 
@@ -970,6 +978,9 @@ impl Outcome {
         self.health.iter().copied().enumerate().find(|(_, h)| !h.is_healthy())
     }
 }
+
+/// The longest length in L2: f32 holds the square of twice as much.
+const L2_MOST: f32 = 1e18;
 
 /// Index of the highest logit, the lowest index where several are equal.
 pub fn argmax(logits: &[f32]) -> usize {

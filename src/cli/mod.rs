@@ -226,7 +226,7 @@ struct AttackArgs {
     /// Begin at the clean image (pgd, apgd, apgd-t, square; fab-t does so anyway, but for further restarts)
     #[arg(long, help_heading = "Attack")]
     no_random_start: bool,
-    /// Share of the gathered gradient that is kept (mifgsm, nifgsm) [default: 1]
+    /// Share of the gathered gradient that is kept, from 0 to 1 (mifgsm, nifgsm) [default: 1]
     #[arg(long, value_name = "F", allow_hyphen_values = true, help_heading = "Attack")]
     momentum: Option<f32>,
     /// Stop with an image once it is turned as delivered: looked at after a tenth of the steps, two, four and seven

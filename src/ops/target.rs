@@ -2,7 +2,7 @@
 
 use super::tile::{Family, SHARE, Tile, Tuning, Variant, WHOLE};
 use super::{Math, workgroup};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::gpu::{CoopMatrix, Gpu, Limits, Storage};
 use crate::habits::{self, Habits};
 use crate::kernel::MAX_ROUNDS;
@@ -65,6 +65,11 @@ impl Target {
     /// # Errors
     /// Those of the device.
     pub fn of(gpu: &Gpu) -> Result<Self> {
+        let habits = Habits::of(gpu)?;
+        if !habits.notices_nonfinite {
+            let why = "does not notice NaN and infinity in what it computes, so nothing that it says could be trusted";
+            return Err(Error::NoAdapter(format!("adapter {} {why}", gpu.summary().name)));
+        }
         Ok(Target {
             limits: gpu.limits().clone(),
             storage: gpu.storage(),
@@ -73,7 +78,7 @@ impl Target {
             is_software: gpu.summary().kind == "software",
             wide: gpu.summary().kind == "software" && gpu.has_u64(),
             // Half of what it takes: loops of drivers' own making may count, too.
-            rounds: Habits::of(gpu)?.loop_cap.map_or(MAX_ROUNDS, |cap| MAX_ROUNDS.min(u64::from(cap) / 2)),
+            rounds: habits.loop_cap.map_or(MAX_ROUNDS, |cap| MAX_ROUNDS.min(u64::from(cap) / 2)),
             ..Target::default()
         })
     }

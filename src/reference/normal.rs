@@ -1,6 +1,6 @@
 //! Normal numbers from random words, in f32 and by bits as `shaders/normal.wgsl` makes them.
 
-use super::values::{inverse_of, root, times};
+use super::values::{flushed, inverse_of, root, times};
 
 /// −2·ln(u) for u in (0, 1] of the word's upper 24 bits: what the squares of two normal numbers come to.
 pub fn squares_of_two(word: u32) -> f32 {
@@ -10,7 +10,7 @@ pub fn squares_of_two(word: u32) -> f32 {
     let s = times(m - 1.0, inverse_of(m + 1.0));
     let z = times(s, s);
     let p = [1.0 / 7.0, 1.0 / 5.0, 1.0 / 3.0].into_iter().fold(1.0 / 9.0, |p, c: f32| c + times(z, p));
-    times((bits >> 23) as f32, -2.0 * std::f32::consts::LN_2) + times(-4.0, s + times(times(s, z), p))
+    flushed(times((bits >> 23) as f32, -2.0 * std::f32::consts::LN_2) + times(-4.0, s + times(times(s, z), p)))
 }
 
 /// cos(2π·u) for u in [0, 1) of the word's upper 24 bits.

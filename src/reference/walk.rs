@@ -257,7 +257,7 @@ impl<'a> Walk<'a> {
         let inverse = inverse_of(root(total(g.len(), |i, sum| sum + times(g[i], g[i]))));
         let unit = |i: usize| times(g[i], inverse);
         let size = self.signed(self.sample.step_size);
-        let moved: Vec<f32> = self.x.iter().enumerate().map(|(i, x)| *x + times(size, unit(i))).collect();
+        let moved: Vec<f32> = self.x.iter().enumerate().map(|(i, x)| flushed(*x + times(size, unit(i)))).collect();
         let far = self.distance(|i| moved[i]);
         self.x = (0..g.len()).map(|i| flushed(self.pull(i, moved[i], far))).collect();
     }
@@ -335,9 +335,10 @@ impl<'a> Walk<'a> {
             Norm::L2 => {
                 let inverse = inverse_of(root(total(len, |i, sum| sum + times(g[i], g[i]))));
                 let unit = |i: usize| times(g[i], inverse);
-                let moved: Vec<f32> = (0..len).map(|i| self.x[i] + times(self.signed(size), unit(i))).collect();
+                let moved: Vec<f32> =
+                    (0..len).map(|i| flushed(self.x[i] + times(self.signed(size), unit(i)))).collect();
                 let far = self.distance(|i| moved[i]);
-                let mixed: Vec<f32> = (0..len).map(|i| mix(self, i, self.pull(i, moved[i], far))).collect();
+                let mixed: Vec<f32> = (0..len).map(|i| flushed(mix(self, i, self.pull(i, moved[i], far)))).collect();
                 let farther = self.distance(|i| mixed[i]);
                 (0..len).map(|i| flushed(self.pull(i, mixed[i], farther))).collect()
             }
