@@ -3,6 +3,7 @@
 pub mod fault;
 mod pace;
 mod turns;
+mod witness;
 
 use crate::error::{Error, Result};
 use fault::{Fault, Faults};
@@ -11,6 +12,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 pub(crate) use turns::Held;
+use witness::Witness;
 
 /// Which adapter to use.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -173,6 +175,8 @@ struct Inner {
     /// What a submission may take before the device counts as lost.
     deadline: Mutex<Option<Duration>>,
     pace: Pace,
+    /// Made for the first submission.
+    witness: OnceLock<Witness>,
     /// Empty but in tests.
     faults: OnceLock<Faults>,
 }
@@ -414,6 +418,7 @@ impl Gpu {
             compile_time: Mutex::new(Duration::ZERO),
             deadline: Mutex::new(None),
             pace: Pace::default(),
+            witness: OnceLock::new(),
             faults: Faults::planned().map_or_else(OnceLock::new, OnceLock::from),
         }))
     }
@@ -649,8 +654,25 @@ impl Gpu {
 
     /// Submits what was recorded; the index is for [`Gpu::wait`].
     pub(crate) fn submit(&self, encoder: wgpu::CommandEncoder) -> Result<wgpu::SubmissionIndex> {
+        self.submit_with(encoder, None)
+    }
+
+    /// The same; where results are read, `staging` gets a word at an offset that says whether all work up to here was done.
+    fn submit_with(
+        &self,
+        mut encoder: wgpu::CommandEncoder,
+        staging: Option<(&wgpu::Buffer, u64)>,
+    ) -> Result<wgpu::SubmissionIndex> {
         let start = Instant::now();
-        let index = self.queue().submit([encoder.finish()]);
+        let queue = self.queue();
+        let witness = self.0.witness.get_or_init(|| Witness::new(&self.0.device, self.submits_and_waits()));
+        let mut turn = witness.turn();
+        witness.hand_on(&mut turn, &mut encoder, staging);
+        if self.fails(Fault::Dropped) {
+            encoder = self.0.device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+        }
+        let index = queue.submit([encoder.finish()]);
+        drop(turn);
         // Where this waits, the deadline is looked at here.
         match self.deadline() {
             Some(deadline) if self.submits_and_waits() && start.elapsed() > deadline => Err(late(deadline)),
@@ -679,7 +701,8 @@ impl Gpu {
     /// Reads the first bytes of several buffers, in one submission.
     pub(crate) fn read(&self, parts: &[(&wgpu::Buffer, u64)]) -> Result<Vec<Vec<u8>>> {
         self.scope("reading back", || {
-            let total = parts.iter().map(|(_, bytes)| bytes.next_multiple_of(8)).sum::<u64>().max(8);
+            let results = parts.iter().map(|(_, bytes)| bytes.next_multiple_of(8)).sum::<u64>();
+            let total = results + witness::BYTES;
             let staging = self.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some("readback"),
                 size: total,
@@ -692,7 +715,7 @@ impl Gpu {
                 encoder.copy_buffer_to_buffer(buffer, 0, &staging, at, *bytes);
                 at += bytes.next_multiple_of(8);
             }
-            let index = self.submit(encoder)?;
+            let index = self.submit_with(encoder, Some((&staging, results)))?;
             self.call();
             let (send, receive) = std::sync::mpsc::channel();
             staging.map_async(wgpu::MapMode::Read, .., move |mapped| {
@@ -706,6 +729,11 @@ impl Gpu {
             }
             self.call();
             let view = staging.get_mapped_range(..).map_err(|e| Error::Internal(format!("reading back: {e}")))?;
+            if !witness::is_whole(&view[results as usize..]) {
+                return Err(Error::DeviceLost(
+                    "the system ended a submission early, and said nothing: what was read would be stale".into(),
+                ));
+            }
             let mut out = Vec::with_capacity(parts.len());
             let mut at = 0;
             for (_, bytes) in parts {

@@ -246,13 +246,13 @@ impl Network {
             let limit = "memory budget of the network".into();
             return Err(Error::OutOfMemory { what: "what the attack remembers".into(), bytes, limit });
         }
-        // Balanced chunks: 10 samples by 8 are 5 and 5, so that the device is never almost idle.
-        let chunks = samples.div_ceil(most).max(1);
-        let size = samples.div_ceil(chunks);
         let mut running = self.lock()?;
         let mut at = 0;
         while at < samples {
-            let n = size.min(samples - at);
+            // No dispatch takes so long that a watchdog wakes, as far as the device's pace is known. Balanced chunks: 10 samples by 8 are
+            // 5 and 5, so that the device is never almost idle.
+            let (left, most) = (samples - at, most.min(self.gpu.pace().samples(self.plan.largest_dispatch())));
+            let n = left.div_ceil(left.div_ceil(most));
             work(&self.ready(&mut running.state, n, remembers)?, at..at + n)?;
             at += n;
         }

@@ -299,6 +299,11 @@ impl Plan {
         self.resources[self.ids.logits].per_sample as usize
     }
 
+    /// Floating-point operations for one sample in the largest dispatch, which is not cut.
+    pub(crate) fn largest_dispatch(&self) -> u64 {
+        self.dispatches().map(|d| d.flops).max().unwrap_or(0)
+    }
+
     /// Floating-point operations for one sample, from image to logits.
     pub fn flops_forward(&self) -> u64 {
         self.forward.iter().map(|d| d.flops).sum()
@@ -329,7 +334,8 @@ impl Plan {
     }
 }
 
-/// Results are read back through one buffer: the largest of them, and up to two words and their alignment beside it.
+/// Results are read back through one buffer: the largest of them, and up to two words and their alignment beside it; and the word of
+/// `gpu/witness.rs` once.
 fn read_back(input: Dims, classes: usize) -> u64 {
     input.len().max(classes) as u64 * 4 + 8
 }
@@ -416,7 +422,7 @@ fn largest_batch<'d>(
             tightest = (&d.layer, 0, "workgroups in a dimension".into());
         }
     }
-    let fits = limits.buffer.saturating_sub(24) / read_back;
+    let fits = limits.buffer.saturating_sub(32) / read_back;
     if fits < most {
         most = fits;
         tightest = ("reading back", read_back, format!("buffer of {} bytes", limits.buffer));

@@ -140,7 +140,7 @@ fn is_told(fault: Fault, e: &Error) -> bool {
         Fault::Memory => matches!(e, Error::OutOfMemory { .. }) && e.exit_code() == 5,
         // A host program's buffer that the library refuses is the host's mistake.
         Fault::Refused => matches!(e, Error::Internal(_) | Error::Usage(_)),
-        Fault::Lost | Fault::Timeout => matches!(e, Error::DeviceLost(_)) && e.exit_code() == 6,
+        Fault::Lost | Fault::Timeout | Fault::Dropped => matches!(e, Error::DeviceLost(_)) && e.exit_code() == 6,
     }
 }
 
@@ -193,24 +193,26 @@ fn every_call_may_fail_and_the_same_network_goes_on() {
 #[test]
 fn every_call_may_be_the_last_one_and_another_context_goes_on() {
     let mut faults = 0;
-    for subject in SUBJECTS {
+    for (subject, fault) in SUBJECTS.into_iter().flat_map(|s| [(s, Fault::Lost), (s, Fault::Dropped)]) {
         let (name, _) = subject;
         let want = whole(subject, &open()).unwrap();
         let gpu = open();
-        gpu.fail_at(NEVER, Fault::Lost);
+        gpu.fail_at(NEVER, fault);
         assert!(whole(subject, &gpu).unwrap() == want, "{name}");
         let all = gpu.calls();
-        for n in 1..=all {
+        // Work that is dropped is found out in one place: every third call will do.
+        for n in (1..=all).step_by(if fault == Fault::Dropped { 3 } else { 1 }) {
             let gpu = open();
-            gpu.fail_at(n, Fault::Lost);
+            gpu.fail_at(n, fault);
+            let what = format!("{name}, {fault:?} at call {n} of {all}");
             match whole(subject, &gpu) {
-                Err(e) => assert!(is_told(Fault::Lost, &e), "{name}, lost at call {n} of {all}: {e:?}"),
-                // What was read back before the loss is right.
-                Ok(got) => assert!(n + 8 >= all && got == want, "{name}, lost at call {n} of {all}: a result"),
+                Err(e) => assert!(is_told(fault, &e), "{what}: {e:?}"),
+                // What was read back before is right.
+                Ok(got) => assert!(n + 8 >= all && got == want, "{what}: a result"),
             }
             faults += 1;
         }
-        println!("{name}: {all} calls");
+        println!("{name}, {fault:?}: {all} calls");
     }
     println!("{faults} faults");
 }
@@ -267,7 +269,7 @@ fn the_program_with_a_fault() {
     std::process::exit(i32::from(code));
 }
 
-const FAULTS: [Fault; 4] = [Fault::Memory, Fault::Refused, Fault::Lost, Fault::Timeout];
+const FAULTS: [Fault; 5] = [Fault::Memory, Fault::Refused, Fault::Lost, Fault::Timeout, Fault::Dropped];
 
 /// In the program's own folders: nothing half-written, and the same command goes on.
 #[test]

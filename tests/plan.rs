@@ -257,7 +257,7 @@ fn fits(plan: &Plan, n: u64, memory: u64) -> Result<(), String> {
         }
     }
     let floats = plan.resources.iter().filter(|r| r.kind == Kind::Floats).map(|r| r.per_sample).max().unwrap();
-    must((4 * floats + 8) * n + 24 <= limits.buffer, "reading back".into())?;
+    must((4 * floats + 8) * n + 32 <= limits.buffer, "reading back".into())?;
     assert_eq!(total, plan.bytes(n), "what a plan says of {n} samples");
     must(total <= memory, format!("{total} bytes in all"))
 }

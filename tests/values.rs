@@ -13,7 +13,9 @@ use signstep::wgpu::{self, BufferUsages as Usage};
 fn on_device(function: &str, first: u32, stride: u32, count: u32) -> Vec<f32> {
     // Any kernel that has all of them.
     let consts = vec![("LEN", 1), ("WG", 256), ("KIND", 2), ("HALVES", 0)];
-    let kernel = Kernel::new("ball_start", consts, Storage::Buffer);
+    let mut kernel = Kernel::new("ball_start", consts, Storage::Buffer);
+    // And what those have whose texels are of f16.
+    kernel.halves = vec!["none of its own"];
     let text = format!(
         "{}
         @group(0) @binding(10) var<uniform> words: vec4<u32>;
@@ -96,6 +98,22 @@ fn quotients_are_the_nearest_numbers() {
 fn roots_are_the_nearest_numbers() {
     for some in [TWO_OCTAVES, ALL].into_iter().chain(ENDS) {
         is_the_twins("root(bitcast<f32>(WORD))", |word| flushed(f32::from_bits(word)).sqrt(), some);
+    }
+}
+
+/// As the `half` crate rounds; beyond the largest f16, and of NaN, infinity.
+#[test]
+fn halves_are_the_nearest_ones() {
+    let half = |word: u32| {
+        let v = f32::from_bits(word);
+        let fits = v.abs() <= 65_504.0;
+        f32::from(if fits { half::f16::from_f32(v).to_bits() } else { (word >> 16) as u16 & 0x8000 | 0x7c00 })
+    };
+    // Both signs; where f16 ends, where its subnormals begin and where they end.
+    let ends = [0x477f_0000, 0x387f_0000, 0x32ff_0000, 0x337f_0000].map(|first| (first, 1, 1 << 18));
+    for some in [ALL, (1 << 31, 509, 1 << 22)].into_iter().chain(ends) {
+        is_the_twins("f32(to_half(vec4<f32>(0.0, bitcast<f32>(WORD), 0.0, 0.0)).x >> 16u)", half, some);
+        is_the_twins("f32(to_half(vec4<f32>(0.0, 0.0, bitcast<f32>(WORD), 0.0)).y)", half, some);
     }
 }
 

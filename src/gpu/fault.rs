@@ -16,6 +16,8 @@ pub enum Fault {
     Lost,
     /// The next submission that is waited for does not end in time.
     Timeout,
+    /// The work of the next submission is not done, and it counts as finished all the same.
+    Dropped,
 }
 
 thread_local! {
@@ -70,7 +72,7 @@ impl Faults {
                 usage: wgpu::BufferUsages::MAP_READ | wgpu::BufferUsages::MAP_WRITE | wgpu::BufferUsages::STORAGE,
                 mapped_at_creation: false,
             })),
-            Fault::Memory | Fault::Timeout => {
+            Fault::Memory | Fault::Timeout | Fault::Dropped => {
                 *self.pending.lock().unwrap_or_else(PoisonError::into_inner) = Some(fault);
             }
         }

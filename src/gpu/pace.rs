@@ -16,19 +16,32 @@ const MOST: u64 = 100_000_000_000_000;
 /// One measurement changes it by no more than this.
 const CHANGE: f64 = 4.0;
 
+/// One dispatch, which cannot be cut, takes no longer than so many submissions should: a second.
+const LONGEST: u64 = 4;
+
 /// Floating-point operations of the next submission on a device.
 #[derive(Debug)]
-pub(crate) struct Pace(AtomicU64);
+pub(crate) struct Pace {
+    flops: AtomicU64,
+    /// The same, whatever tests set.
+    learned: AtomicU64,
+}
 
 impl Default for Pace {
     fn default() -> Self {
-        Pace(AtomicU64::new(FIRST))
+        Pace { flops: AtomicU64::new(FIRST), learned: AtomicU64::new(FIRST) }
     }
 }
 
 impl Pace {
     pub(crate) fn flops(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+        self.flops.load(Ordering::Relaxed)
+    }
+
+    /// The most samples of `flops` each that a dispatch should have; one at least.
+    pub(crate) fn samples(&self, flops: u64) -> usize {
+        let most = LONGEST.saturating_mul(self.learned.load(Ordering::Relaxed)) / flops.max(1);
+        usize::try_from(most).unwrap_or(usize::MAX).max(1)
     }
 
     /// Learns that a submission of `flops` took between `least` and `most`: what the host did meanwhile may hide the device's
@@ -44,11 +57,13 @@ impl Pace {
         } else {
             return;
         };
-        self.0.store((next as u64).clamp(LEAST, MOST), Ordering::Relaxed);
+        let next = (next as u64).clamp(LEAST, MOST);
+        self.flops.store(next, Ordering::Relaxed);
+        self.learned.store(next, Ordering::Relaxed);
     }
 
     pub(crate) fn set(&self, flops: u64) {
-        self.0.store(flops, Ordering::Relaxed);
+        self.flops.store(flops, Ordering::Relaxed);
     }
 }
 
@@ -72,6 +87,20 @@ mod tests {
             let seconds = pace.flops() as f64 / rate;
             assert!((0.2..0.3).contains(&seconds), "{rate}: {seconds} s");
         }
+    }
+
+    /// WideResNet-28-10: 472 million operations of a sample in one dispatch, on a device of 100 GFLOP/s.
+    #[test]
+    fn a_dispatch_takes_a_second_at_most() {
+        let (pace, each, rate) = (Pace::default(), 472_000_000, 1e11);
+        assert_eq!(pace.samples(each), 8, "of a device that nothing is known of");
+        for _ in 0..12 {
+            let took = Duration::from_secs_f64(pace.flops() as f64 / rate);
+            pace.learn(pace.flops(), took, took);
+        }
+        let seconds = pace.samples(each) as f64 * each as f64 / rate;
+        assert!((0.8..1.1).contains(&seconds), "{seconds} s");
+        assert_eq!((pace.samples(u64::MAX), pace.samples(0) > 1 << 30), (1, true));
     }
 
     #[test]
