@@ -64,6 +64,12 @@ pub struct Limits {
     pub workgroup_size: u32,
     /// Memory that a workgroup shares, in bytes.
     pub workgroup_storage: u32,
+    /// Storage buffers that a kernel binds.
+    pub storage_buffers: u32,
+    /// Storage textures that it binds.
+    pub storage_textures: u32,
+    /// Bindings of all kinds that it has.
+    pub bindings: u32,
 }
 
 impl Default for Limits {
@@ -77,6 +83,9 @@ impl Default for Limits {
             workgroups: 65_535,
             workgroup_size: 256,
             workgroup_storage: 16 << 10,
+            storage_buffers: 8,
+            storage_textures: 4,
+            bindings: 1000,
         }
     }
 }
@@ -91,9 +100,15 @@ impl Limits {
             workgroups: u64::from(l.max_compute_workgroups_per_dimension),
             workgroup_size: l.max_compute_workgroup_size_x.min(l.max_compute_invocations_per_workgroup),
             workgroup_storage: l.max_compute_workgroup_storage_size,
+            storage_buffers: l.max_storage_buffers_per_shader_stage,
+            storage_textures: l.max_storage_textures_per_shader_stage,
+            bindings: l.max_bindings_per_bind_group,
         }
     }
 }
+
+/// Texels in a row of a texture that holds an activation; a power of two, as the generated accessors assume.
+pub(crate) const TEXTURE_WIDTH: u64 = 2048;
 
 /// Where activations lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -377,6 +392,10 @@ impl Gpu {
     /// caught in error scopes and comes out as [`Error`]; the host's own scopes and handlers see nothing of it. Waiting for
     /// the device may run callbacks of the host's own (of buffers that it maps) on the thread that waits.
     ///
+    /// What WebGPU guarantees everywhere ([`wgpu::Limits::default`]) is enough for all there is. With less (six storage buffers a stage
+    /// in the place of eight, workgroups of fewer than 256 invocations) some attacks are not there, and a network that cannot run says
+    /// which limit it is: at four storage buffers a stage none can.
+    ///
     /// On GL a device has one context for all threads, and the library panics where a thread waits for it for 6 s. Networks take
     /// turns there, whichever threads run them; of the host's own calls nothing is known. So on GL a host should leave the
     /// device alone while another thread runs a network, should submit nothing that takes seconds, and its callbacks must not
@@ -397,8 +416,9 @@ impl Gpu {
         let info = adapter.get_info();
         let has_subgroups = device.features().contains(wgpu::Features::SUBGROUP);
         // Software adapters pay for loads more than for arithmetic, and load texels faster than they load from buffers.
-        let storage = if summary.kind == "software" { Storage::Texture } else { Storage::Buffer };
         let limits = Limits::of(&device.limits());
+        let takes_textures = limits.texture_side >= TEXTURE_WIDTH && limits.storage_textures > 0;
+        let storage = if summary.kind == "software" && takes_textures { Storage::Texture } else { Storage::Buffer };
         let coop = CoopMatrix::of(adapter, &device);
         Gpu(Arc::new(Inner {
             summary,
@@ -608,6 +628,15 @@ impl Gpu {
         if memory.is_some() || validation.is_some() || internal.is_some() {
             // What is made on a lost device is invalid, and that it is lost is told when all that it had to do has ended.
             let _ = self.poll(wgpu::PollType::Wait { submission_index: None, timeout: Some(FAREWELL) });
+            self.alive()?;
+            // A host's device tells its host alone.
+            if let Some(why) = self.refuses_everything() {
+                return Err(Error::DeviceLost(why));
+            }
+            // A submission that was refused has not handed it on.
+            if let Some(witness) = self.0.witness.get() {
+                witness.renew(&self.0.queue);
+            }
         }
         self.alive()?;
         let short = memory.map(|e| e.to_string()).or_else(|| self.fails(Fault::Memory).then(|| "a test".into()));
@@ -618,6 +647,19 @@ impl Gpu {
             return Err(Error::Internal(format!("{what}: {e}")));
         }
         made
+    }
+
+    /// What a device says to four bytes for a buffer, which every device takes, where it does not: it is gone.
+    fn refuses_everything(&self) -> Option<String> {
+        let scope = self.0.device.push_error_scope(wgpu::ErrorFilter::Validation);
+        let buffer = self.0.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("is anybody there"),
+            size: 4,
+            usage: wgpu::BufferUsages::COPY_DST,
+            mapped_at_creation: false,
+        });
+        self.0.queue.write_buffer(&buffer, 0, &[0; 4]);
+        pollster::block_on(scope.pop()).map(|e| e.to_string())
     }
 
     /// Looks at the device, whose library panics where a device is lost while it is waited for. `None` for that.

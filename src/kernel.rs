@@ -24,9 +24,12 @@ pub(crate) use record::{Bound, Ready, Recorder, submit};
 pub(crate) use rounds::{MAX_BATCH, MAX_ROUNDS};
 
 use crate::error::Result;
-use crate::gpu::{Gpu, Storage};
+use crate::gpu::{Gpu, Limits, Storage};
 use crate::tensor::{Allocated, Lent, Resource};
 use std::ops::Range;
+
+/// The most bindings of a kernel.
+const BINDINGS: u32 = 12;
 
 /// One kernel for one shape: entry point, constants, and where activations lie. Equal kernels share a pipeline.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -133,6 +136,35 @@ impl Kernel {
     fn types(&self, source: &Source) -> Vec<wgpu::BindingType> {
         let is_half = |name: &String| self.halves.iter().any(|half| half == name);
         source.bindings.iter().map(|(name, access)| access.binding_type(self.storage, is_half(name))).collect()
+    }
+
+    /// What it binds more of than a device allows, if anything.
+    ///
+    /// # Errors
+    /// As [`Kernel::source`].
+    pub(crate) fn exceeds(&self, limits: &Limits) -> Result<Option<String>> {
+        let usual = Limits::default();
+        let is_generous = limits.storage_buffers >= usual.storage_buffers
+            && limits.storage_textures >= usual.storage_textures
+            && limits.bindings >= BINDINGS;
+        // No kernel binds more than WebGPU guarantees, and looking takes as long as making the text.
+        if is_generous {
+            return Ok(None);
+        }
+        let types = self.types(&self.source()?);
+        let count = |kind: fn(&wgpu::BindingType) -> bool| types.iter().filter(|ty| kind(ty)).count();
+        let buffers = count(|ty| {
+            use wgpu::BufferBindingType::Storage;
+            matches!(ty, wgpu::BindingType::Buffer { ty: Storage { .. }, .. })
+        });
+        let textures = count(|ty| matches!(ty, wgpu::BindingType::StorageTexture { .. }));
+        let all = [
+            (buffers, limits.storage_buffers, "storage buffers"),
+            (textures, limits.storage_textures, "storage textures"),
+            (types.len(), limits.bindings, "bindings"),
+        ];
+        let over = all.into_iter().find(|(bound, allowed, _)| *bound > *allowed as usize);
+        Ok(over.map(|(bound, allowed, what)| format!("{} has {bound} {what}, {allowed} allowed", self.entry)))
     }
 
     /// The value of a constant, where there is one of that name.

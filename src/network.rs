@@ -352,8 +352,10 @@ impl Network {
         if rule == Rule::Sign || self.plan.steps_of(rule).is_some() {
             return Ok(());
         }
-        let needs = format!("workgroups of {LANES} invocations, or fewer values in an image");
-        Err(Error::Usage(format!("{rule:?} is not there: it needs {needs}")))
+        let needs = format!(
+            "workgroups of {LANES} invocations, up to 8 storage buffers, and an image of not too many values or tiles"
+        );
+        Err(Error::Usage(format!("{rule:?} is not there for this network on this device: it needs {needs}")))
     }
 }
 

@@ -7,6 +7,7 @@
 use crate::attack::{Health, Loss, Norm, Rule, Sample, State};
 use crate::error::{Error, Result};
 use crate::gpu::Storage;
+use crate::gpu::TEXTURE_WIDTH;
 use crate::kernel::{Dispatch, Grid};
 use crate::model::{Conv2d, Dims, Layer, Linear, Model, Shortcut};
 use crate::ops::pool::Window;
@@ -353,6 +354,9 @@ fn check_dispatches<'d>(
         if u64::from(x.max(y)) > limits.workgroups {
             return fail(format!("{x}×{y} workgroups, {} in a dimension", limits.workgroups));
         }
+        if let Some(over) = d.kernel.exceeds(limits)? {
+            return fail(over);
+        }
         let size = d.kernel.constant("WG").unwrap_or(1);
         if size > limits.workgroup_size {
             return fail(format!("{size} invocations in a workgroup, {} allowed", limits.workgroup_size));
@@ -412,7 +416,13 @@ fn largest_batch<'d>(
         };
         if fits < most {
             most = fits;
-            tightest = (&r.label, one, format!("{limit} of {allowed} bytes"));
+            let narrow = allowed == 0 && limit == "texture side";
+            let limit = if narrow {
+                format!("textures {} texels wide, where {TEXTURE_WIDTH} are needed", limits.texture_side)
+            } else {
+                format!("{limit} of {allowed} bytes")
+            };
+            tightest = (&r.label, one, limit);
         }
     }
     for d in dispatches {

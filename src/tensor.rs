@@ -6,10 +6,7 @@
 //! writing one is not (`benches/NOTES.md`).
 
 use crate::error::{Error, Result};
-use crate::gpu::{Gpu, Held, Storage};
-
-/// Texels in a row of a texture that holds an activation; a power of two, as the generated accessors assume.
-pub(crate) const TEXTURE_WIDTH: u64 = 2048;
+use crate::gpu::{Gpu, Held, Storage, TEXTURE_WIDTH};
 
 /// Bytes of such a row, of f32.
 pub(crate) const ROW: u64 = TEXTURE_WIDTH * 16;

@@ -42,14 +42,22 @@ const PAINT: &str = "
 
 impl Host {
     fn new() -> Self {
+        Self::with_limits(|_| {})
+    }
+
+    fn with_limits(change: impl Fn(&mut wgpu::Limits)) -> Self {
+        let mut required_limits = wgpu::Limits::default();
+        change(&mut required_limits);
         let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
             backends: wgpu::Backends::from_env().unwrap_or(wgpu::Backends::all() - wgpu::Backends::GL),
             ..wgpu::InstanceDescriptor::new_without_display_handle()
         });
         let adapter = pollster::block_on(instance.request_adapter(&wgpu::RequestAdapterOptions::default()))
             .expect("tests need an adapter: sh tests/with-driver cargo test");
-        let (device, queue) =
-            pollster::block_on(adapter.request_device(&wgpu::DeviceDescriptor::default())).expect("a device");
+        let (device, queue) = pollster::block_on(
+            adapter.request_device(&wgpu::DeviceDescriptor { required_limits, ..Default::default() }),
+        )
+        .expect("a device");
         let uncaptured = Arc::new(Mutex::new(Vec::new()));
         let note = uncaptured.clone();
         device.on_uncaptured_error(Arc::new(move |e: wgpu::Error| note.lock().unwrap().push(e.to_string())));
@@ -593,4 +601,73 @@ fn a_progress_callback_that_runs_the_same_network_is_refused_and_one_that_panics
     }));
     assert!(fall.is_err());
     assert_eq!(out, attack.run(&net, &images, &labels).unwrap());
+}
+
+/// A host may open its device with less than WebGPU guarantees. What can run there runs, and what cannot says which limit it is.
+#[test]
+fn a_device_of_small_limits_runs_what_it_can() {
+    let images = vec![0.25; 3 * 64];
+    let labels = [1, 2, 3];
+    let load = |host: &Host| Network::load(&host.gpu(), include_bytes!("../weights/digits-cnn.safetensors"));
+    let usual = Host::new();
+    let attack = Attack::ifgsm(0.2).steps(2).untargeted().attack_all(true);
+    let want = attack.run(&load(&usual).unwrap(), &images, &labels).unwrap();
+
+    let six = Host::with_limits(|l| l.max_storage_buffers_per_shader_stage = 6);
+    let net = load(&six).unwrap();
+    assert_bits("six", &attack.run(&net, &images, &labels).unwrap().adversarial, &want.adversarial);
+    let refused = Attack::fab_t(Norm::Linf, 0.2).steps(2).attack_all(true).run(&net, &images, &labels);
+    assert!(matches!(refused, Err(Error::Usage(why)) if why.contains("storage buffers")));
+
+    for change in [(|l| *l = wgpu::Limits::downlevel_defaults()) as fn(&mut wgpu::Limits), |l| {
+        l.max_storage_buffers_per_shader_stage = 4
+    }] {
+        let error = load(&Host::with_limits(change)).err().unwrap();
+        assert!(
+            matches!(&error, Error::Model { detail, .. } if detail.contains("storage buffers, 4 allowed")),
+            "{error:?}"
+        );
+    }
+
+    // Textures are for devices that take them as wide as they are made.
+    for change in [(|l| l.max_texture_dimension_2d = 1024) as fn(&mut wgpu::Limits), |l| {
+        l.max_storage_textures_per_shader_stage = 0;
+    }] {
+        let net = load(&Host::with_limits(change)).unwrap();
+        assert_bits("buffers", &attack.run(&net, &images, &labels).unwrap().adversarial, &want.adversarial);
+    }
+    let narrow = Host::with_limits(|l| l.max_texture_dimension_2d = 1024);
+    let model = weights::load(include_bytes!("../weights/digits-cnn.safetensors")).unwrap();
+    let options = Options { storage: Some(Storage::Texture), ..Options::default() };
+    let error = Network::with_options(&narrow.gpu(), model, &options).err().unwrap();
+    assert!(error.to_string().contains("textures 1024 texels wide, where 2048 are needed"), "{error}");
+    let uncaught = [usual, six, narrow].map(|host| host.uncaptured.lock().unwrap().clone());
+    assert!(uncaught.iter().all(Vec::is_empty), "{uncaught:?}");
+}
+
+/// A host's device tells its host alone that it is gone: here it is found out by what it refuses.
+#[test]
+fn a_device_that_its_host_has_lost_is_lost() {
+    let host = Host::new();
+    let gpu = host.gpu();
+    host.device.destroy();
+    let error = Network::load(&gpu, include_bytes!("../weights/digits-cnn.safetensors")).err().unwrap();
+    assert!(matches!(error, Error::DeviceLost(_)) && error.exit_code() == 6, "{error:?}");
+}
+
+/// One dispatch of this network is 300 million operations of a sample: of a device that nothing is known of no more than a few at a time.
+#[test]
+fn a_device_of_unknown_speed_is_given_little_at_a_time() {
+    let mut rng = Rng::new(3);
+    let layers = vec![conv("a", 64, 64, 3, 1, 1), Layer::GlobalAvgPool, linear("z", 64, 2)];
+    let model = random_model(&mut rng, Dims::new(64, 64, 64), layers);
+    let images = rng.images(20 * model.input.len());
+    let open = || Network::new(&Gpu::new(&Adapter::Auto).unwrap(), model.clone()).unwrap();
+    let (net, alone) = (open(), open());
+    let all = net.logits(&images).unwrap().logits;
+    let of_20 = net.plan().bytes(20);
+    assert!(net.gpu_bytes() < of_20, "{} bytes, where 20 samples take {of_20}", net.gpu_bytes());
+    let one = model.input.len();
+    let each: Vec<f32> = (0..20).flat_map(|i| alone.logits(&images[i * one..(i + 1) * one]).unwrap().logits).collect();
+    assert_bits("cut or not", &all, &each);
 }

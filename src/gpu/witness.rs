@@ -61,6 +61,12 @@ impl Witness {
         }
         *at = to;
     }
+
+    /// Puts the word where it should be, whatever became of it.
+    pub(super) fn renew(&self, queue: &wgpu::Queue) {
+        let at = self.turn();
+        queue.write_buffer(&self.places[*at], 0, &WORD.to_le_bytes());
+    }
 }
 
 /// Whether this is the word.

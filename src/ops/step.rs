@@ -55,8 +55,8 @@ pub(crate) fn random_start(build: &Build, d: Dims, ids: &Ids) -> Dispatch {
     per_item(build, "random_start", "start", len.div_ceil(4), vec![("LEN", len)], bindings, 4 * d.len() as u64)
 }
 
-/// What a rule other than the sign step does. `None` where a device has no workgroups of [`LANES`], or an image so many values
-/// that an invocation would go round too often.
+/// What a rule other than the sign step does. `None` where a device has no workgroups of [`LANES`] or takes too few bindings, or an
+/// image has so many values that an invocation would go round too often.
 pub(crate) fn steps(build: &mut Build, rule: Rule, d: Dims, ids: &Ids) -> Option<Steps> {
     if build.target.limits.workgroup_size < LANES {
         return None;
@@ -112,7 +112,8 @@ pub(crate) fn steps(build: &mut Build, rule: Rule, d: Dims, ids: &Ids) -> Option
         let norm = u32::from(rule == Rule::Fab(Norm::L2));
         dispatch("fab_look", "look", &[("NORM", norm)], &[("memory", ids.memory), ("states", ids.states)])
     });
-    let fits = |d: &Dispatch| d.kernel.rounds() < build.target.rounds;
+    let takes = |d: &Dispatch| matches!(d.kernel.exceeds(&build.target.limits), Ok(None));
+    let fits = |d: &Dispatch| d.kernel.rounds() < build.target.rounds && takes(d);
     let all_fit = fits(&step) && start.iter().chain(&look).all(fits);
     all_fit.then_some(Steps { rule, start, step, look })
 }
