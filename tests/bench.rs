@@ -183,6 +183,9 @@ fn results_are_kept_compared_and_made_into_a_page() {
     fs::write(bench.path("baseline.json"), text.replacen("\"schema_version\": 1", "\"schema_version\": 9", 1)).unwrap();
     bench.refused(&line, 3, "schema 9");
     bench.refused(&format!("{SMALL} --baseline absent.json"), 3, "absent.json");
+    let kept = fs::read(bench.path("baseline.json")).unwrap();
+    bench.refused(&format!("{SMALL} --baseline baseline.json --out ./baseline.json"), 2, "choose another file");
+    assert_eq!(fs::read(bench.path("baseline.json")).unwrap(), kept);
 
     bench.ok("bench --table=kept/results");
     let page = fs::read_to_string(bench.path("kept/RESULTS.md")).unwrap();

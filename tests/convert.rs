@@ -176,6 +176,12 @@ fn files_and_flags_are_guarded() {
     bench.ok("convert net.pt there.safetensors --fresh");
     bench.ok("info --model there.safetensors");
     fails("convert net.pt net.pt --fresh", 2, &["the same file"]);
+    for flag in ["--classes", "--arch"] {
+        fs::write(bench.path("mine.toml"), "mine").unwrap();
+        fails(&format!("convert net.pt mine.toml {flag} mine.toml --fresh"), 2, &[flag, "the same file"]);
+        assert_eq!(fs::read(bench.path("mine.toml")).unwrap(), b"mine");
+    }
+    fs::remove_file(bench.path("mine.toml")).unwrap();
     fails("convert net.pt missing/out.safetensors", 8, &["missing/out.safetensors"]);
     fails("convert missing.pt out.safetensors", 3, &["missing.pt", "cannot be read"]);
     fails("convert . out.safetensors", 3, &["not a regular file"]);

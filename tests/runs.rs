@@ -107,7 +107,7 @@ fn shards_make_the_run_that_was_never_divided() {
     // Once is enough, and a shard of a run is not the run.
     let again = bench.run("merge 0-of-2 1-of-2 --out merged-2 --format csv");
     assert!(again.status.success() && String::from_utf8_lossy(&again.stderr).contains("holds this run already"));
-    bench.refused("merge 0-of-2 1-of-2 --out 0-of-2", 8, &["0-of-2", "shard"]);
+    bench.refused("merge 0-of-2 1-of-2 --out 0-of-2", 2, &["0-of-2", "shard"]);
     bench.refused(&format!("{ATTACK} --limit 60 --out merged-2 --shard 0/2"), 8, &["shard"]);
     // A merged folder answers for the run.
     let answer = bench.run(&format!("{ATTACK} --limit 60 --out merged-2"));
@@ -251,6 +251,59 @@ fn shards_that_do_not_make_a_run_are_refused_by_name() {
     fs::write(bench.path("s2/report.json"), "{}").unwrap();
     bench.refused("merge s0 s1 s2 --out m", 3, &["s2/report.json"]);
     assert!(!bench.path("m").exists());
+}
+
+/// A folder for results that would take the place of an input, or become part of the data, is refused, and nothing is touched.
+#[test]
+fn results_never_take_the_place_of_what_they_are_made_of() {
+    let bench = Bench::new();
+    let attack = "attack --limit 4 --steps 1";
+    for index in 0..2 {
+        bench.ok(&format!("{attack} --shard {index}/2 --out s{index}"));
+    }
+    bench.ok(&format!("{attack} --out run"));
+    let rows: String = names(&bench.path("run/images")).iter().map(|name| format!("{name},3\n")).collect();
+    fs::write(bench.path("run/images/labels.csv"), rows).unwrap();
+    fs::copy(bench.path("run/adversarial.safetensors"), bench.path("run/eval.json")).unwrap();
+    let contents = || -> BTreeMap<String, Vec<u8>> {
+        let folders = ["s0", "s1", "run", "run/images"].map(|folder| bench.path(folder));
+        let files = folders.iter().flat_map(|folder| fs::read_dir(folder).unwrap()).map(|e| e.unwrap().path());
+        files.filter(|f| f.is_file()).map(|f| (f.display().to_string(), fs::read(&f).unwrap())).collect()
+    };
+    let before = contents();
+    for (line, words) in [
+        ("merge s0 s1 --out s0 --fresh", ["s0/report.json", "--out s0"]),
+        ("merge s0 s1 --out ./run/../s1 --fresh", ["s1/report.json", "--out"]),
+        ("attack --data run/images --out run --fresh", ["--data run/images", "--out run"]),
+        ("attack --data run/images --out run/images --fresh", ["--data run/images", "is the folder"]),
+        ("attack --data run/images --out run/images/new", ["--data run/images", "lies in the folder"]),
+        ("attack --data run/images/000000.png --out run --fresh", ["000000.png", "images"]),
+        ("attack --model run/adversarial.safetensors --out run --fresh", ["--model", "adversarial.safetensors"]),
+        ("attack --targets run/samples.csv --out run --fresh", ["--targets", "samples.csv"]),
+        ("eval --data run/images --out run/images/new", ["--data run/images", "lies in the folder"]),
+        ("eval --data run/eval.json --out run --fresh", ["--data run/eval.json", "eval.json"]),
+        ("study --data run/images --out run/images", ["--data run/images", "is the folder"]),
+    ] {
+        bench.refused(line, 2, &words);
+        bench.refused(line, 2, &["choose another folder with --out"]);
+        assert!(contents() == before && !bench.path("run/images/new").exists(), "{line}");
+    }
+    // The folder where the program writes unless it is told otherwise.
+    let line = "attack --data .";
+    let mut here = bench.command(line);
+    program::refused(
+        &here.current_dir(bench.path("run/images")).output().unwrap(),
+        line,
+        2,
+        &["signstep-out", "--out"],
+    );
+    // Beside each other they may lie.
+    let tensors = [("images", View::u8(&[2, 1, 8, 8], &[128; 128])), ("labels", View::i64(&[2], &[0, 1]))];
+    write_safetensors(&bench.path("s0/data.safetensors"), &tensors, &BTreeMap::new()).unwrap();
+    bench.ok("attack --attack-all --steps 1 --data s0/data.safetensors --out s0/below");
+    bench.ok("attack --attack-all --steps 1 --data s0/data.safetensors --out s0 --fresh");
+    bench.ok("eval --attacks fgsm --data s0/data.safetensors --out s0");
+    bench.ok("attack --attack-all --steps 1 --data run/images --out beside");
 }
 
 /// Twenty runs, each killed up to three times at random moments, from the first to the last.

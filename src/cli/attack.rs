@@ -3,12 +3,12 @@
 
 use super::engine::{Place, Runner};
 use super::interrupt::Interrupt;
-use super::{AttackArgs, Images, bytes, complain, forecast, load_images, load_model, positive, tell, warn};
+use super::{AttackArgs, Images, apart, bytes, complain, forecast, load_images, load_model, positive, tell, warn};
 use crate::attack::{Attack, Loss, Method, Norm, Outcome, Own, Rung, Targets};
 use crate::data;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::report::{Config, Distance, Folder, Identity, Ladder, Opened, Radius, Report, Shard};
+use crate::report::{Config, Distance, Folder, Identity, Ladder, Opened, RUN_NAMES, Radius, Report, Shard};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::ops::Range;
@@ -42,6 +42,10 @@ pub(super) fn run(args: &AttackArgs) -> Result<()> {
     let bounds = bounds(&args.bounds)?;
     let memory = bytes("--memory", &args.memory)?;
     let shard = args.shard.as_deref().map(Shard::parse).transpose()?;
+    let mut inputs = apart::inputs(&args.network, &args.data);
+    // Where it is a rule and no file, no result has its name.
+    inputs.extend(args.targets.as_ref().map(|targets| ("--targets", Path::new(targets))));
+    apart::check(&args.out, &RUN_NAMES, &inputs)?;
 
     let start = Instant::now();
     let (model, model_facts) = load_model(&args.network)?;

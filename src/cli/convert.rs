@@ -1,7 +1,7 @@
 //! `signstep convert`: a checkpoint of PyTorch into safetensors, read as data and recognised by the engine before it is written.
 
 use super::attack::distance;
-use super::{answer, answer_json};
+use super::{answer, answer_json, apart};
 use crate::data::{self, Checkpoint, Description};
 use crate::error::{Error, Result};
 use crate::{model, weights};
@@ -73,9 +73,9 @@ pub(super) struct ConvertArgs {
 }
 
 pub(super) fn run(args: &ConvertArgs) -> Result<()> {
+    check_output(args)?;
     let description = described(args).map(Description::open).transpose()?;
     let metadata = metadata(args)?;
-    check_output(args)?;
     let mut checkpoint = Checkpoint::open(&args.input, args.key.as_deref())?;
     let tensors = checkpoint.slots().len();
     let bytes = checkpoint.safetensors(&metadata)?;
@@ -125,10 +125,14 @@ fn described(args: &ConvertArgs) -> Option<&Path> {
 
 /// Refuses to write over what is there.
 fn check_output(args: &ConvertArgs) -> Result<()> {
-    let same =
-        fs::canonicalize(&args.input).is_ok_and(|input| fs::canonicalize(&args.output).is_ok_and(|out| out == input));
-    if same {
+    if apart::same(&args.input, &args.output) {
         return Err(Error::Usage("IN and OUT are the same file".into()));
+    }
+    let classes = args.classes.as_deref().filter(|text| !text.contains(',')).map(Path::new);
+    for (flag, file) in [("--arch", described(args)), ("--classes", classes)] {
+        if file.is_some_and(|file| apart::same(file, &args.output)) {
+            return Err(Error::Usage(format!("{flag} and OUT are the same file")));
+        }
     }
     if args.output.symlink_metadata().is_ok() && !args.fresh {
         let detail = "is there already; choose another name, or replace it with --fresh".into();

@@ -4,13 +4,15 @@ use super::attack::{advise_of_radius, advise_of_snapping, bounds, default_eps, d
 use super::engine::{Place, Runner};
 use super::specs::{Shared, Spec, Suite, default_list, list};
 use super::thresholds::Threshold;
-use super::{EvalArgs, Format, Images, answer, bytes, complain, forecast, load_images, load_model, positive, warn};
+use super::{
+    EvalArgs, Format, Images, answer, apart, bytes, complain, forecast, load_images, load_model, positive, warn,
+};
 use crate::attack::{Attack, Norm, Own, snap};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::report::{
-    DataFacts, Distance, EvalConfig, EvalFolder, EvalIdentity, EvalOpened, EvalTiming, Evaluation, Ledger, ModelFacts,
-    Struck, Tally, evaluation_csv, evaluation_markdown, evaluation_table,
+    DataFacts, Distance, EVALUATION_NAMES, EvalConfig, EvalFolder, EvalIdentity, EvalOpened, EvalTiming, Evaluation,
+    Ledger, ModelFacts, Struck, Tally, evaluation_csv, evaluation_markdown, evaluation_table,
 };
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -37,6 +39,9 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
         (None, Some(text)) => ("--attacks", Some(list("--attacks", text)?)),
         (None, None) => ("--attacks", None),
     };
+    if let Some(out) = &args.out {
+        apart::check(out, &EVALUATION_NAMES, &apart::inputs(&args.network, &args.data))?;
+    }
 
     let (model, model_facts) = load_model(&args.network)?;
     if model.logits() < 2 {

@@ -1,10 +1,15 @@
 //! `signstep merge`
 
-use super::{MergeArgs, complain, tell};
+use super::{MergeArgs, apart, complain, tell};
 use crate::error::Result;
 use crate::report;
+use std::path::PathBuf;
 
 pub(super) fn run(args: &MergeArgs) -> Result<()> {
+    // Of a shard these two are read; what else its folder holds may lie anywhere.
+    let read: Vec<PathBuf> = args.folders.iter().flat_map(|f| report::MERGED.map(|name| f.join(name))).collect();
+    let inputs: Vec<apart::Input<'_>> = read.iter().map(|path| ("shard", path.as_path())).collect();
+    apart::check(&args.out, &report::RUN_NAMES, &inputs)?;
     let (report, written) = report::merge(&args.folders, &args.out, args.fresh)?;
     let out = args.out.display();
     if written.is_empty() {

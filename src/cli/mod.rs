@@ -2,6 +2,7 @@
 //! everything else to standard error.
 
 mod answers;
+mod apart;
 mod attack;
 mod bench;
 mod cache;

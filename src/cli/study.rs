@@ -2,7 +2,7 @@
 
 use super::attack::{advise_of_snapping, default_eps, distance};
 use super::engine::{Place, Runner};
-use super::{Images, NetworkArgs, StudyArgs, Weights, answer, bytes, complain, load_images, positive};
+use super::{Images, NetworkArgs, StudyArgs, Weights, answer, apart, bytes, complain, load_images, positive};
 use crate::attack::{Engine, Gradient, Loss, Method, Norm, Sample, argmax, random_target, snap};
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -40,6 +40,9 @@ pub(super) fn run(args: &StudyArgs) -> Result<()> {
     let eps = args.eps.as_deref().map(|text| distance("--eps", text)).transpose()?;
     if args.tensors && args.out.is_none() {
         return Err(Error::Usage("--tensors needs a folder: --out DIR".into()));
+    }
+    if let Some(out) = &args.out {
+        apart::check(out, &study::NAMES, &apart::inputs(&args.network, &args.data))?;
     }
 
     let (model, weights) = load(&args.network)?;

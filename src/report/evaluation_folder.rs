@@ -15,6 +15,8 @@ use std::path::{Path, PathBuf};
 const REPORT: &str = "eval.json";
 const TENSORS: &str = "eval.safetensors";
 const SCRATCH: &str = ".eval.images.tmp";
+/// What an evaluation writes and discards in its folder.
+pub(crate) const EVALUATION_NAMES: [&str; 3] = [REPORT, TENSORS, SCRATCH];
 /// Key of the metadata by which a tensor file is known as ours.
 const MARK: &str = "evaluation";
 

@@ -32,6 +32,8 @@ const IMAGES: &str = "images";
 const NAMES: [&str; 8] = [TENSORS, SHARED, SAMPLES, SHEET, CURVE, IMAGES, MARKDOWN, REPORT];
 
 const PARTS: &str = "parts";
+/// What a run writes and discards in its folder.
+pub(crate) const RUN_NAMES: [&str; 9] = [TENSORS, SHARED, SAMPLES, SHEET, CURVE, IMAGES, MARKDOWN, REPORT, PARTS];
 const MANIFEST: &str = "run.json";
 const LOCK: &str = "lock";
 /// Where the files of a complete folder are made, so that an abandoned one is swept away like any other leftover.

@@ -11,6 +11,9 @@ use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+/// What is read of a shard.
+pub(crate) const MERGED: [&str; 2] = [REPORT, TENSORS];
+
 /// Joins the complete folders of all shards of one run, in any order, into the folder `out`: the same bytes as those of
 /// the run without shards, but for times, devices and paths. Shards may come from several devices; the report lists them.
 /// Gives the names of what was written, none where `out` was complete already.

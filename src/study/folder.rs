@@ -17,6 +17,10 @@ const JSON: &str = "study.json";
 const MARKDOWN: &str = "study.md";
 const TENSORS: &str = "study.safetensors";
 const FIGURES: [&str; 2] = ["success.svg", "steps.svg"];
+/// There while a study is under way, so that no other one writes to the folder meanwhile.
+const LOCK: &str = ".study.tmp";
+/// What a study writes and discards in its folder.
+pub(crate) const NAMES: [&str; 6] = [JSON, MARKDOWN, TENSORS, FIGURES[0], FIGURES[1], LOCK];
 
 /// A folder that has been looked at.
 #[derive(Debug)]

@@ -18,6 +18,7 @@ mod rows;
 pub mod verdict;
 
 pub use batch::Net;
+pub(crate) use folder::NAMES;
 pub use folder::{Folder, Opened, Repeatable, open, write};
 pub use lines::{Curve, Line, Point};
 pub use numbers::{Effect, Numbers, Row};

@@ -10,7 +10,7 @@ mod steps;
 mod tell;
 
 use super::engine::Place;
-use super::{answer, bytes, complain, warn};
+use super::{answer, apart, bytes, complain, warn};
 use crate::coop;
 use crate::data;
 use crate::error::{Error, Result};
@@ -157,7 +157,7 @@ pub(super) struct BenchArgs {
     /// How results are told
     #[arg(long, value_enum, default_value_t, help_heading = "Output")]
     format: Format,
-    /// Write them to a file instead of standard output
+    /// Write them to a file instead of standard output, in the place of what is there
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     out: Option<PathBuf>,
     /// Keep them as JSON in a folder, in a file named after the adapter
@@ -302,6 +302,14 @@ fn check(args: &BenchArgs, kernels: bool) -> Result<()> {
     }
     if !kernels && (args.wgsl.is_some() || args.dump.is_some()) {
         return fail("--wgsl and --dump are about kernels, not about steps");
+    }
+    let models = args.model.iter().map(|model| ("--model", model));
+    let read = [("--baseline", &args.baseline), ("--wgsl", &args.wgsl)];
+    let mut read = read.into_iter().filter_map(|(flag, file)| Some((flag, file.as_ref()?))).chain(models);
+    if let Some(out) = &args.out
+        && let Some((flag, file)) = read.find(|(_, file)| apart::same(file, out))
+    {
+        return fail(&format!("--out {} is {flag} {}: choose another file", out.display(), file.display()));
     }
     Ok(())
 }
