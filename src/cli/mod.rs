@@ -285,7 +285,7 @@ struct EvalArgs {
     #[arg(long, value_name = "N", help_heading = "Input")]
     limit: Option<usize>,
     /// Attacks in their order, with commas between them: a method each, and after colons what it shall differ in (steps,
-    /// step-size, restarts, loss, momentum, targets, classes), as in fgsm,pgd:steps=40:restarts=5,apgd:loss=dlr
+    /// step-size, restarts, loss, momentum, targets, classes, and of square schedule, the steps over which its squares shrink), as in fgsm,pgd:steps=40:restarts=5,apgd:loss=dlr
     /// [default: apgd:loss=ce,apgd-t; with fewer than 4 classes: apgd:loss=ce,apgd:loss=margin]
     #[arg(long, value_name = "LIST", help_heading = "Attack")]
     attacks: Option<String>,

@@ -8,6 +8,9 @@ use clap::ValueEnum;
 use std::fmt::{self, Display};
 use std::str::FromStr;
 
+/// Of methods that have it, unless it is given.
+const MOMENTUM: f32 = 1.0;
+
 /// A list of attacks under a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Suite {
@@ -184,7 +187,7 @@ impl Spec {
     pub(super) fn attack(&self, flag: &str, shared: &Shared) -> Result<Attack> {
         let attack = Attack::new(self.method, shared.norm, shared.eps.value as f32)
             .loss(self.loss)
-            .momentum(self.momentum.unwrap_or(if self.method.has_momentum() { 1.0 } else { 0.0 }))
+            .momentum(self.momentum.unwrap_or(if self.method.has_momentum() { MOMENTUM } else { 0.0 }))
             .classes(self.classes.unwrap_or(9))
             .steps(self.steps)
             .restarts(self.restarts)
@@ -219,14 +222,15 @@ impl Spec {
             text += &format!(":schedule={}", self.schedule.unwrap_or(self.steps));
         }
         if self.method.has_momentum() {
-            text += &format!(":momentum={}", self.momentum.unwrap_or(1.0));
+            text += &format!(":momentum={}", self.momentum.unwrap_or(MOMENTUM));
         }
         text
     }
 }
 
 impl Display for Spec {
-    /// In words, for a paper: `apgd-t (dlr, 9 classes, 100 steps, 1 restart)`.
+    /// In words, for a paper: `apgd-t (dlr, 9 classes, 100 steps, 1 restart)`. Whatever was asked for in another way than the method
+    /// has it is there, so that two that run differently read differently.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({}", self.method.name(), self.loss.name())?;
         if let Some(classes) = self.classes {
@@ -239,6 +243,12 @@ impl Display for Spec {
         write!(f, ", {} step{}", self.steps, plural(self.steps))?;
         if let Some(step) = &self.step_size {
             write!(f, " of {}", step.text)?;
+        }
+        if let Some(steps) = self.schedule {
+            write!(f, ", schedule over {steps} step{}", plural(steps))?;
+        }
+        if self.method.has_momentum() {
+            write!(f, ", momentum {}", self.momentum.unwrap_or(MOMENTUM))?;
         }
         write!(f, ", {} restart{})", self.restarts, plural(self.restarts))
     }
@@ -268,6 +278,31 @@ mod tests {
         let same = |a: &str, b: &str| spec(a).unwrap().canonical(&eps()) == spec(b).unwrap().canonical(&eps());
         assert!(same("apgd-t", "apgd-t:classes=9:loss=dlr") && !same("apgd-t", "apgd-t:classes=8"));
         assert_eq!(spec("nifgsm:momentum=0.5").unwrap().momentum, Some(0.5));
+    }
+
+    #[test]
+    fn what_runs_differently_reads_differently() {
+        let words = |text: &str| spec(text).unwrap().to_string();
+        assert_eq!(words("mifgsm"), "mifgsm (ce, 10 steps, momentum 1, 1 restart)");
+        assert_eq!(words("mifgsm:momentum=0"), "mifgsm (ce, 10 steps, momentum 0, 1 restart)");
+        let square = words("square:steps=20:schedule=5");
+        assert_eq!(square, "square (margin, 20 steps, schedule over 5 steps, 1 restart)");
+        let settings = [
+            "square:steps=20",
+            "square:steps=20:schedule=5",
+            "square:steps=20:restarts=2",
+            "nifgsm",
+            "nifgsm:momentum=0.5",
+            "nifgsm:step-size=0.1",
+            "nifgsm:loss=margin",
+            "nifgsm:targets=next",
+            "apgd-t",
+            "apgd-t:classes=3",
+        ];
+        let mut all = settings.map(words).to_vec();
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), settings.len(), "{all:?}");
     }
 
     #[test]
