@@ -195,6 +195,7 @@ fn requests_that_make_no_sense_are_usage_errors() {
         ("--restarts 2", "all restarts would be the same"),
         ("--no-random-start", "never begins at random"),
         ("--momentum 1", "has none"),
+        ("--keep-going", "the gradients of all images"),
     ] {
         let name = flag.split_whitespace().next().unwrap();
         bench.refused(&format!("attack --method uap {flag}"), 2, &[name, "uap", words]);

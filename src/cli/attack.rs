@@ -310,6 +310,7 @@ fn refuse_for_shared(args: &AttackArgs, method: Method, norm: Norm) -> Result<()
         (args.min_eps, "--min-eps", "has one perturbation for all images, so none has a smallest radius of its own"),
         (args.early_stop, "--early-stop", "has one perturbation for all images, so none can stop before the others"),
         (args.restarts.is_some_and(|n| n > 1), "--restarts", "begins at zero: all restarts would be the same"),
+        (args.keep_going, "--keep-going", "adds up the gradients of all images: it cannot go on without one of them"),
     ];
     match reasons.iter().find(|(is_asked, ..)| *is_asked) {
         Some((_, flag, why)) => Err(Error::Usage(format!("{flag}: {} {why}", method.name()))),
