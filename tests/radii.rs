@@ -71,9 +71,16 @@ fn rows_of_a_list_are_those_of_runs_of_one_radius() {
             assert!(list.rows(name, n * LIST.len(), j, LIST.len()) == run.bytes(name), "{name} at eps {eps}");
         }
         let row = &report["eps"][j];
-        for name in
-            ["samples", "successes", "robust", "robust_float", "max_perturbation", "success_rate", "effective_eps"]
-        {
+        for name in [
+            "samples",
+            "successes",
+            "robust",
+            "robust_float",
+            "max_perturbation",
+            "max_l2",
+            "success_rate",
+            "effective_eps",
+        ] {
             assert_eq!(row[name], alone[name], "{name} at eps {eps}");
         }
         assert_eq!((&row["eps"], &row["step_size"]), (&alone["config"]["eps"], &alone["config"]["step_size"]));

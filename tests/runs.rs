@@ -137,6 +137,11 @@ fn every_method_in_shards_makes_the_run_that_was_never_divided() {
         bench.ok(&format!("{line} --out b-{i} --shard 1/2 --chunk 5"));
         bench.ok(&format!("merge a-{i} b-{i} --out merged-{i}"));
         bench.same(method, &format!("whole-{i}"), &format!("merged-{i}"));
+        let farthest = bench.report(&format!("merged-{i}"))["max_l2"].as_f64().unwrap();
+        let file = fs::read(bench.path(&format!("whole-{i}/adversarial.safetensors"))).unwrap();
+        let file = safetensors::SafeTensors::deserialize(&file).unwrap();
+        let l2: Vec<f32> = bytemuck::pod_collect_to_vec(file.tensor("l2").unwrap().data());
+        assert_eq!(farthest as f32, l2.iter().copied().fold(0.0, f32::max), "{method}");
     }
 }
 

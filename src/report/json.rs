@@ -225,7 +225,7 @@ pub(crate) mod tests {
         let json: serde_json::Value = serde_json::from_str(&text).unwrap();
         let keys: Vec<&str> = json.as_object().unwrap().keys().map(String::as_str).collect();
         let expected = "schema_version version math config model data shard samples clean_correct attacked successes \
-                        successes_float robust robust_float max_perturbation snapped zero_gradient_pixels \
+                        successes_float robust robust_float max_perturbation max_l2 snapped zero_gradient_pixels \
                         samples_without_gradient nonfinite_samples clean_accuracy success_rate success_rate_float \
                         robust_accuracy robust_accuracy_float effective_eps files device timing gpu_bytes";
         assert_eq!(keys.join(" "), expected);
@@ -246,6 +246,11 @@ pub(crate) mod tests {
         let read: Report = serde_json::from_str(&report.json()).unwrap();
         assert_eq!(read, report);
         assert_eq!(read.json(), report.json());
+        // Older ones have no such key.
+        let mut older: serde_json::Value = serde_json::from_str(&report.json()).unwrap();
+        older.as_object_mut().unwrap().shift_remove("max_l2").unwrap();
+        let older: Report = serde_json::from_value(older).unwrap();
+        assert_eq!((older.statistics.max_l2, older.statistics.samples), (0.0, 4));
         for foreign in ["", "{}", "[1]", "{\"schema_version\": 1}"] {
             assert!(serde_json::from_str::<Report>(foreign).is_err());
         }

@@ -43,12 +43,13 @@ pub use tensors::TensorFile;
 /// A distance of [0, 1] in words: `76/255` when it is one of 8 bits, else a decimal.
 fn levels(x: f32) -> String {
     let k = f64::from(x) * 255.0;
-    if x.is_finite() && (k - k.round()).abs() < 1e-3 {
-        format!("{}/255", k.round())
-    } else {
-        let rounded = format!("{x:.4}");
-        rounded.trim_end_matches('0').trim_end_matches('.').to_string()
-    }
+    if x.is_finite() && (k - k.round()).abs() < 1e-3 { format!("{}/255", k.round()) } else { decimal(x) }
+}
+
+/// Four digits at most.
+fn decimal(x: f32) -> String {
+    let rounded = format!("{x:.4}");
+    rounded.trim_end_matches('0').trim_end_matches('.').to_string()
 }
 
 #[cfg(test)]

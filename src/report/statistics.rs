@@ -22,6 +22,9 @@ pub struct Statistics {
     pub robust_float: usize,
     /// Largest |delivered − clean|.
     pub max_perturbation: f32,
+    /// Largest Euclidean length of delivered − clean; 0 in reports that were written before it was measured.
+    #[serde(default)]
+    pub max_l2: f32,
     /// Largest distance by which a clean image moved when it was rounded to 8 bits.
     pub snapped: f32,
     /// Pixels without a sign, added up over all steps of all samples that were stepped.
@@ -58,6 +61,7 @@ impl Statistics {
             robust: still_right(&o.adversarial_logits),
             robust_float: still_right(&o.float_logits),
             max_perturbation: rows.clone().map(|i| o.linf[i]).fold(0.0, f32::max),
+            max_l2: rows.clone().map(|i| o.l2[i]).fold(0.0, f32::max),
             snapped: o.snapped,
             zero_gradient_pixels: rows.clone().map(|i| o.zero_gradients[i]).sum(),
             samples_without_gradient: rows.clone().filter(without).count(),
@@ -93,6 +97,7 @@ impl Statistics {
             robust: self.robust + other.robust,
             robust_float: self.robust_float + other.robust_float,
             max_perturbation: self.max_perturbation.max(other.max_perturbation),
+            max_l2: self.max_l2.max(other.max_l2),
             snapped: self.snapped.max(other.snapped),
             zero_gradient_pixels: self.zero_gradient_pixels.saturating_add(other.zero_gradient_pixels),
             samples_without_gradient: self.samples_without_gradient + other.samples_without_gradient,
@@ -192,17 +197,18 @@ pub(crate) mod tests {
         assert_eq!((s.robust_accuracy(), s.robust_accuracy_float()), (Some(0.5), Some(0.25)));
         // The sample that is wrong when clean was not stepped.
         assert_eq!((s.zero_gradient_pixels, s.samples_without_gradient), (61, 1));
+        assert_eq!((s.max_perturbation, s.max_l2), (2.0 / 255.0, 2.0 / 255.0));
     }
 
     #[test]
     fn statistics_of_parts_add_up_and_maxima_stay() {
         let one = Statistics::new(&outcome(Dims::new(1, 2, 3)));
-        let other = Statistics { max_perturbation: 0.5, snapped: 0.25, ..one };
+        let other = Statistics { max_perturbation: 0.5, max_l2: 0.75, snapped: 0.25, ..one };
         let both = one.plus(other);
         assert_eq!((both.samples, both.clean_correct, both.attacked, both.successes), (8, 6, 6, 2));
         assert_eq!((both.successes_float, both.robust, both.robust_float), (4, 4, 2));
         assert_eq!((both.zero_gradient_pixels, both.samples_without_gradient), (122, 2));
-        assert_eq!((both.max_perturbation, both.snapped), (0.5, 0.25));
+        assert_eq!((both.max_perturbation, both.max_l2, both.snapped), (0.5, 0.75, 0.25));
         assert_eq!(both, other.plus(one));
         assert_eq!(Statistics::default().plus(one), one);
     }

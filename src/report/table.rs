@@ -1,6 +1,7 @@
 //! The table at the end of a run: what a person wants to know first, delivered bytes beside floats.
 
-use super::{Device, EpsRow, Report, levels};
+use super::{Device, EpsRow, Report, decimal, levels};
+use crate::attack::Norm;
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Row, Table, TableStyle};
 use serde_json::Value;
 
@@ -213,7 +214,7 @@ fn rows(report: &Report) -> [[String; 5]; 3] {
     ]
 }
 
-/// The attack in one line: `ifgsm, targets random, eps 0.3, 10 steps of 0.075`.
+/// The attack in one line: `ifgsm, targets random, eps 0.3, 10 steps of 0.075`. The norm is said where it is not L∞.
 pub(super) fn headline(report: &Report) -> String {
     let c = &report.identity.config;
     let aim = if c.is_untargeted() { "untargeted".to_string() } else { format!("targets {}", c.targets) };
@@ -228,7 +229,8 @@ pub(super) fn headline(report: &Report) -> String {
         (c.radii.iter().map(|radius| radius.eps.text.as_str()).collect::<Vec<_>>().join(", "), String::new())
     };
     let least = if c.ladder.is_some() { "the smallest up to " } else { "" };
-    format!("{}, {aim}, eps {least}{eps}, {steps}{length}{restarts}", c.method.name())
+    let norm = if c.norm == Norm::L2 { " in l2" } else { "" };
+    format!("{}, {aim}, eps {least}{eps}{norm}, {steps}{length}{restarts}", c.method.name())
 }
 
 fn place(report: &Report) -> String {
@@ -242,8 +244,16 @@ fn place(report: &Report) -> String {
     format!("{} on {}, {images} images of {}{shard}", i.model.arch, devices.join(", "), i.data.source)
 }
 
+/// How far images moved, in the norm that eps is measured in.
 fn reach(report: &Report) -> String {
-    format!("largest change {} of eps {}", levels(report.statistics.max_perturbation), report.identity.config.eps.text)
+    let (s, c) = (&report.statistics, &report.identity.config);
+    let (linf, eps) = (levels(s.max_perturbation), &c.eps.text);
+    match c.norm {
+        Norm::Linf => format!("largest change {linf} of eps {eps}"),
+        // Of a report that was written before it was measured.
+        Norm::L2 if s.max_l2 == 0.0 && s.max_perturbation > 0.0 => format!("largest change of a pixel {linf}"),
+        Norm::L2 => format!("largest l2 distance {} of eps {eps}", decimal(s.max_l2)),
+    }
 }
 
 fn pace(report: &Report) -> String {
@@ -312,6 +322,20 @@ mod tests {
         for line in text.lines().filter(|l| l.starts_with('|')) {
             assert_eq!(line.matches('|').count(), 6, "{line}");
         }
+    }
+
+    #[test]
+    fn l2_is_said_and_measured_in_l2() {
+        let mut report = report();
+        assert!(headline(&report).contains("eps 2/255, 10 steps"), "{}", headline(&report));
+        assert_eq!(reach(&report), "largest change 2/255 of eps 2/255");
+        report.identity.config.norm = Norm::L2;
+        report.identity.config.eps.text = "0.5".into();
+        report.statistics.max_l2 = 0.25;
+        assert!(headline(&report).contains("eps 0.5 in l2, 10 steps"), "{}", headline(&report));
+        assert_eq!(reach(&report), "largest l2 distance 0.25 of eps 0.5");
+        report.statistics.max_l2 = 0.0;
+        assert_eq!(reach(&report), "largest change of a pixel 2/255");
     }
 
     #[test]
