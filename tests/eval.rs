@@ -215,6 +215,13 @@ fn a_folder_holds_one_evaluation() {
     assert_eq!(json(&String::from_utf8(again.stdout).unwrap()), written);
     bench.refused(&format!("{line} --seed 1"), 8, &["config.seed is 0 there and 1 here", "--fresh", "--out"]);
     bench.ok(&format!("{line} --seed 1 --fresh"));
+    // Tensors of other bytes are none of this evaluation.
+    let (path, line) = (bench.path("a/b/eval.safetensors"), format!("{line} --seed 1"));
+    let whole = fs::read(&path).unwrap();
+    fs::write(&path, &whole[..whole.len() - 1]).unwrap();
+    bench.refused(&line, 8, &["a/b/eval.safetensors", "eval.json was written for", "--fresh"]);
+    bench.ok(&format!("{line} --fresh"));
+    assert!(fs::read(&path).unwrap() == whole);
     // Not ours: not touched.
     fs::create_dir(bench.path("c")).unwrap();
     fs::write(bench.path("c/eval.json"), "{}").unwrap();

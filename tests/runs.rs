@@ -432,8 +432,23 @@ fn a_folder_holds_one_run() {
     assert!(tensors() == before && time() != written);
     bench.ok("attack --limit 4 --eps 0.2 --fresh");
     assert!(tensors() != before && names(&out) == listed);
+    // What was made from the tensors may be missing, and that is said.
+    bench.ok(&format!("{first} --fresh"));
+    fs::remove_file(out.join("samples.csv")).unwrap();
+    fs::remove_dir_all(out.join("images")).unwrap();
+    let output = bench.run(first);
+    let told = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && told.contains("note: signstep-out lacks samples.csv, images"), "{told}");
+    // Tensors of other bytes are none of this run: cut off, or one bit of a pixel.
+    for damage in
+        [&before[..before.len() / 2], &[&before[..before.len() - 1], &[before[before.len() - 1] ^ 1]].concat()]
+    {
+        fs::write(out.join("adversarial.safetensors"), damage).unwrap();
+        bench.refused(first, 8, &["adversarial.safetensors", "report.json was written for", "--fresh"]);
+    }
     // Without its tensors a folder is not complete.
     bench.ok(&format!("{first} --fresh"));
+    assert_eq!(names(&out), listed);
     fs::remove_file(out.join("adversarial.safetensors")).unwrap();
     bench.ok(first);
     assert!(tensors() == before);

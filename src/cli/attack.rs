@@ -8,7 +8,7 @@ use crate::attack::{Attack, Loss, Method, Norm, Outcome, Own, Rung, Targets};
 use crate::data;
 use crate::error::{Error, Result};
 use crate::model::Model;
-use crate::report::{Config, Distance, Folder, Identity, Ladder, Opened, RUN_NAMES, Radius, Report, Shard};
+use crate::report::{self, Config, Distance, Folder, Identity, Ladder, Opened, RUN_NAMES, Radius, Report, Shard};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::ops::Range;
@@ -69,6 +69,7 @@ pub(super) fn run(args: &AttackArgs) -> Result<()> {
         Opened::Complete(report) => {
             advise(&report);
             complain("note", &format!("{out} holds this run already; --fresh runs it anew"));
+            tell_missing(&args.out, &report);
             return tell(&report, &args.answer, &format!("complete in {out}"));
         }
         Opened::Ready(folder) => *folder,
@@ -96,6 +97,14 @@ pub(super) fn run(args: &AttackArgs) -> Result<()> {
     let (report, written) = job.folder.finish(load, compile, job.runner.gpu_bytes())?;
     advise(&report);
     tell(&report, &args.answer, &format!("written to {out}: {}", written.join(", ")))
+}
+
+/// Says what a complete folder lacks.
+pub(super) fn tell_missing(out: &Path, report: &Report) {
+    let missing = report::missing(out, report);
+    if !missing.is_empty() {
+        complain("note", &format!("{} lacks {}; --fresh makes them anew", out.display(), missing.join(", ")));
+    }
 }
 
 /// A run that is under way.

@@ -1,5 +1,6 @@
 //! `signstep merge`
 
+use super::attack::tell_missing;
 use super::{MergeArgs, apart, complain, tell};
 use crate::error::Result;
 use crate::report;
@@ -14,6 +15,7 @@ pub(super) fn run(args: &MergeArgs) -> Result<()> {
     let out = args.out.display();
     if written.is_empty() {
         complain("note", &format!("{out} holds this run already; --fresh makes it anew"));
+        tell_missing(&args.out, &report);
         return tell(&report, &args.answer, &format!("complete in {out}"));
     }
     tell(&report, &args.answer, &format!("written to {out}: {}", written.join(", ")))

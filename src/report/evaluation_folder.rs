@@ -2,6 +2,7 @@
 //! delivered lie in a scratch file meanwhile, for memory may not hold them.
 
 use super::config::differences;
+use super::tensors::is_intact;
 use super::{EvalIdentity, Evaluation, Ledger, TensorFile};
 use crate::data::{Slot, View, stream_safetensors, write_file};
 use crate::error::{Error, Result};
@@ -59,6 +60,10 @@ impl EvalFolder {
                 return refuse(format!("holds another evaluation ({differ}), which --fresh discards"));
             }
             if differ.is_empty() && !fresh && earlier.is_complete && tensors.exists() {
+                if !is_intact(&tensors, earlier.files.get(TENSORS)).map_err(|e| output(&tensors, e))? {
+                    let detail = format!("is not the file that {REPORT} was written for; --fresh runs it anew");
+                    return Err(output(&tensors, detail));
+                }
                 return Ok(EvalOpened::Complete(Box::new(earlier)));
             }
         } else if tensors.symlink_metadata().is_ok() {

@@ -5,7 +5,7 @@
 
 use super::config::differences;
 use super::json::MAX_BYTES;
-use super::tensors::{Columns, TensorFile, join, slots, with_views};
+use super::tensors::{Columns, TensorFile, is_intact, join, slots, with_views};
 use super::{Device, Figures, Identity, Report, Timing, curve, pictures, samples, table};
 use crate::attack::{Health, Outcome, Perturbation};
 use crate::data::{View, hexadecimal, read, sha256, write_file, write_safetensors};
@@ -47,6 +47,39 @@ struct Manifest {
     #[serde(flatten)]
     identity: Identity,
     device: Device,
+}
+
+/// Names of what is made from the tensors and the report of a run on images of so many channels.
+fn derived(report: &Report, channels: usize) -> Vec<&'static str> {
+    let has_images = report.identity.config.delivers_bytes() && matches!(channels, 1 | 3);
+    let seldom = [(!report.eps.is_empty(), CURVE), (has_images, IMAGES)];
+    let seldom = seldom.into_iter().filter_map(|(is_made, name)| is_made.then_some(name));
+    [SAMPLES, SHEET].into_iter().chain(seldom).chain([MARKDOWN]).collect()
+}
+
+/// What a complete folder lacks of what was made from its tensors.
+pub fn missing(path: &Path, report: &Report) -> Vec<&'static str> {
+    let shape = TensorFile::open(&path.join(TENSORS)).ok().and_then(|file| file.shape("clean")?.get(1).copied());
+    let names = derived(report, shape.unwrap_or(0));
+    names.into_iter().filter(|name| path.join(name).symlink_metadata().is_err()).collect()
+}
+
+/// Whether all tensors are there that a report was written for, to the bit.
+fn holds_tensors(path: &Path, report: &Report) -> Result<bool> {
+    let names: Vec<&str> = match report.files.get(SHARED) {
+        Some(_) => vec![TENSORS, SHARED],
+        None => vec![TENSORS],
+    };
+    if names.iter().any(|name| path.join(name).symlink_metadata().is_err()) {
+        return Ok(false);
+    }
+    for name in names {
+        let place = path.join(name);
+        if !is_intact(&place, report.files.get(name)).map_err(|e| output(&place, e))? {
+            return Err(output(&place, format!("is not the file that {REPORT} was written for; --fresh runs it anew")));
+        }
+    }
+    Ok(true)
 }
 
 /// What is known of a chunk of samples that has ended.
@@ -155,7 +188,7 @@ impl Folder {
         if there(REPORT) {
             let report = Report::read(&path.join(REPORT)).map_err(|e| foreign(path, &e))?;
             refuse_other(&report.identity, &report.device)?;
-            if !fresh && there(TENSORS) {
+            if !fresh && holds_tensors(path, &report)? {
                 sweep(&parts);
                 return Ok(Opened::Complete(Box::new(report)));
             }
@@ -381,20 +414,20 @@ impl Folder {
         let mut tensors = TensorFile::open(&tensors)?;
         samples::write(&staging.join(SAMPLES), &mut tensors, range.clone(), &report.identity.config)?;
         pictures::sheet(&staging.join(SHEET), &report, &mut tensors, range.clone(), self.dims)?;
-        let mut names = vec![TENSORS, SAMPLES, SHEET];
+        let mut names = vec![TENSORS];
         if let Some(perturbation) = self.perturbation() {
             let path = staging.join(SHARED);
             let view = View::f32(&[self.dims.c, self.dims.h, self.dims.w], &perturbation.values);
             write_safetensors(&path, &[("perturbation", view)], &BTreeMap::new())?;
             let bytes = fs::read(&path).map_err(|e| output(&path, e))?;
             report.files.insert(SHARED.to_string(), sha256([&bytes[..]]));
-            names.insert(1, SHARED);
+            names.push(SHARED);
         }
-        if !report.eps.is_empty() {
+        let derived = derived(&report, self.dims.c);
+        if derived.contains(&CURVE) {
             curve::write(&staging.join(CURVE), &report)?;
-            names.push(CURVE);
         }
-        if report.identity.config.delivers_bytes() && matches!(self.dims.c, 1 | 3) {
+        if derived.contains(&IMAGES) {
             pictures::images(
                 &staging.join(IMAGES),
                 &mut tensors,
@@ -402,11 +435,11 @@ impl Folder {
                 self.dims,
                 report.identity.config.rows_each(),
             )?;
-            names.push(IMAGES);
         }
         write_file(&staging.join(MARKDOWN), format!("{}\n", table::markdown(&report)).as_bytes())?;
         write_file(&staging.join(REPORT), format!("{}\n", report.json()).as_bytes())?;
-        names.extend([MARKDOWN, REPORT]);
+        names.extend(derived);
+        names.push(REPORT);
         Ok((report, names))
     }
 
@@ -570,6 +603,17 @@ mod tests {
         assert_eq!(names(&path.join(IMAGES)).len(), 8);
         let Opened::Complete(again) = open(&path, false).unwrap() else { panic!("not complete") };
         assert_eq!(*again, report);
+        assert!(missing(&path, &report).is_empty());
+        fs::remove_file(path.join(SAMPLES)).unwrap();
+        fs::remove_dir_all(path.join(IMAGES)).unwrap();
+        assert_eq!(missing(&path, &report), [SAMPLES, IMAGES]);
+
+        // Other bytes under its name are no result of this run.
+        let bytes = fs::read(path.join(TENSORS)).unwrap();
+        fs::write(path.join(TENSORS), &bytes[..bytes.len() - 1]).unwrap();
+        let error = open(&path, false).unwrap_err();
+        assert_eq!(error.exit_code(), 8);
+        assert!(error.to_string().contains("is not the file that report.json was written for"), "{error}");
 
         // Discarded on request, and not before.
         let Opened::Ready(folder) = open(&path, true).unwrap() else { panic!("not fresh") };

@@ -2,13 +2,10 @@
 
 use super::config::differences;
 use super::folder::{REPORT, TENSORS};
+use super::tensors::is_intact;
 use super::{Device, Figures, Folder, Identity, Opened, Report, TensorFile, Timing};
-use crate::data::hexadecimal;
 use crate::error::{Error, Result};
 use crate::model::Dims;
-use sha2::{Digest, Sha256};
-use std::fs::File;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// What is read of a shard.
@@ -115,18 +112,9 @@ fn shape(folder: &Path) -> Result<(Dims, usize)> {
 fn intact(folder: &Path, report: &Report) -> Result<()> {
     let path = folder.join(TENSORS);
     let fail = |detail: String| Error::data(path.display().to_string(), detail);
-    let mut hash = Sha256::new();
-    let mut file = File::open(&path).map_err(|e| fail(e.to_string()))?;
-    let mut block = vec![0; 1 << 20];
-    loop {
-        match file.read(&mut block).map_err(|e| fail(e.to_string()))? {
-            0 => break,
-            n => hash.update(&block[..n]),
-        }
-    }
-    if report.files.get(TENSORS) == Some(&hexadecimal(hash)) {
-        Ok(())
-    } else {
-        Err(fail("is not the file that its report was written for".into()))
+    match is_intact(&path, report.files.get(TENSORS)) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(fail("is not the file that its report was written for".into())),
+        Err(e) => Err(fail(e.to_string())),
     }
 }

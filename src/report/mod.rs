@@ -27,7 +27,7 @@ pub(crate) use evaluation_folder::EVALUATION_NAMES;
 pub use evaluation_folder::{EvalFolder, EvalOpened};
 pub use evaluation_text::{evaluation_csv, evaluation_markdown, evaluation_table};
 pub(crate) use folder::RUN_NAMES;
-pub use folder::{Folder, Opened, Part};
+pub use folder::{Folder, Opened, Part, missing};
 pub(crate) use json::{MAX_BYTES, text as json_text};
 pub use json::{Rates, Report, Timing};
 pub use ledger::{Evidence, Ledger, Tally};

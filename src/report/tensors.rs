@@ -3,11 +3,12 @@
 
 use super::{Config, Ladder};
 use crate::attack::Outcome;
-use crate::data::{Slot, View, stream_safetensors};
+use crate::data::{Slot, View, hexadecimal, stream_safetensors};
 use crate::error::{Error, Result};
 use crate::model::Dims;
 use crate::weights;
 use safetensors::tensor::{Dtype, Metadata, TensorInfo};
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
@@ -153,6 +154,17 @@ impl TensorFile {
 
     fn fail(&self, detail: &str) -> Error {
         Error::data(self.path.display().to_string(), detail)
+    }
+}
+
+/// Whether a file, read to its end, has this SHA-256.
+pub(super) fn is_intact(path: &Path, sha256: Option<&String>) -> io::Result<bool> {
+    let (mut hash, mut file, mut block) = (Sha256::new(), File::open(path)?, vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut block)? {
+            0 => return Ok(sha256 == Some(&hexadecimal(hash))),
+            n => hash.update(&block[..n]),
+        }
     }
 }
 
