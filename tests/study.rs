@@ -10,6 +10,8 @@ use signstep::study::verdict::{Words, baseline, example, verdict};
 use signstep::study::{Effect, Numbers};
 use signstep::{Adapter, Attack, Gpu, Network, Targets};
 use std::fs;
+use std::process::Stdio;
+use std::time::Duration;
 
 const WEIGHTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/weights");
 
@@ -260,6 +262,22 @@ fn the_same_seed_gives_the_same_study_and_another_one_another() {
     assert_eq!(fs::read(bench.path("a/study.json")).unwrap(), before);
     bench.ok("study --rows 1 --limit 20 --out a --fresh");
     assert_eq!(names(&bench.path("a")), ["study.json", "study.md"]);
+}
+
+#[test]
+fn two_processes_do_not_write_to_one_folder() {
+    let bench = Bench::new();
+    let line = "study --rows 1-13 --limit 320 --out run";
+    let mut child = bench.command(line).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    while !bench.path("run/.study.tmp").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "ended before it was seen");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // It has the lock a moment after the file is there.
+    std::thread::sleep(Duration::from_millis(50));
+    refused(&bench.run(line), line, 8, &["run", "another process is writing to this folder"]);
+    assert!(child.wait().unwrap().success());
+    assert_eq!(names(&bench.path("run")), ["study.json", "study.md"]);
 }
 
 #[test]

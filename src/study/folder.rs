@@ -10,7 +10,7 @@ use crate::model::Dims;
 use crate::report::differences;
 use crate::weights::Tensors;
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 const JSON: &str = "study.json";
@@ -37,12 +37,14 @@ pub struct Folder {
     path: PathBuf,
     /// Folders that were not there before, outermost first.
     made: Vec<PathBuf>,
+    lock: Option<File>,
 }
 
 /// Opens `path` for a study. With `fresh`, one that is there will be replaced, whatever it is of.
 ///
 /// # Errors
-/// [`Error::Output`] when it cannot be written, or holds another study or files that are of none.
+/// [`Error::Output`] when it cannot be written, holds another study or files that are of none, or is being written by another
+/// process.
 pub fn open(path: &Path, identity: &Identity, fresh: bool) -> Result<Opened> {
     let there = |name: &str| path.join(name).symlink_metadata().is_ok();
     let refuse = |why: String| Err(output(path, format!("{why}; choose another folder with --out")));
@@ -68,16 +70,24 @@ pub fn open(path: &Path, identity: &Identity, fresh: bool) -> Result<Opened> {
     let mut made: Vec<PathBuf> = path.ancestors().filter(missing).map(Into::into).collect();
     made.reverse();
     fs::create_dir_all(path).map_err(|e| output(path, e))?;
-    let folder = Folder { path: path.into(), made };
+    let mut folder = Folder { path: path.into(), made, lock: None };
     // What cannot be written is refused before the work.
-    let probe = path.join(".study.tmp");
-    fs::write(&probe, b"").and_then(|()| fs::remove_file(&probe)).map_err(|e| output(path, e))?;
+    let place = path.join(LOCK);
+    let lock = File::options().write(true).create(true).truncate(false).open(&place).map_err(|e| output(path, e))?;
+    // Not every file system has locks; without one the user must see to it.
+    if let Err(fs4::TryLockError::WouldBlock) = fs4::FileExt::try_lock(&lock) {
+        return Err(output(path, "another process is writing to this folder"));
+    }
+    folder.lock = Some(lock);
     Ok(Opened::Ready(folder))
 }
 
 impl Drop for Folder {
-    /// Folders that were made for nothing go.
+    /// The lock goes however the study ended, and so do folders that were made for nothing.
     fn drop(&mut self) {
+        if self.lock.take().is_some() {
+            let _ = fs::remove_file(self.path.join(LOCK));
+        }
         for made in self.made.iter().rev() {
             let _ = fs::remove_dir(made);
         }
