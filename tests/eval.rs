@@ -8,6 +8,8 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 /// Weak enough that each attack leaves some: what the next one adds shows.
 const SET: &str = "--limit 80 --eps 0.07 --seed 3";
@@ -231,6 +233,44 @@ fn a_folder_holds_one_evaluation() {
     // Without a folder nothing is written.
     bench.ok("eval --limit 8 --attacks fgsm");
     assert_eq!(names(bench.folder.path()), ["a", "c"]);
+}
+
+/// The attack under way is ended, and nothing is left of the evaluation.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_an_evaluation_and_leaves_nothing() {
+    let bench = Bench::new();
+    let start = |line: &str, out: &str| {
+        let child = bench.command(line).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let scratch = bench.path(out).join(".eval.images.tmp");
+        // All clean images are kept: an attack is under way, or will be.
+        while fs::metadata(&scratch).map_or(0, |facts| facts.len()) < 40 * 64 * 4 {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        child
+    };
+    let interrupt = |child: &Child| {
+        assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    };
+    // Hours of it.
+    let line = "eval --limit 40 --attacks pgd:steps=10000000 --eps 0.2 --out a/b";
+    let child = start(line, "a/b");
+    interrupt(&child);
+    let begun = Instant::now();
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert!(said.contains("interrupted: the evaluation is given up") && !said.contains("panicked"), "{said}");
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+    assert!(names(bench.folder.path()).is_empty());
+    // An earlier evaluation stays as it was.
+    bench.ok("eval --limit 40 --attacks fgsm --out kept");
+    let before = fs::read(bench.path("kept/eval.safetensors")).unwrap();
+    let child = start("eval --limit 40 --attacks pgd:steps=10000000 --eps 0.2 --out kept --fresh", "kept");
+    interrupt(&child);
+    assert_eq!(child.wait_with_output().unwrap().status.code(), Some(130));
+    assert_eq!(names(&bench.path("kept")), ["eval.json", "eval.safetensors"]);
+    assert!(fs::read(bench.path("kept/eval.safetensors")).unwrap() == before);
 }
 
 #[test]

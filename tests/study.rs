@@ -10,7 +10,7 @@ use signstep::study::verdict::{Words, baseline, example, verdict};
 use signstep::study::{Effect, Numbers};
 use signstep::{Adapter, Attack, Gpu, Network, Targets};
 use std::fs;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 const WEIGHTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/weights");
@@ -278,6 +278,25 @@ fn two_processes_do_not_write_to_one_folder() {
     refused(&bench.run(line), line, 8, &["run", "another process is writing to this folder"]);
     assert!(child.wait().unwrap().success());
     assert_eq!(names(&bench.path("run")), ["study.json", "study.md"]);
+}
+
+/// The row under way is ended, and nothing is left of the study.
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_a_study_and_leaves_nothing() {
+    let bench = Bench::new();
+    let line = "study --limit 320 --rows 1-13,figures --out a/b";
+    let mut child = bench.command(line).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    while !bench.path("a/b/.study.tmp").exists() {
+        assert!(child.try_wait().unwrap().is_none(), "ended before it was seen");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(130), "{said}");
+    assert!(said.contains("interrupted: the study is given up"), "{said}");
+    assert!(names(bench.folder.path()).is_empty());
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use super::attack::{advise_of_radius, advise_of_snapping, bounds, default_eps, distance, named, progress_bar};
 use super::engine::{Place, Runner};
+use super::interrupt::Interrupt;
 use super::specs::{Shared, Spec, Suite, default_list, list};
 use super::thresholds::Threshold;
 use super::{
@@ -16,6 +17,9 @@ use crate::report::{
 };
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
+
+/// What Ctrl-C brings about.
+const STOPPING: &str = "the evaluation is given up";
 
 /// An evaluation that takes longer than this is announced.
 const LONG: Duration = Duration::from_secs(5);
@@ -60,6 +64,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     let start = Instant::now();
     let place = Place::open(&args.place.device, args.place.math)?;
     let identity = identity(&place, (model_facts, images.facts(&model)), &specs, &shared, args);
+    let interrupt = Interrupt::listen();
     let folder = match &args.out {
         None => None,
         Some(out) => match EvalFolder::open(out, &identity, model.input, args.fresh)? {
@@ -79,7 +84,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     let chunk = args.chunk.unwrap_or(usize::MAX).min(held);
     let chunk = if chunk > runner.batch() { chunk - chunk % runner.batch() } else { chunk };
     let keep_going = args.keep_going;
-    let mut job = Job { images, shared, runner, folder, chunk, keep_going, ledger: Ledger::default() };
+    let mut job = Job { images, shared, runner, folder, chunk, keep_going, ledger: Ledger::default(), interrupt };
     let clean = job.clean()?;
     let (struck, times) =
         job.strike(&specs, &attacks, args.time_budget.and_then(|budget| begun.checked_add(budget)))?;
@@ -153,6 +158,7 @@ struct Job {
     /// Whether images in which NaN or infinity arises end nothing.
     keep_going: bool,
     ledger: Ledger,
+    interrupt: Interrupt,
 }
 
 impl Job {
@@ -161,6 +167,9 @@ impl Job {
         let delivers_bytes = self.shared.quantise && self.shared.bounds == Some((0.0, 1.0));
         let mut time = Duration::ZERO;
         for first in (0..self.images.samples).step_by(self.chunk) {
+            if self.interrupt.is_asked(STOPPING) {
+                return Err(Error::Cancelled);
+            }
             let end = (first + self.chunk).min(self.images.samples);
             let pixels = self.images.pixels(first..end, self.shared.bounds)?;
             let (pixels, snapped) = if delivers_bytes { snap(&pixels) } else { (pixels, 0.0) };
@@ -221,10 +230,10 @@ impl Job {
             // Random numbers follow the sample's index in the whole set, whoever is left.
             let own = |&i: &usize| Own { id: i as u64, eps: attack.eps(), step_size: attack.effective_step_size() };
             let attack = attack.clone().each(rows.iter().map(own).collect());
-            let (start, compiled) = (Instant::now(), self.runner.compile_time());
+            let (start, compiled, interrupt) = (Instant::now(), self.runner.compile_time(), &self.interrupt);
             let mut outcome = attack.run_with(self.runner.engine(), &pixels, &labels, &mut |steps| {
                 bar.inc(steps);
-                true
+                !interrupt.is_asked(STOPPING)
             })?;
             time += start.elapsed().saturating_sub(self.runner.compile_time().saturating_sub(compiled));
             match outcome.first_unhealthy() {

@@ -2,6 +2,7 @@
 
 use super::attack::{advise_of_snapping, default_eps, distance};
 use super::engine::{Place, Runner};
+use super::interrupt::Interrupt;
 use super::{Images, NetworkArgs, StudyArgs, Weights, answer, apart, bytes, complain, load_images, positive};
 use crate::attack::{Engine, Gradient, Loss, Method, Norm, Sample, argmax, random_target, snap};
 use crate::error::{Error, Result};
@@ -85,6 +86,7 @@ pub(super) fn run(args: &StudyArgs) -> Result<()> {
         images.facts(engine.model()),
         place.device(),
     );
+    let interrupt = Interrupt::listen();
     let folder = match &args.out {
         None => None,
         Some(out) => match study::open(out, &identity, args.fresh)? {
@@ -97,7 +99,8 @@ pub(super) fn run(args: &StudyArgs) -> Result<()> {
     };
 
     let bar = spinner();
-    let work = Work { place: &place, runner: &runner, weights: &weights, memory, identity: &identity, bar: &bar };
+    let (weights, interrupt) = (&weights, &interrupt);
+    let work = Work { place: &place, runner: &runner, weights, memory, identity: &identity, bar: &bar, interrupt };
     let (findings, repeatable) = work.run(&right, n, &eps, &step_size)?;
     bar.finish_and_clear();
     let Some(folder) = folder else { return tell(&findings, args.json, &[]) };
@@ -214,6 +217,7 @@ struct Work<'a> {
     memory: u64,
     identity: &'a Identity,
     bar: &'a ProgressBar,
+    interrupt: &'a Interrupt,
 }
 
 impl Work<'_> {
@@ -222,6 +226,7 @@ impl Work<'_> {
         let tell = |what: &str| {
             self.bar.set_message(what.to_string());
             self.bar.tick();
+            if self.interrupt.is_asked("the study is given up") { Err(Error::Cancelled) } else { Ok(()) }
         };
         let (engine, dims) = (self.runner.engine(), self.runner.engine().model().input);
         let mut repeatable = Repeatable::default();
@@ -299,9 +304,9 @@ impl Work<'_> {
     }
 
     /// Row 0, on a network of its own.
-    fn examples(&self, tell: &dyn Fn(&str)) -> Result<(Vec<study::Row>, Repeatable)> {
+    fn examples(&self, tell: &dyn Fn(&str) -> Result<()>) -> Result<(Vec<study::Row>, Repeatable)> {
         let config = &self.identity.config;
-        tell("row 0, its network");
+        tell("row 0, its network")?;
         let (arch, tensors) = examples::network(config.seed)?;
         let model = weights::from_layers(arch.layers.clone(), arch.input, tensors.clone())?;
         let batch = examples::images(config.seed, config.examples, arch.input.len(), model.logits());

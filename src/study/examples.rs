@@ -181,7 +181,7 @@ pub fn rows(
     engine: &dyn Engine,
     training: std::result::Result<Net<'_>, &str>,
     batch: &Batch,
-    tell: &dyn Fn(&str),
+    tell: &dyn Fn(&str) -> Result<()>,
 ) -> Result<(Vec<Row>, Vec<Repeat>)> {
     let evaluation = |x: &[f32], targets: &[u32]| engine.input_gradient(x, targets);
     let before = Judged::new(engine, &batch.x0, &batch.targets)?;
@@ -209,7 +209,7 @@ pub fn rows(
             }
             (false, _) => &evaluation,
         };
-        tell(&format!("row 0, {title}"));
+        tell(&format!("row 0, {title}"))?;
         let memory = Remembering { net, asked: RefCell::default() };
         let net = |x: &[f32], targets: &[u32]| memory.gradient(x, targets);
         let alone = batch.each(1, |image| example_1(&net, image, way))?;

@@ -85,7 +85,7 @@ impl Bench<'_> {
             let mut alone: Option<Vec<f32>> = None;
             let sizes = (0..).map(|power| 1 << power).take_while(|size| *size <= images.len().min(LARGEST));
             for size in sizes.filter(|_| missing.is_none()) {
-                (self.tell)(&format!("figure, {mechanism}, batches of {size}"));
+                (self.tell)(&format!("figure, {mechanism}, batches of {size}"))?;
                 let x = run(size)?.x;
                 let successes = Judged::new(self.engine, &x, &images.targets)?.successes();
                 let same = same_bits(&x, alone.as_ref().unwrap_or(&x));
@@ -114,7 +114,7 @@ impl Bench<'_> {
         ];
         let mut curves = Vec::new();
         for (schedule, step_size) in schedules {
-            (self.tell)(&format!("figure, steps {schedule}"));
+            (self.tell)(&format!("figure, steps {schedule}"))?;
             curves.push(self.curve(&images, schedule, step_size)?);
         }
         Ok(curves)

@@ -35,7 +35,7 @@ pub struct Bench<'a> {
     /// Seed of random starts.
     pub seed: u64,
     /// Told what runs now.
-    pub tell: &'a dyn Fn(&str),
+    pub tell: &'a dyn Fn(&str) -> Result<()>,
 }
 
 /// A run, and what came of it.
@@ -112,7 +112,7 @@ impl Bench<'_> {
     /// # Errors
     /// Those of the engine.
     pub fn alone(&self, id: &str, batch: &Batch) -> Result<Done> {
-        (self.tell)(&format!("row {id}, each image alone"));
+        (self.tell)(&format!("row {id}, each image alone"))?;
         let mut run = self.own(batch, 1)?;
         run.first = signs(
             &batch
@@ -147,7 +147,7 @@ impl Bench<'_> {
         ];
         for (row, run) in runs {
             if wanted.contains(&row) {
-                (self.tell)(&format!("row {row}"));
+                (self.tell)(&format!("row {row}"))?;
                 run(self, &alone, &mut found)?;
             }
         }
