@@ -66,7 +66,7 @@ impl<'a> Work<'a> {
 /// answering `false`.
 ///
 /// # Errors
-/// [`Error::Cancelled`], [`Error::Internal`] where not even the default gives the naive kernel's bits, those of the device.
+/// [`Error::Cancelled`], [`Error::OutOfMemory`] for a batch beyond the device's limits, [`Error::Internal`] where not even the default gives the naive kernel's bits, those of the device.
 pub fn tune(
     gpu: &Gpu,
     model: &Model,
@@ -77,6 +77,13 @@ pub fn tune(
     let target = Target::of(gpu)?;
     let plan = |variant| Plan::new(model, &Target { variant, ..target.clone() });
     let (naive, default) = (plan(Variant::Naive)?, plan(Variant::Fast)?);
+    // Pieces are timed alone, but none is larger alone than in the plan.
+    let most = naive.largest_batch(u64::MAX)?.min(default.largest_batch(u64::MAX)?);
+    if samples as usize > most {
+        let limit = format!("the largest batch that fits its limits is {most}");
+        let what = format!("a batch of {samples}");
+        return Err(Error::OutOfMemory { what, bytes: default.bytes(u64::from(samples)), limit });
+    }
     let others = Tile::all(&target).into_iter().map(|tile| Ok((tile, plan(Variant::Only(tile))?)));
     let others = others.collect::<Result<Vec<_>>>()?;
     let mut tiles = BTreeMap::new();

@@ -80,6 +80,18 @@ fn every_tile_is_judged_and_results_stay_as_they_are() {
 }
 
 #[test]
+fn a_batch_beyond_the_limits_is_refused_before_it_is_there() {
+    let most = [Variant::Naive, Variant::Fast].map(|v| plan(&small(), v).largest_batch(u64::MAX).unwrap());
+    let most = u32::try_from(most[0].min(most[1])).unwrap();
+    for samples in [most + 1, u32::MAX] {
+        let refused = tune(gpu(), &small(), samples, &Clock::Wall, &mut |_| panic!("tried"));
+        let Err(e @ signstep::Error::OutOfMemory { .. }) = refused else { panic!("{refused:?}") };
+        let told = e.to_string();
+        assert!(told.contains(&format!("a batch of {samples}")) && told.contains(&format!("is {most}")), "{told}");
+    }
+}
+
+#[test]
 fn a_caller_can_end_it() {
     let mut told = 0;
     let ended = tune(gpu(), &small(), 2, &Clock::Wall, &mut |_| {
