@@ -278,6 +278,24 @@ fn broken_data_name_their_file() {
 }
 
 #[test]
+fn help_names_every_setting_once() {
+    let bench = Bench::new();
+    for command in ["attack", "eval", "study", "verify", "merge", "devices", "info", "tune", "bench"] {
+        let help = bench.ok(&format!("{command} --help"));
+        let lines = help.lines().filter(|line| line.trim_start().starts_with("SIGNSTEP_CACHE")).count();
+        assert_eq!(lines, 1, "{command}: {help}");
+    }
+    let help = bench.ok("eval --help");
+    for key in ["steps", "step-size", "restarts", "loss", "momentum", "targets", "classes", "schedule"] {
+        assert!(help.contains(key), "{key}: {help}");
+    }
+    for command in ["attack", "eval"] {
+        let help = bench.ok(&format!("{command} --help")).split_whitespace().collect::<Vec<_>>().join(" ");
+        assert!(help.contains("files of images hold values in [0, 1] whatever they are"), "{command}: {help}");
+    }
+}
+
+#[test]
 fn outputs_that_cannot_be_written_are_refused_first() {
     let bench = Bench::new();
     // A path below a regular file: permissions would not stop root.

@@ -110,8 +110,7 @@ enum Command {
     Devices(DevicesArgs),
     /// Find the fastest kernels for a network on this device, and keep them for later runs; results do not depend on them
     #[command(after_help = format!(
-        "Examples:\n  signstep tune\n  signstep tune --model net.safetensors --batch 64\n\n{ENVIRONMENT}\n  \
-         SIGNSTEP_CACHE     folder where tunings are kept [default: signstep in the folder for caches]"
+        "Examples:\n  signstep tune\n  signstep tune --model net.safetensors --batch 64\n\n{ENVIRONMENT}"
     ))]
     Tune(TuneArgs),
     /// Show a network: layers, shapes, parameters, work and memory
@@ -233,7 +232,8 @@ struct AttackArgs {
     /// Stop with an image once it is turned as delivered: looked at after a tenth of the steps, two, four and seven
     #[arg(long, help_heading = "Attack")]
     early_stop: bool,
-    /// Smallest and largest pixel value, or none for inputs that are no pixels
+    /// Smallest and largest pixel value, or none for inputs that are no pixels; files of images hold values in [0, 1] whatever they
+    /// are
     #[arg(long, value_name = "LO,HI|none", default_value = "0,1", allow_hyphen_values = true, help_heading = "Attack")]
     bounds: String,
     /// Deliver floats instead of 8-bit values
@@ -298,7 +298,8 @@ struct EvalArgs {
     /// Radius in the norm [default: what the weights suggest for linf, else 8/255; for l2: 0.5]
     #[arg(long, value_name = "DISTANCE", allow_hyphen_values = true, help_heading = "Attack")]
     eps: Option<String>,
-    /// Smallest and largest pixel value, or none for inputs that are no pixels
+    /// Smallest and largest pixel value, or none for inputs that are no pixels; files of images hold values in [0, 1] whatever they
+    /// are
     #[arg(long, value_name = "LO,HI|none", default_value = "0,1", allow_hyphen_values = true, help_heading = "Attack")]
     bounds: String,
     /// Deliver floats instead of 8-bit values
