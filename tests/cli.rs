@@ -271,6 +271,18 @@ fn broken_data_name_their_file() {
     bench.data("size.safetensors", 9, &[0]);
     bench.refused("attack --data size.safetensors", 3, &["size.safetensors", "1×9×9", "1×8×8"]);
     bench.refused("attack --data missing.safetensors", 3, &["missing.safetensors"]);
+    // Where the channels are others, no other size helps.
+    for (channels, side, way_out) in
+        [("colours", 8, "pictures keep their channels"), ("greys", 9, "--resize and --crop")]
+    {
+        fs::create_dir_all(bench.path(&format!("{channels}/3"))).unwrap();
+        let picture = bench.path(&format!("{channels}/3/a.png"));
+        match channels {
+            "colours" => image::RgbImage::from_pixel(side, side, image::Rgb([9, 99, 199])).save(picture).unwrap(),
+            _ => image::GrayImage::from_pixel(side, side, image::Luma([99])).save(picture).unwrap(),
+        }
+        bench.refused(&format!("attack --data {channels}"), 3, &["digits-cnn takes 1×8×8", way_out]);
+    }
     bench.write("empty.safetensors", b"");
     bench.refused("attack --data empty.safetensors", 3, &["empty.safetensors"]);
     bench.write("short.bin", &[0; 3072]);

@@ -722,8 +722,14 @@ fn load_images(args: &DataArgs, limit: Option<usize>, model: &Model) -> Result<I
         return fail("holds no images".into());
     }
     if source.dims != model.input {
-        let way_out =
-            if source.framing.is_some() { "; --resize and --crop bring pictures to another size" } else { "" };
+        let way_out = match source.framing {
+            None => "",
+            // No flag changes those.
+            Some(_) if source.dims.c != model.input.c => {
+                "; pictures keep their channels, one if all of them are grey, else three"
+            }
+            Some(_) => "; --resize and --crop bring pictures to another size",
+        };
         return fail(format!("images are {}, but {} takes {}{way_out}", source.dims, model.arch, model.input));
     }
     let classes = model.logits();
