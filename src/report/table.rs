@@ -76,6 +76,8 @@ pub fn markdown(report: &Report) -> String {
     lines.join("\n")
 }
 
+const EPS: &str = "/config/eps/value";
+
 /// Columns of [`csv`], and where they are found in `report.json`.
 const COLUMNS: [(&str, &str); 27] = [
     ("arch", "/model/arch"),
@@ -83,7 +85,7 @@ const COLUMNS: [(&str, &str); 27] = [
     ("method", "/config/method"),
     ("norm", "/config/norm"),
     ("targets", "/config/targets"),
-    ("eps", "/config/eps/value"),
+    ("eps", EPS),
     ("step_size", "/config/step_size/value"),
     ("steps", "/config/steps"),
     ("restarts", "/config/restarts"),
@@ -121,7 +123,10 @@ pub fn csv(report: &Report) -> String {
         whole
     };
     let lines = if radii.is_empty() { vec![json] } else { radii.iter().map(at).collect() };
+    // JSON has no infinity: a radius that is none is written as null.
+    let is_boundless = |json: &Value, pointer: &str| pointer == EPS && json.pointer(EPS) == Some(&Value::Null);
     let cell = |json: &Value, pointer: &str| match json.pointer(pointer) {
+        _ if is_boundless(json, pointer) => "inf".into(),
         None | Some(Value::Null) => String::new(),
         Some(Value::String(s)) => s.clone(),
         Some(other) => other.to_string(),
@@ -302,6 +307,7 @@ pub(crate) fn grouped(x: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Distance;
     use super::super::json::tests::report;
     use super::*;
 
@@ -348,6 +354,16 @@ mod tests {
         let values = values.replace("\"a \"\"b\"\", c\"", "source");
         assert_eq!(names.split(',').count(), values.split(',').count());
         assert!(values.split(',').all(|v| !v.is_empty()), "a column that is not in the report: {values}");
+    }
+
+    #[test]
+    fn csv_says_where_no_radius_bounds_a_run() {
+        let mut report = report();
+        report.identity.config.eps = Distance { text: "inf".into(), value: f64::INFINITY };
+        let text = csv(&report);
+        let (names, values) = text.split_once('\n').unwrap();
+        let at = names.split(',').position(|name| name == "eps").unwrap();
+        assert_eq!(values.split(',').nth(at), Some("inf"), "{values}");
     }
 
     #[test]
