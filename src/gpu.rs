@@ -338,10 +338,10 @@ impl Gpu {
         if adapters.is_empty() {
             return Err(Error::NoAdapter(NO_ADAPTER.into()));
         }
-        let names = || adapters.iter().enumerate().map(|(i, a)| format!("{i}: {}", a.get_info().name));
+        let names = || adapters.iter().enumerate().map(|(i, a)| format!("{i} is {}", a.get_info().name));
         let unknown = |wanted: &str| {
             let list = names().collect::<Vec<_>>().join(", ");
-            Error::NoAdapter(format!("no adapter {wanted}; there are {list}, and --device reference"))
+            Error::NoAdapter(format!("no adapter {wanted}; {list}, and there is --device reference"))
         };
         let by_name = |name: &str| {
             let wanted = name.to_lowercase();

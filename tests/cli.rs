@@ -323,7 +323,7 @@ fn an_unknown_device_is_named() {
     // Built without the feature, or on a device without matrices (a device that has them is opened for them only by a build with it).
     bench.refused("attack --limit 2 --math coop", 2, &["math coop"]);
     bench.refused("attack --limit 2 --device nonesuch", 4, &["nonesuch", "--device reference"]);
-    bench.refused("attack --limit 2 --device 99", 4, &["99"]);
+    bench.refused("attack --limit 2 --device 99", 4, &["no adapter has the number 99; 0 is ", "--device reference"]);
 }
 
 #[test]
@@ -333,6 +333,12 @@ fn without_an_adapter_the_way_out_is_told_and_works() {
         let words = ["mesa-vulkan-drivers", "--device reference"];
         refused(without_adapter(bench.command(line)), line, 4, &words);
         assert!(names(bench.folder.path()).is_empty(), "{line} left something behind");
+    }
+    // An environment that names no interface, or none that there is, is told of.
+    for names in ["", "nonsense"] {
+        let mut command = bench.command("devices");
+        command.env("WGPU_BACKEND", names);
+        refused(command, "devices", 4, &[&format!("WGPU_BACKEND is {names:?}"), "vulkan, metal, dx12 and gl"]);
     }
     let output = without_adapter(bench.command("attack --limit 8 --json --device reference")).output().unwrap();
     let errors = String::from_utf8(output.stderr).unwrap();

@@ -51,6 +51,9 @@ Environment:
   WGPU_ADAPTER_NAME  part of the name of the device to use, where --device names none
   SIGNSTEP_CACHE     folder for what can be found out again: tunings, what devices do [default: signstep in the folder for caches]";
 
+/// Interfaces to look at.
+const BACKEND: &str = "WGPU_BACKEND";
+
 /// Adversarial examples for whole minibatches on any GPU.
 #[derive(Debug, Parser)]
 #[command(
@@ -526,10 +529,19 @@ pub fn run(arguments: impl Iterator<Item = std::ffi::OsString>) -> u8 {
     match result {
         Ok(()) => 0,
         Err(e) => {
-            complain("error", &e);
+            let narrowed = std::env::var_os(BACKEND).filter(|_| matches!(e, Error::NoAdapter(_)));
+            match narrowed {
+                None => complain("error", &e),
+                Some(names) => complain("error", &format!("{e} ({})", only_named(&names.to_string_lossy()))),
+            }
             e.exit_code()
         }
     }
+}
+
+/// What an environment that names graphics interfaces has to do with it that there is no adapter.
+fn only_named(names: &str) -> String {
+    format!("{BACKEND} is {names:?}: no other interface is looked at; it can name vulkan, metal, dx12 and gl")
 }
 
 /// Mesa's layer that chooses between devices looks for a display, and prints an error to standard error where none can
