@@ -71,7 +71,10 @@ fn a_disk_that_fills_up_keeps_what_is_whole_and_the_run_goes_on() {
     assert!(!bench.path("full").exists(), "{:?}", names(&bench.path("full")));
     // All parts, but not their sum.
     let size = tensors(&bench, "whole").len() / 512;
-    refused(&limited(&bench, size / 2, &line), &line, 8, &["full"]);
+    let output = limited(&bench, size / 2, &line);
+    refused(&output, &line, 8, &["full"]);
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(told.contains("60 of 60 images are kept in full: the same command goes on from there"), "{told}");
     let out = names(&bench.path("full"));
     assert_eq!(out, ["parts"], "nothing half-written");
     let parts = names(&bench.path("full/parts"));

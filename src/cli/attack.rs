@@ -80,21 +80,19 @@ pub(super) fn run(args: &AttackArgs) -> Result<()> {
 
     let (end, step_is_given) = (identity.range().end, args.step_size.is_some());
     let mut job = Job { attack, targets, images, config, runner, folder, end, step_is_given, interrupt };
-    job.folder = match job.attack_all_chunks(memory, args.chunk) {
-        Ok(()) => job.folder,
-        Err(e) => {
-            let (done, all) = (job.done(), identity.range().len());
-            if done > 0 {
-                complain(
-                    "note",
-                    &format!("{done} of {all} images are kept in {out}: the same command goes on from there"),
-                );
-            }
-            return Err(e);
+    let all = identity.range().len();
+    let tell_kept = |done: usize| {
+        if done > 0 {
+            let kept = format!("{done} of {all} images are kept in {out}: the same command goes on from there");
+            complain("note", &kept);
         }
     };
+    let attacked = job.attack_all_chunks(memory, args.chunk);
+    let done = job.done();
+    attacked.inspect_err(|_| tell_kept(done))?;
     let compile = opened + job.runner.compile_time().saturating_sub(compiled);
-    let (report, written) = job.folder.finish(load, compile, job.runner.gpu_bytes())?;
+    let finished = job.folder.finish(load, compile, job.runner.gpu_bytes());
+    let (report, written) = finished.inspect_err(|_| tell_kept(done))?;
     advise(&report);
     tell(&report, &args.answer, &format!("written to {out}: {}", written.join(", ")))
 }
