@@ -241,10 +241,11 @@ fn a_folder_holds_one_evaluation() {
 fn ctrl_c_ends_an_evaluation_and_leaves_nothing() {
     let bench = Bench::new();
     let start = |line: &str, out: &str| {
-        let child = bench.command(line).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut child = bench.command(line).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let scratch = bench.path(out).join(".eval.images.tmp");
         // All clean images are kept: an attack is under way, or will be.
         while fs::metadata(&scratch).map_or(0, |facts| facts.len()) < 40 * 64 * 4 {
+            assert!(child.try_wait().unwrap().is_none(), "ended before it was interrupted");
             std::thread::sleep(Duration::from_millis(5));
         }
         child
