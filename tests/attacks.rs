@@ -519,6 +519,9 @@ fn what_makes_no_sense_is_refused() {
     usage(Attack::ifgsm(0.1).steps(0), "steps");
     usage(Attack::fgsm(0.1).steps(0), "steps");
     usage(Attack::fgsm(0.1).steps(2), "fgsm");
+    // As many as one word holds, and one more: cut to a word that would be none at all.
+    let classes = Attack::apgd_t(Norm::Linf, 0.1).classes(2).restarts(1 << 31);
+    usage(classes, "2147483648 restarts for each of 2 classes");
     for bounds in [(1.0, 0.0), (0.5, 0.5), (f32::NAN, 1.0), (0.0, f32::NAN), (f32::NEG_INFINITY, 1.0)] {
         usage(Attack::ifgsm(0.1).bounds(Some(bounds)), "bounds");
     }

@@ -108,6 +108,7 @@ impl Attack {
         if u64::from(self.steps) * model.input.len() as u64 > u64::from(u32::MAX) {
             return Err(Error::Usage(format!("{} steps are more than can be counted", self.steps)));
         }
+        let attempts = self.countable_attempts(k)?;
         if !self.own.is_empty() && self.own.len() != n {
             return Err(Error::Usage(format!(
                 "{} samples have an eps of their own, but there are {n}",
@@ -142,7 +143,6 @@ impl Attack {
         // Only the rows that still have something to gain are run; what a row becomes does not depend on the others.
         let moves = |i: &usize| judge.attacked[*i] || (self.attack_all && judge.targets[*i] != labels[*i]);
         let mut open: Vec<usize> = (0..n).filter(moves).collect();
-        let attempts = self.attempts(k) as u32;
         for attempt in 0..attempts {
             if open.is_empty() {
                 break;
@@ -188,6 +188,15 @@ impl Attack {
             steps_taken: judge.steps_taken,
             health: judge.health,
             perturbation: self.perturbation.as_ref().map(|p| p.values.clone()),
+        })
+    }
+
+    /// How often a sample is tried at most ([`Attack::attempts`]); a sample's restart is one word.
+    fn countable_attempts(&self, classes: usize) -> Result<u32> {
+        let attempts = self.attempts(classes);
+        u32::try_from(attempts).map_err(|_| {
+            let aims = attempts / u64::from(self.restarts);
+            Error::Usage(format!("{} restarts for each of {aims} classes are more than can be counted", self.restarts))
         })
     }
 
