@@ -16,15 +16,23 @@ use crate::ops::step::LANES;
 use crate::plan::{Math, Plan, Target, Tuning, Variant};
 use crate::tensor::{Allocated, Kind, Lent, Resource, Stages};
 use crate::weights::Tensors;
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
 /// What a network may take on the device unless told otherwise.
 const DEFAULT_MEMORY: u64 = 1 << 30;
+
+/// How long a thread that waits for its turn goes without asking whether it is still wanted.
+const PATIENCE: Duration = Duration::from_millis(10);
+
+thread_local! {
+    /// Networks that this thread is in the middle of running.
+    static RUNS: Cell<usize> = const { Cell::new(0) };
+}
 
 /// Dispatches in one submission: small networks take many steps in it, and what is recorded takes memory.
 const SUBMISSION_DISPATCHES: usize = 8192;
@@ -61,9 +69,12 @@ impl Default for Options {
 
 /// A network on a GPU. `Send` and `Sync`: any thread may run it, and runs take turns.
 ///
-/// A progress callback is called in the middle of a run. Where it asks the same network for anything that runs, it gets
-/// [`Error::Usage`], for the run it would wait for is its own; another network, and the plain questions ([`Network::plan`],
-/// [`Network::gpu_bytes`], …) are free to it. A callback that panics leaves the network usable.
+/// A progress callback is called in the middle of a run, or while its run waits for its turn; then it is told of 0 sample-steps,
+/// and may stop it there. Where it asks the same network for anything that runs, it gets [`Error::Usage`], for the run it would
+/// wait for is its own. Another network is free to it, unless that one is busy: two threads in the middle of two networks that
+/// wait for each other's would wait for ever, so that gets [`Error::Usage`] too. Nor may a callback wait for another thread that
+/// runs its network, which nothing here can see. The plain questions ([`Network::plan`], [`Network::gpu_bytes`], …) are free to
+/// it. A callback that panics leaves the network usable.
 #[derive(Debug)]
 pub struct Network {
     gpu: Gpu,
@@ -73,8 +84,7 @@ pub struct Network {
     /// The same for rules that remember images.
     remembering_chunk: usize,
     state: Mutex<State>,
-    /// The thread whose run it is.
-    running: Mutex<Option<ThreadId>>,
+    turn: Turn,
     /// The largest batch that there is memory for.
     capacity: AtomicUsize,
     /// The same for what rules remember.
@@ -107,15 +117,54 @@ struct BoundPlan {
     shared: [OnceCell<Bound>; 3],
 }
 
+/// Whose turn it is to run.
+#[derive(Debug, Default)]
+struct Turn {
+    /// The thread whose run it is.
+    running: Mutex<Option<ThreadId>>,
+    ended: Condvar,
+}
+
 /// A run under way: the state is this thread's alone.
 struct Running<'a> {
     state: MutexGuard<'a, State>,
-    running: &'a Mutex<Option<ThreadId>>,
+    turn: &'a Turn,
+}
+
+impl Turn {
+    fn running(&self) -> MutexGuard<'_, Option<ThreadId>> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until nobody runs, and has the run for this thread. `progress` is asked now and then, with nothing held.
+    fn take(&self, progress: &mut dyn FnMut(u64) -> bool) -> Result<()> {
+        let me = std::thread::current().id();
+        let mut running = self.running();
+        while let Some(thread) = *running {
+            if thread == me {
+                return Err(Error::Usage("a network cannot be run from the progress callback of its own run".into()));
+            }
+            if RUNS.get() > 0 {
+                let why = "a network that is busy cannot be waited for from the progress callback of another";
+                return Err(Error::Usage(why.into()));
+            }
+            drop(self.ended.wait_timeout(running, PATIENCE).unwrap_or_else(PoisonError::into_inner));
+            if !progress(0) {
+                return Err(Error::Cancelled);
+            }
+            running = self.running();
+        }
+        *running = Some(me);
+        RUNS.set(RUNS.get() + 1);
+        Ok(())
+    }
 }
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        *self.running.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.turn.running() = None;
+        self.turn.ended.notify_one();
+        RUNS.set(RUNS.get() - 1);
     }
 }
 
@@ -187,7 +236,7 @@ impl Network {
             chunk,
             remembering_chunk,
             state: Mutex::new(State { constants, ..State::default() }),
-            running: Mutex::new(None),
+            turn: Turn::default(),
             capacity: AtomicUsize::new(0),
             remembering: AtomicUsize::new(0),
         })
@@ -214,22 +263,23 @@ impl Network {
         self.plan.bytes(batch) + remembered * self.plan.remembered_bytes_per_sample()
     }
 
-    /// Waits for its turn to run.
-    fn lock(&self) -> Result<Running<'_>> {
-        let running = || self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        let me = std::thread::current().id();
-        if *running() == Some(me) {
-            return Err(Error::Usage("a network cannot be run from the progress callback of its own run".into()));
-        }
-        // Nobody panics between two changes that belong together, so what a panic leaves behind is sound.
+    /// Waits for its turn to run; `progress` is asked meanwhile whether to go on waiting.
+    fn lock(&self, progress: &mut dyn FnMut(u64) -> bool) -> Result<Running<'_>> {
+        self.turn.take(progress)?;
+        // Whoever had the turn is about to let go of it. Nobody panics between two changes that belong together, so what a panic
+        // leaves behind is sound.
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        *running() = Some(me);
-        Ok(Running { state, running: &self.running })
+        Ok(Running { state, turn: &self.turn })
     }
 
-    /// Runs `work` on one chunk after the other, with memory and bindings for its size.
-    fn each_chunk(&self, samples: usize, work: impl FnMut(&Chunk<'_>, Range<usize>) -> Result<()>) -> Result<()> {
-        self.each_chunk_of(Rule::Sign, samples, work)
+    /// Runs `work` on one chunk after the other, with memory and bindings for its size. `progress` is asked before each.
+    fn each_chunk(
+        &self,
+        samples: usize,
+        progress: &mut dyn FnMut(u64) -> bool,
+        work: impl FnMut(&Chunk<'_>, Range<usize>, &mut dyn FnMut(u64) -> bool) -> Result<()>,
+    ) -> Result<()> {
+        self.each_chunk_of(Rule::Sign, samples, progress, work)
     }
 
     /// As [`Network::each_chunk`], with memory for what `rule` remembers.
@@ -237,7 +287,8 @@ impl Network {
         &self,
         rule: Rule,
         samples: usize,
-        mut work: impl FnMut(&Chunk<'_>, Range<usize>) -> Result<()>,
+        progress: &mut dyn FnMut(u64) -> bool,
+        mut work: impl FnMut(&Chunk<'_>, Range<usize>, &mut dyn FnMut(u64) -> bool) -> Result<()>,
     ) -> Result<()> {
         let remembers = rule.memory() > 0;
         let most = if remembers { self.remembering_chunk } else { self.chunk };
@@ -246,14 +297,17 @@ impl Network {
             let limit = "memory budget of the network".into();
             return Err(Error::OutOfMemory { what: "what the attack remembers".into(), bytes, limit });
         }
-        let mut running = self.lock()?;
+        let mut running = self.lock(progress)?;
         let mut at = 0;
         while at < samples {
+            if !progress(0) {
+                return Err(Error::Cancelled);
+            }
             // No dispatch takes so long that a watchdog wakes, as far as the device's pace is known. Balanced chunks: 10 samples by 8 are
             // 5 and 5, so that the device is never almost idle.
             let (left, most) = (samples - at, most.min(self.gpu.pace().samples(self.plan.largest_dispatch())));
             let n = left.div_ceil(left.div_ceil(most));
-            work(&self.ready(&mut running.state, n, remembers)?, at..at + n)?;
+            work(&self.ready(&mut running.state, n, remembers)?, at..at + n, progress)?;
             at += n;
         }
         Ok(())
@@ -583,11 +637,15 @@ impl Engine for Network {
     }
 
     fn logits(&self, images: &[f32]) -> Result<Logits> {
+        self.logits_with(images, &mut |_| true)
+    }
+
+    fn logits_with(&self, images: &[f32], progress: &mut dyn FnMut(u64) -> bool) -> Result<Logits> {
         let n = self.samples(images)?;
         let one = self.model.input.len();
         let ids = self.plan.ids;
         let mut out = Logits { logits: Vec::new(), health: Vec::new() };
-        self.each_chunk(n, |chunk, range| {
+        self.each_chunk(n, progress, |chunk, range, _| {
             chunk.reset()?;
             chunk.write(ids.x, &images[range.start * one..range.end * one])?;
             chunk.run(chunk.forward().chain([chunk.logits()]), &self.plan.logits, |_| Ok(()))?;
@@ -607,7 +665,7 @@ impl Engine for Network {
         let one = self.model.input.len();
         let ids = self.plan.ids;
         let mut out = Gradient { gradient: Vec::new(), loss: Vec::new(), health: Vec::new() };
-        self.each_chunk(n, |chunk, range| {
+        self.each_chunk(n, &mut |_| true, |chunk, range, _| {
             chunk.reset()?;
             chunk.write(ids.x, &images[range.start * one..range.end * one])?;
             chunk.write(ids.samples, &samples[range])?;
@@ -633,7 +691,7 @@ impl Engine for Network {
         let ids = self.plan.ids;
         let mut out = Iterated::default();
         let mut trail = Trail::default();
-        self.each_chunk_of(job.rule, n, |chunk, range| {
+        self.each_chunk_of(job.rule, n, progress, |chunk, range, progress| {
             let pixels = &job.x0[range.start * one..range.end * one];
             chunk.reset()?;
             chunk.write(ids.x0, pixels)?;

@@ -220,17 +220,30 @@ impl Reference {
     }
 }
 
+/// Images that are classified without asking whether to go on.
+const UNASKED: usize = 64;
+
 impl Engine for Reference {
     fn model(&self) -> &Model {
         &self.model
     }
 
     fn logits(&self, images: &[f32]) -> Result<Logits> {
+        self.logits_with(images, &mut |_| true)
+    }
+
+    fn logits_with(&self, images: &[f32], progress: &mut dyn FnMut(u64) -> bool) -> Result<Logits> {
         let n = self.count(images)?;
         let mut all = Logits { logits: Vec::new(), health: Vec::new() };
-        for pass in parallel(n, |i| self.forward(self.image(images, i)).forget()) {
-            all.logits.extend(narrow(&pass.logits));
-            all.health.push(pass.health);
+        for first in (0..n).step_by(UNASKED) {
+            if !progress(0) {
+                return Err(Error::Cancelled);
+            }
+            let count = UNASKED.min(n - first);
+            for pass in parallel(count, |i| self.forward(self.image(images, first + i)).forget()) {
+                all.logits.extend(narrow(&pass.logits));
+                all.health.push(pass.health);
+            }
         }
         Ok(all)
     }

@@ -17,8 +17,8 @@ use std::task::{Context, Poll, Waker};
 ///
 /// # Cancelling
 /// An attack looks at [`Control`] whenever a submission of steps has ended, and stops there: at most the one submission that is
-/// under way already (well under a second on most devices) still runs. Between its steps, while logits of the whole batch are
-/// taken, it does not look. Other work stops where it asks the control.
+/// under way already (well under a second on most devices) still runs. It looks as well before each chunk whose logits are taken,
+/// and while it waits for its turn on a network that another one runs. Other work stops where it asks the control.
 ///
 /// ```no_run
 /// # use signstep::{Attack, Network, Task, attack::Engine};

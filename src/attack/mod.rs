@@ -42,6 +42,15 @@ pub trait Engine {
     /// Those of the device; [`Error::Data`] when the length is no multiple of an image.
     fn logits(&self, images: &[f32]) -> Result<Logits>;
 
+    /// As [`Engine::logits`], for a caller who may wish to stop: `progress` is told of 0 sample-steps now and then, while others have
+    /// the engine and between parts of the work, and stops it by answering `false`.
+    ///
+    /// # Errors
+    /// As [`Engine::logits`], and [`Error::Cancelled`].
+    fn logits_with(&self, images: &[f32], progress: &mut dyn FnMut(u64) -> bool) -> Result<Logits> {
+        if progress(0) { self.logits(images) } else { Err(Error::Cancelled) }
+    }
+
     /// Gradient of each sample's cross-entropy on its class with respect to its image.
     ///
     /// # Errors
@@ -58,8 +67,9 @@ pub trait Engine {
     /// As [`Engine::input_gradient`]; [`Error::Usage`] where the network has too few classes for the loss.
     fn loss_gradient(&self, images: &[f32], samples: &[Sample], loss: Loss) -> Result<Gradient>;
 
-    /// Takes `steps` steps from `x0`, or from where an earlier call ended, each sample its own. `progress` is told how many sample-steps have
-    /// ended since it was last called; when it answers `false` the run ends with [`Error::Cancelled`].
+    /// Takes `steps` steps from `x0`, or from where an earlier call ended, each sample its own. `progress` is told how many
+    /// sample-steps have ended since it was last called (0 where it is only asked whether to go on); when it answers `false` the run
+    /// ends with [`Error::Cancelled`].
     ///
     /// # Errors
     /// As [`Engine::logits`].

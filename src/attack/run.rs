@@ -14,7 +14,7 @@ use std::ops::Range;
 pub(crate) trait Pixels {
     /// Snaps the clean images to k/255 where bytes are delivered, and looks at them: their logits, and the largest move. From
     /// here on what would be delivered is the clean images.
-    fn clean(&mut self) -> Result<(Logits, f32)>;
+    fn clean(&mut self, progress: &mut dyn FnMut(u64) -> bool) -> Result<(Logits, f32)>;
 
     /// Takes an attack's steps with the images of `rows`. `verdict` is told of one after the other; where it says so the image,
     /// rounded where bytes are delivered, takes the place of what would have been delivered.
@@ -60,8 +60,12 @@ impl Attack {
     }
 
     /// As [`Attack::run`]; `progress` is told how many sample-steps have ended since it was last called, and cancels the
-    /// run by answering `false`. The total is samples × steps × restarts at most: samples that are not attacked take no
-    /// steps, and a sample that has succeeded takes no further restart.
+    /// run by answering `false`. It is told of 0 where it is only asked whether to go on: while another thread has the engine, and
+    /// before each chunk of images that is classified.
+    ///
+    /// The total is samples × steps × [`Attack::attempts`] at most, which is the number of restarts, for `apgd-t` and `fab-t` times
+    /// that of the classes aimed at: samples that are not attacked take no steps, and a sample that has succeeded is not tried
+    /// again.
     ///
     /// # Errors
     /// As [`Attack::run`], and [`Error::Cancelled`].
@@ -115,7 +119,7 @@ impl Attack {
                 self.own.len()
             )));
         }
-        let (Logits { logits: clean_logits, health }, snapped) = pixels.clean()?;
+        let (Logits { logits: clean_logits, health }, snapped) = pixels.clean(progress)?;
         let targets = self.resolve(labels, &clean_logits, k)?;
         let is_targeted = self.method.chooses_targets() || targets.iter().any(|t| *t >= 0);
         self.loss.check(k, is_targeted)?;
@@ -362,8 +366,12 @@ pub(super) fn check_images(model: &Model, images: &[f32], n: usize) -> Result<()
 }
 
 /// What the network says of clean images.
-pub(super) fn look_at_clean(engine: &dyn Engine, clean: &[f32]) -> Result<Logits> {
-    let mut seen = engine.logits(clean)?;
+pub(super) fn look_at_clean(
+    engine: &dyn Engine,
+    clean: &[f32],
+    progress: &mut dyn FnMut(u64) -> bool,
+) -> Result<Logits> {
+    let mut seen = engine.logits_with(clean, progress)?;
     for (health, image) in seen.health.iter_mut().zip(clean.chunks(engine.model().input.len())) {
         // A network may never look at this pixel (a stride can pass it by), but the image is not sound.
         if !image.iter().all(|x| x.is_finite()) {
@@ -393,9 +401,9 @@ struct OnHost<'a> {
 }
 
 impl Pixels for OnHost<'_> {
-    fn clean(&mut self) -> Result<(Logits, f32)> {
+    fn clean(&mut self, progress: &mut dyn FnMut(u64) -> bool) -> Result<(Logits, f32)> {
         let (clean, snapped) = self.attack.as_attacked(self.images);
-        let first = look_at_clean(self.engine, &clean)?;
+        let first = look_at_clean(self.engine, &clean, progress)?;
         self.delivered = clean.clone();
         self.clean = clean;
         Ok((first, snapped))
@@ -409,7 +417,7 @@ impl Pixels for OnHost<'_> {
         verdict: &mut dyn Verdict,
     ) -> Result<()> {
         if let Some(perturbation) = self.attack.given() {
-            return self.share(perturbation, rows, samples, verdict);
+            return self.share(perturbation, rows, samples, progress, verdict);
         }
         let (one, k) = (self.engine.model().input.len(), self.engine.model().logits());
         // Places in `rows` that are still on their way, and what has become of them so far.
@@ -425,7 +433,7 @@ impl Pixels for OnHost<'_> {
             let is_last = end == self.attack.steps;
             let job = Job { steps, from: trail.as_ref(), goes_on: !is_last, ..self.attack.job(&x0, &samples) };
             let moved = self.engine.iterate(&job, progress)?;
-            let seen = self.see(&moved, &x0, &samples)?;
+            let seen = self.see(&moved, &x0, &samples, progress)?;
             let mut left = Vec::new();
             for (place, &p) in open.iter().enumerate() {
                 let i = rows[p];
@@ -468,6 +476,7 @@ impl OnHost<'_> {
         perturbation: &Perturbation,
         rows: &[usize],
         samples: &[Sample],
+        progress: &mut dyn FnMut(u64) -> bool,
         verdict: &mut dyn Verdict,
     ) -> Result<()> {
         let (one, k) = (self.engine.model().input.len(), self.engine.model().logits());
@@ -475,7 +484,7 @@ impl OnHost<'_> {
         let bounds = self.attack.engine_bounds();
         let images = x0.chunks(one).flat_map(|x0| put_on(x0, &perturbation.values, bounds)).collect();
         let moved = Iterated { images, ..Iterated::default() };
-        let seen = self.see(&moved, &x0, samples)?;
+        let seen = self.see(&moved, &x0, samples, progress)?;
         for (place, &i) in rows.iter().enumerate() {
             let (steps, zero_gradients, health) = perturbation.met(i);
             let [float, rounded] = [&seen.float, &seen.rounded].map(|z| &z.logits[place * k..(place + 1) * k]);
@@ -488,15 +497,21 @@ impl OnHost<'_> {
         Ok(())
     }
 
-    fn see(&self, moved: &Iterated, x0: &[f32], samples: &[Sample]) -> Result<Seen> {
+    fn see(
+        &self,
+        moved: &Iterated,
+        x0: &[f32],
+        samples: &[Sample],
+        progress: &mut dyn FnMut(u64) -> bool,
+    ) -> Result<Seen> {
         let one = self.engine.model().input.len();
-        let float = self.engine.logits(&moved.images)?;
+        let float = self.engine.logits_with(&moved.images, progress)?;
         if !self.attack.delivers_bytes() {
             return Ok(Seen { images: moved.images.clone(), rounded: float.clone(), float });
         }
         let pairs = moved.images.chunks(one).zip(x0.chunks(one)).zip(samples);
         let images = pairs.map(|((x, x0), s)| self.attack.deliver(x, x0, s)).collect::<Result<Vec<_>>>()?.concat();
-        Ok(Seen { rounded: self.engine.logits(&images)?, images, float })
+        Ok(Seen { rounded: self.engine.logits_with(&images, progress)?, images, float })
     }
 }
 

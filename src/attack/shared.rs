@@ -145,7 +145,7 @@ impl Attack {
             let given = images(range.clone())?;
             check_images(model, &given, range.len())?;
             self.check_pixels(&given, one, first)?;
-            let seen = look_at_clean(engine, &self.as_attacked(&given).0)?;
+            let seen = look_at_clean(engine, &self.as_attacked(&given).0, progress)?;
             self.enter(&mut entrants, model, labels, range, &seen)?;
         }
         let Entrants { rows, samples, .. } = &entrants;

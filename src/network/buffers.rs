@@ -27,7 +27,7 @@ impl Network {
         self.check_buffer("images", images, samples, BufferUsages::COPY_SRC)?;
         let ids = self.plan.ids;
         let mut out = Logits { logits: Vec::new(), health: Vec::new() };
-        self.each_chunk(samples, |chunk, range| {
+        self.each_chunk(samples, &mut |_| true, |chunk, range, _| {
             chunk.reset()?;
             chunk.copy(&[(images, range.start, chunk.buffer(ids.x), 0, chunk.n)])?;
             let (z, health) = chunk.classify()?;
@@ -52,7 +52,7 @@ impl Network {
         self.check_pair(("images", images), ("gradient", gradient), n)?;
         let ids = self.plan.ids;
         let mut out = Gradient { gradient: Vec::new(), loss: Vec::new(), health: Vec::new() };
-        self.each_chunk(n, |chunk, range| {
+        self.each_chunk(n, &mut |_| true, |chunk, range, _| {
             chunk.reset()?;
             chunk.copy(&[(images, range.start, chunk.buffer(ids.x), 0, chunk.n)])?;
             chunk.write(ids.samples, &samples[range.clone()])?;
@@ -222,7 +222,7 @@ impl OnDevice<'_> {
     /// Fits a perturbation to all images that are attacked.
     fn fit(&mut self, labels: &[i64], progress: &mut dyn FnMut(u64) -> bool) -> Result<Perturbation> {
         let mut entrants = Entrants::default();
-        let (seen, _) = self.clean()?;
+        let (seen, _) = self.clean(progress)?;
         self.attack.enter(&mut entrants, self.net.model(), labels, 0..labels.len(), &seen)?;
         let fit = self.attack.fit_of(&entrants.samples);
         let mut take =
@@ -264,11 +264,11 @@ impl OnDevice<'_> {
 }
 
 impl Pixels for OnDevice<'_> {
-    fn clean(&mut self) -> Result<(Logits, f32)> {
+    fn clean(&mut self, progress: &mut dyn FnMut(u64) -> bool) -> Result<(Logits, f32)> {
         let (attack, bounds) = (self.attack, self.attack.engine_bounds());
         let mut out = Logits { logits: Vec::new(), health: Vec::new() };
         let mut snapped = 0.0_f32;
-        self.net.each_chunk(self.samples, |chunk, range| {
+        self.net.each_chunk(self.samples, progress, |chunk, range, _| {
             chunk.reset()?;
             chunk.write_bounds(bounds, 0)?;
             snapped = snapped.max(self.take(chunk, std::slice::from_ref(&range), true)?);
@@ -299,7 +299,7 @@ impl Pixels for OnDevice<'_> {
         let (ids, k) = (net.plan.ids, net.model.logits());
         let job = attack.job(&[], samples);
         net.is_rule_there(job.rule)?;
-        net.each_chunk_of(job.rule, rows.len(), |chunk, range| {
+        net.each_chunk_of(job.rule, rows.len(), progress, |chunk, range, progress| {
             let rows = &rows[range.clone()];
             chunk.reset()?;
             self.take(chunk, &runs(rows), false)?;

@@ -28,7 +28,7 @@ impl Network {
         // One chunk stays where it is for all steps; several take turns in each.
         let (turns, steps) = if chunks == 1 { (1, fit.steps) } else { (fit.steps, 1) };
         // Nobody else may run in between: the sum is the network's own memory.
-        let mut running = self.lock()?;
+        let mut running = self.lock(progress)?;
         for turn in 0..turns {
             for first in (0..n).step_by(size) {
                 let range = first..n.min(first + size);
