@@ -264,6 +264,15 @@ fn what_is_not_sound_is_marked_or_refused_as_from_slices() {
     }
     let mut poisoned = images.clone();
     poisoned[0] = f32::NAN;
+    // What was made of it is withheld where that is here, and the pixels are not.
+    let made = host.buffer(images.len(), Usage::COPY_DST);
+    let mut out = Attack::ifgsm(0.3).run_buffers(&net, &host.filled(&poisoned), &labels, &made).unwrap();
+    out.withhold_unhealthy();
+    assert_eq!(out.first_unhealthy().map(|(i, _)| i), Some(0));
+    assert!((out.linf.len(), out.l2.len(), out.adversarial.len()) == (0, 0, 0));
+    let [clean, adversarial] =
+        [&out.clean_logits, &out.adversarial_logits].map(|z| z[..10].iter().map(|z| z.to_bits()));
+    assert!(clean.eq(adversarial));
     compare("NaN within bounds", &host, &net, &Attack::ifgsm(0.3), &poisoned, &labels);
     let made = host.buffer(images.len(), Usage::COPY_DST);
     for value in [-0.01, 1.01, f32::INFINITY, f32::NEG_INFINITY, -1e-45, 1.0 + f32::EPSILON] {

@@ -588,3 +588,30 @@ fn what_makes_no_sense_is_refused() {
     );
     assert!(fails(Job { rule: Rule::Lookahead, steps: 2, from: Some(&trail), ..job }).contains("another rule"));
 }
+
+/// A trail is the caller's, and its counters may be at the end of their words: there they go round, as the device's do. (Where
+/// overflow is checked, as in a build without `--release`, the twin would stop.)
+#[test]
+fn counters_of_any_size_go_round() {
+    let (images, labels) = data(2);
+    let (net, twin) = (Network::new(gpu(), digits()).unwrap(), Reference::new(digits()).unwrap());
+    for rule in [Rule::Momentum, Rule::Lookahead, Rule::Apgd(Norm::Linf), Rule::Square(Norm::Linf)] {
+        let mut all = samples(&labels, rule, u32::MAX);
+        all.iter_mut().for_each(|s| s.stretch = 1);
+        let slots = if let Rule::Square(_) = rule { 1 } else { slots(rule) };
+        let far = State { rises: u32::MAX, since_check: u32::MAX, ..State::begin(&all[0]) };
+        let trail = Trail { x: images.clone(), memory: images.repeat(slots), states: vec![far; 2] };
+        let ended = Trail { states: vec![State { iteration: u32::MAX, ..far }; 2], ..trail.clone() };
+        let from = |trail, steps| Job { rule, steps, from: Some(trail), ..Job::new(&images, &all, 1) };
+        let [got, want] = [&net as &dyn Engine, &twin].map(|engine| {
+            let job = Job { goes_on: true, ..from(&trail, 2) };
+            let states = iterate(engine, &job).trail.unwrap().states;
+            states.iter().map(|s| [s.iteration, s.rises, s.since_check, s.period]).collect::<Vec<_>>()
+        });
+        assert_eq!(got, want, "{rule:?}");
+        // All steps are taken, and the last look counts one more.
+        for engine in [&net as &dyn Engine, &twin] {
+            assert_eq!(iterate(engine, &from(&ended, 0)).images.len(), images.len(), "{rule:?}");
+        }
+    }
+}

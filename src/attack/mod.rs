@@ -967,18 +967,21 @@ impl Outcome {
 
     /// Puts the clean image, and what the network says of it, in the place of whatever was made of each sample that is marked in
     /// [`Outcome::health`], and withholds success from it: [`Attack::least`] may have turned it at a radius, and met NaN at a smaller
-    /// one. For runs whose pixels lie on the host.
+    /// one. Where the pixels lie on the device ([`Attack::run_buffers`]) there are none here to replace: whoever has the buffers copies
+    /// the clean image over.
     pub fn withhold_unhealthy(&mut self) {
         let n = self.len().max(1);
         let (one, k) = (self.clean.len() / n, self.clean_logits.len() / n);
         for i in (0..self.len()).filter(|&i| !self.health[i].is_healthy()) {
             let (pixels, row) = (i * one..(i + 1) * one, i * k..(i + 1) * k);
             self.adversarial[pixels.clone()].copy_from_slice(&self.clean[pixels]);
+            for moved in [&mut self.linf, &mut self.l2] {
+                moved.get_mut(i).into_iter().for_each(|moved| *moved = 0.0);
+            }
             self.adversarial_logits[row.clone()].copy_from_slice(&self.clean_logits[row.clone()]);
             self.float_logits[row.clone()].copy_from_slice(&self.clean_logits[row.clone()]);
             let class = if self.targets[i] < 0 { self.labels[i] } else { self.targets[i] };
             self.loss[i] = run::cross_entropy(&self.clean_logits[row], class as usize);
-            (self.linf[i], self.l2[i]) = (0.0, 0.0);
             (self.success[i], self.success_float[i]) = (false, false);
         }
     }

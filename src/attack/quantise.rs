@@ -25,8 +25,9 @@ pub fn budget(eps: f32) -> i32 {
 }
 
 /// The delivered value of a pixel: `x` rounded to k/255, no further than `budget` levels from the clean `x0`
-/// (which lies on the grid already), within [0, 255].
+/// (which lies on the grid already), within [0, 255]. A budget below 0 counts as 0.
 pub fn quantise(x: f32, x0: f32, budget: i32) -> f32 {
+    let budget = budget.clamp(0, 255);
     match (level(x), level(x0)) {
         (Some(k), Some(k0)) => k.clamp((k0 - budget).max(0), (k0 + budget).min(255)) as f32 / 255.0,
         _ => x,
@@ -48,11 +49,12 @@ pub fn quantise_l2(x: &[f32], x0: &[f32], budget: u32) -> Vec<f32> {
     // As `shaders/quantise.wgsl`, in f32.
     let moved = |(x, x0): (&f32, &f32), threshold: u32| {
         let t = 255.0 * (x - x0).abs();
-        t.floor() as u32 + u32::from(512.0 * (t - t.floor()) >= threshold as f32)
+        (t.floor() as u32).saturating_add(u32::from(512.0 * (t - t.floor()) >= threshold as f32))
     };
     let is_sound = |(x, x0): &(&f32, &f32)| x.is_finite() && x0.is_finite();
     let squares = |threshold| -> u64 {
-        x.iter().zip(x0).filter(is_sound).map(|pair| u64::from(moved(pair, threshold)).pow(2)).sum()
+        let squares = x.iter().zip(x0).filter(is_sound).map(|pair| u64::from(moved(pair, threshold)).pow(2));
+        squares.fold(0, u64::saturating_add)
     };
     let fits = |threshold: &u32| squares(*threshold) <= u64::from(budget) || budget == u32::MAX;
     let (mut low, mut high) = (255, 512);
@@ -62,7 +64,7 @@ pub fn quantise_l2(x: &[f32], x0: &[f32], budget: u32) -> Vec<f32> {
     }
     let round = |(x, x0): (&f32, &f32)| match level(*x0) {
         Some(k0) if x.is_finite() => {
-            let m = moved((x, x0), high) as i32;
+            let m = moved((x, x0), high).min(255) as i32;
             (if x > x0 { k0 + m } else { k0 - m }).clamp(0, 255) as f32 / 255.0
         }
         _ => *x,
@@ -99,6 +101,18 @@ mod tests {
     fn half_a_level_delivers_nothing() {
         assert_eq!(budget(0.5 / 255.0), 0);
         assert_eq!(quantise(100.5 / 255.0, 100.0 / 255.0, 0), 100.0 / 255.0);
+    }
+
+    /// What no attack asks for, but any caller may.
+    #[test]
+    fn budgets_and_values_of_any_size() {
+        for (budget, want) in [(i32::MIN, 0.0), (-1, 0.0), (0, 0.0), (300, 1.0), (i32::MAX, 1.0)] {
+            assert_eq!(quantise(0.9, 0.0, budget).ceil(), want, "{budget}");
+        }
+        for far in [1e9, f32::MAX] {
+            assert_eq!(quantise_l2(&[far, -far, far], &[0.0, 1.0, 1.0], u32::MAX), [1.0, 0.0, 1.0]);
+            assert_eq!(quantise_l2(&[far, -far], &[0.0, 0.0], 100), [1.0, 0.0]);
+        }
     }
 
     #[test]

@@ -301,6 +301,7 @@ impl Attack {
     /// Rounds one image to bytes, and checks what came of it: on the grid, inside the ball.
     fn deliver(&self, x: &[f32], x0: &[f32], sample: &Sample) -> Result<Vec<f32>> {
         let moved = |out: &[f32]| out.iter().zip(x0).map(|(d, x0)| ((d - x0).abs() * 255.0).round() as u64).collect();
+        let squares = |levels: &[u64]| levels.iter().map(|d| d.saturating_mul(*d)).fold(0, u64::saturating_add);
         let (out, far): (_, bool) = match self.norm {
             Norm::Linf => {
                 let out: Vec<f32> = x.iter().zip(x0).map(|(&x, &x0)| quantise(x, x0, sample.levels as i32)).collect();
@@ -310,7 +311,7 @@ impl Attack {
             Norm::L2 => {
                 let out = quantise_l2(x, x0, sample.levels);
                 let levels: Vec<u64> = moved(&out);
-                (out, sample.levels < u32::MAX && levels.iter().map(|d| d * d).sum::<u64>() > u64::from(sample.levels))
+                (out, sample.levels < u32::MAX && squares(&levels) > u64::from(sample.levels))
             }
         };
         if far {

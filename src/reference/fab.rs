@@ -2,6 +2,7 @@
 
 use super::Walk;
 use super::values::{flushed, inverse_of, root, scale_of, sound, times, total};
+use super::walk::count;
 use crate::attack::{NEAREST, Norm};
 
 /// As in the authors' code: the largest share of the clean image's way (alpha).
@@ -115,7 +116,7 @@ impl Walk<'_> {
             Norm::Linf => (0..len).map(moved).fold(0.0, f32::max),
             Norm::L2 => root(total(len, |i, sum| sum + times(moved(i), moved(i)))),
         };
-        s.iteration += 1;
+        count(&mut s.iteration, true);
         let nearest = NEAREST * len..(NEAREST + 1) * len;
         if self.sample.is_reached_by(s.predicted) {
             if s.found == 0 || distance < s.best {

@@ -94,6 +94,11 @@ fn on_the_ball(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32), (part
     x0.iter().enumerate().map(place).collect()
 }
 
+/// Counts one more where that is so; round the end of a word, as WGSL does: a trail may hold any numbers.
+pub(super) fn count(counter: &mut u32, one_more: bool) {
+    *counter = counter.wrapping_add(u32::from(one_more));
+}
+
 /// One sample on its way: where it is, and what it remembers.
 #[derive(Clone, Debug)]
 pub struct Walk<'a> {
@@ -199,7 +204,7 @@ impl<'a> Walk<'a> {
         } else {
             best.to_vec()
         };
-        s.iteration += 1;
+        count(&mut s.iteration, true);
     }
 
     fn ascends(&self) -> bool {
@@ -233,12 +238,12 @@ impl<'a> Walk<'a> {
             self.x[i] = next;
             if looks_ahead {
                 self.memory[AHEAD * len + i] = next;
-                if self.state.iteration + 1 < s.steps {
+                if self.state.iteration.wrapping_add(1) < s.steps {
                     self.x[i] = next + times(reach, g);
                 }
             }
         }
-        self.state.iteration += 1;
+        count(&mut self.state.iteration, true);
     }
 
     /// Pulled back to the L2 ball, then within the bounds: `far` is the distance.
@@ -279,9 +284,9 @@ impl<'a> Walk<'a> {
             // The first rise is counted from zero, as in the paper's code.
             (s.best_at_check, s.last) = (loss, 0.0);
         } else {
-            s.rises += u32::from(loss > s.last);
+            count(&mut s.rises, loss > s.last);
             s.last = loss;
-            s.since_check += 1;
+            count(&mut s.since_check, true);
             if s.since_check == s.period {
                 let few = s.rises as f32 <= 0.75 * s.period as f32;
                 halves = few || (s.halved == 0 && s.best_at_check >= s.best);
@@ -294,7 +299,7 @@ impl<'a> Walk<'a> {
                 (s.since_check, s.rises) = (0, 0);
             }
         }
-        s.iteration += 1;
+        count(&mut s.iteration, true);
 
         let scale = scale_of(gradient);
         let mut g: Vec<f32> = gradient.iter().map(|g| times(sound(*g), scale)).collect();
