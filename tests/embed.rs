@@ -238,6 +238,28 @@ fn buffers_give_the_bits_of_slices() {
     host.assert_undisturbed();
 }
 
+/// What `square` delivers and what is known of it are the same; but here a sample that has succeeded keeps its place.
+#[test]
+fn square_gives_the_bits_of_slices_and_takes_every_step() {
+    let host = Host::new();
+    let net = Network::with_options(&host.gpu(), digits_model(), &Options { batch: Some(7), ..Options::default() });
+    let (net, (images, labels)) = (net.unwrap(), digits(20));
+    let given = host.filled(&images);
+    let made = host.buffer(images.len(), Usage::COPY_SRC | Usage::COPY_DST);
+    let attack = Attack::square(Norm::Linf, 0.3).steps(50);
+    let mut want = attack.run(&net, &images, &labels).unwrap();
+    let got = attack.run_buffers(&net, &given, &labels, &made).unwrap();
+    assert_bits("delivered", &host.read(&made, images.len()), &want.adversarial);
+    let all = |out: &Outcome| -> u64 { out.attacked.iter().map(|attacked| 50 * u64::from(*attacked)).sum() };
+    assert!(want.sample_steps() < all(&want), "nobody stopped early");
+    assert_eq!(got.sample_steps(), all(&want));
+    want.steps_taken.clone_from(&got.steps_taken);
+    for pixels in [&mut want.clean, &mut want.adversarial, &mut want.linf, &mut want.l2] {
+        pixels.clear();
+    }
+    assert_eq!(got, want);
+}
+
 #[test]
 fn what_is_not_sound_is_marked_or_refused_as_from_slices() {
     let host = Host::new();

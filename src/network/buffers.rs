@@ -173,7 +173,8 @@ impl Attack {
     /// refused, but wgpu cannot tell a buffer of another *instance* from one of its own: do not give one.
     ///
     /// The pixels stay on the device, so [`Outcome::clean`], [`Outcome::adversarial`], [`Outcome::linf`] and [`Outcome::l2`]
-    /// are empty; everything else is as there.
+    /// are empty. Everything else is as there, but for the work that `square` does: here a sample that has succeeded, which proposes
+    /// nothing more, keeps its place in the batch to the last step, and [`Outcome::steps_taken`] counts all of them.
     ///
     /// # Errors
     /// As [`Attack::run`]; [`Error::Usage`] for an attack that stops early, for a buffer without its usage, mapped or of another device, and for one buffer in
