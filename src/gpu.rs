@@ -612,6 +612,17 @@ impl Gpu {
         Ok(made)
     }
 
+    /// Lets go of all pipelines that no network holds: a device keeps what it has made for the next network of the same shapes,
+    /// about a megabyte for each whose shapes are new. Networks that are there hold their own and run on; what they or others need
+    /// from now on is made again.
+    pub fn forget_pipelines(&self) {
+        let mut known = self.0.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
+        let forgotten = std::mem::take(&mut *known);
+        // Dropped when the lock is free again.
+        drop(known);
+        drop(forgotten);
+    }
+
     /// Runs calls to the GPU library, in turn where there are turns, and gives whatever it complains of as an error. Scopes
     /// belong to a thread: `calls` must not hand work to another one, nor wait for it.
     pub(crate) fn scope<T>(&self, what: &str, calls: impl FnOnce() -> Result<T>) -> Result<T> {

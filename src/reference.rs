@@ -24,6 +24,7 @@ use crate::attack::{
 use crate::error::{Error, Result};
 use crate::model::{Conv2d, Dims, Layer, Linear, Model, Shortcut};
 use std::collections::BTreeMap;
+use std::fmt;
 
 /// A network that runs on the CPU in f64. Samples are independent: they are spread over all cores.
 #[derive(Clone, Debug)]
@@ -32,10 +33,17 @@ pub struct Reference {
     params: BTreeMap<String, Params64>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Params64 {
     weight: Vec<f64>,
     bias: Vec<f64>,
+}
+
+impl fmt::Debug for Params64 {
+    /// As [`crate::model::Params`].
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Params64({} weights, {} biases)", self.weight.len(), self.bias.len())
+    }
 }
 
 fn params64(model: &Model) -> BTreeMap<String, Params64> {

@@ -7,6 +7,7 @@
 
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Held, Storage, TEXTURE_WIDTH};
+use std::fmt;
 
 /// Bytes of such a row, of f32.
 pub(crate) const ROW: u64 = TEXTURE_WIDTH * 16;
@@ -23,7 +24,7 @@ pub(crate) fn most_texels(texture_side: u64) -> u64 {
 }
 
 /// What a resource holds.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, PartialEq)]
 pub enum Kind {
     /// Texels of four f32.
     Activation,
@@ -51,6 +52,26 @@ pub enum Kind {
     Uniform,
     /// So many f32 for the whole batch, and from one batch to the next.
     Whole(u64),
+}
+
+impl fmt::Debug for Kind {
+    /// Of weights how many bytes there are: all of them would be megabytes wherever a plan is printed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Kind::Activation => f.write_str("Activation"),
+            Kind::Half => f.write_str("Half"),
+            Kind::Words => f.write_str("Words"),
+            Kind::Floats => f.write_str("Floats"),
+            Kind::Memory => f.write_str("Memory"),
+            Kind::Samples => f.write_str("Samples"),
+            Kind::Stage(more) => write!(f, "Stage({more})"),
+            Kind::Passing(texels) => write!(f, "Passing({texels})"),
+            Kind::Constant(bytes) => write!(f, "Constant({} bytes)", bytes.len()),
+            Kind::Texels(bytes) => write!(f, "Texels({} bytes)", bytes.len()),
+            Kind::Uniform => f.write_str("Uniform"),
+            Kind::Whole(values) => write!(f, "Whole({values})"),
+        }
+    }
 }
 
 impl Kind {

@@ -504,6 +504,38 @@ fn a_network_of_ones_own() {
     assert!(matches!(refused, Err(Error::Model { .. })));
 }
 
+#[test]
+fn a_network_is_printed_without_its_weights() {
+    let net = Network::new(gpu(), digits_model()).unwrap();
+    let reference = Reference::new(digits_model()).unwrap();
+    assert!(net.model().parameters() > 1000);
+    for said in [format!("{net:?}"), format!("{:?}", net.model()), format!("{reference:?}")] {
+        assert!(said.contains("weights, ") && !said.contains(&net.model().params["conv1"].weight[0].to_string()));
+    }
+    let plan = format!("{:?}", net.plan().resources);
+    assert!(plan.contains(" bytes)") && plan.len() < 200 * net.plan().resources.len(), "{} bytes", plan.len());
+}
+
+/// A device keeps its pipelines for the next network of the same shapes, until it is told to let go of them.
+#[test]
+fn pipelines_are_forgotten_when_asked_to_be() {
+    let gpu = Gpu::new(&Adapter::Auto).unwrap();
+    let (images, labels) = digits(3);
+    let compiled = |net: &Network| {
+        let before = gpu.compile_time();
+        (net.logits(&images).unwrap(), gpu.compile_time() > before)
+    };
+    let first = Network::new(&gpu, digits_model()).unwrap();
+    let (want, _) = compiled(&first);
+    assert_eq!(compiled(&Network::new(&gpu, digits_model()).unwrap()), (want.clone(), false));
+    gpu.forget_pipelines();
+    // What it holds it has still, and what it needs beside that is made.
+    assert_eq!(compiled(&first), (want.clone(), false));
+    Attack::apgd(Norm::L2, 0.5).steps(3).run(&first, &images, &labels).unwrap();
+    gpu.forget_pipelines();
+    assert_eq!(compiled(&Network::new(&gpu, digits_model()).unwrap()), (want, true));
+}
+
 /// An executor in a dozen lines: polls, and parks until it is woken.
 fn run_by_hand<T>(future: impl Future<Output = T>) -> (T, usize) {
     struct Unpark(std::thread::Thread);

@@ -290,12 +290,19 @@ pub(crate) const MAX_VALUES: usize = 1 << 30;
 
 /// Weights of one convolution (`[K, C, R, S]`) or linear layer (`[K, C·H·W]`), outermost axis first, and its bias `[K]`; of a
 /// batch norm that was not folded, or an affine layer, its gain and bias, both `[C]`.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Default, PartialEq)]
 pub struct Params {
     /// Outputs first.
     pub weight: Vec<f32>,
     /// One for each output.
     pub bias: Vec<f32>,
+}
+
+impl fmt::Debug for Params {
+    /// How many there are: all of them would be megabytes wherever a network is printed.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Params({} weights, {} biases)", self.weight.len(), self.bias.len())
+    }
 }
 
 /// An architecture: the layers as the checkpoint names them, batch norm still apart.
