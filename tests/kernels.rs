@@ -7,7 +7,7 @@ use signstep::attack::Engine;
 use signstep::kernel::Kernel;
 use signstep::model::{Dims, Layer};
 use signstep::plan::{Family, Tile};
-use signstep::{Model, Network, Reference, Storage, Target, Variant};
+use signstep::{Error, Model, Network, Reference, Storage, Target, Variant};
 use std::collections::BTreeSet;
 
 /// A small random network that has a layer of the kind in question in its middle.
@@ -392,6 +392,32 @@ fn sums_are_taken_in_the_canonical_order() {
             let z = network(&model, Storage::Texture, variant).logits(&x).unwrap().logits;
             let once_or_twice = [bits(&expected(true)), bits(&expected(false))];
             assert!(once_or_twice.contains(&bits(&z)), "{variant}, {c} channels, kernel {kernel}: {z:?}");
+        }
+    }
+}
+
+/// A stride may be as large as the largest window, and leaves out what lies between windows; beyond that it is refused, and so
+/// never near the end of a word, where a place in an image would come out wrong.
+#[test]
+fn strides_of_pools_are_bounded() {
+    let mut rng = Rng::new(16);
+    let pools: [fn(usize) -> Layer; 2] = [
+        |stride| Layer::MaxPool { size: 3, stride, padding: 1 },
+        |stride| Layer::AvgPool { size: 3, stride, padding: 1 },
+    ];
+    let input = Dims::new(2, 2, 515);
+    for pool in pools {
+        for stride in [0, 256, (1 << 32) - 1, 1 << 32, usize::MAX] {
+            let e = pool(stride).output(input).unwrap_err();
+            let bound = format!("stride {stride}: strides of 1 to 255");
+            assert!(matches!(&e, Error::Model { detail, .. } if detail.contains(&bound)), "{e}");
+        }
+        let model = random_model(&mut rng, input, vec![pool(255), Layer::Flatten, linear("z", 6, 4)]);
+        let (images, classes) = (rng.images(2 * input.len()), [0, 3]);
+        let want = Reference::new(model.clone()).unwrap().input_gradient_f64(&images, &classes).unwrap();
+        for storage in [Storage::Buffer, Storage::Texture] {
+            let got = network(&model, storage, Variant::Fast).input_gradient(&images, &classes).unwrap();
+            assert_close("gradient", &got.gradient, &want, 1e-6, 1e-4);
         }
     }
 }

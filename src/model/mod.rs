@@ -128,16 +128,16 @@ pub enum Layer {
     MaxPool {
         /// Side of the window: 1 to 15.
         size: usize,
-        /// Distance between windows.
+        /// Distance between windows: 1 to 255.
         stride: usize,
         /// Pixels added on each side that are never the maximum, at most half a window.
         padding: usize,
     },
     /// Mean over windows of `size`×`size`, the zeros added on each side counted in (PyTorch's default).
     AvgPool {
-        /// Side of the window.
+        /// Side of the window: 1 to 255.
         size: usize,
-        /// Distance between windows.
+        /// Distance between windows: 1 to 255.
         stride: usize,
         /// Zeros added on each side, at most half a window.
         padding: usize,
@@ -226,7 +226,11 @@ impl Layer {
                 // A place in a window is one byte; a window of padding alone would have no maximum.
                 let largest = if matches!(self, Layer::MaxPool { .. }) { 15 } else { 255 };
                 let side = |n: usize| n.saturating_add(2 * padding).checked_sub(*size).map(|d| d / stride + 1);
-                let sound = (1..=largest).contains(size) && *stride > 0 && *padding <= size / 2 && !x.is_empty();
+                let strides = 1..=255;
+                if !strides.contains(stride) {
+                    return fail(format!("stride {stride}: strides of 1 to {} are supported", strides.end()));
+                }
+                let sound = (1..=largest).contains(size) && *padding <= size / 2 && !x.is_empty();
                 match (sound, sound.then(|| side(x.h)).flatten(), sound.then(|| side(x.w)).flatten()) {
                     (true, Some(h), Some(w)) => Ok(Dims::new(x.c, h, w)),
                     _ => fail(format!(
