@@ -47,6 +47,11 @@
 //! [`Gpu`], [`Network`], [`Reference`], [`Attack`] and [`Task`] are `Send` and `Sync`. A progress callback cancels by answering
 //! `false`. `examples/robustness_gate.rs` is a threshold on robust accuracy as a test, to be copied.
 //!
+//! # What stays
+//! [`kernel`], [`plan`], [`probe`], [`trial`], [`tune`], [`coop`] and [`habits`] are there for benches and tests of kernels: what is in
+//! them may change in any version. [`wgpu`] is re-exported, for its types are in signatures here: its major version is part of this
+//! crate's, and a new one of it is a new one of ours.
+//!
 //! # How data flows
 //!
 //! ```text

@@ -5,7 +5,7 @@ mod common;
 
 use common::*;
 use safetensors::SafeTensors;
-use signstep::attack::{Engine, Job, Sample, argmax, budget, quantise};
+use signstep::attack::{Engine, Job, Loss, Rung, Sample, argmax, budget, quantise};
 use signstep::model::{Dims, Layer};
 use signstep::{
     Attack, Error, Method, Model, Network, Norm, Options, Outcome, Reference, Storage, Targets, Variant, weights,
@@ -878,4 +878,14 @@ fn equal_restarts_leave_the_first() {
             assert!(out.adversarial != out.clean && !out.success[0]);
         }
     }
+}
+
+#[test]
+fn names_are_printed_as_they_are_read() {
+    for method in Method::ALL {
+        assert_eq!(method.to_string().parse(), Ok(method));
+    }
+    assert_eq!([Norm::Linf, Norm::L2].map(|n| n.to_string()), ["linf", "l2"]);
+    assert_eq!(Loss::ALL.map(|l| l.to_string()), ["ce", "margin", "dlr", "difference"]);
+    assert_eq!(format!("{:>5}|{:<5}|", Norm::L2, Loss::Dlr), "   l2|dlr  |");
 }

@@ -2,6 +2,7 @@
 //! a target, of the true label. Untargeted attacks climb the loss of the label, targeted ones descend that of the target.
 
 use crate::error::{Error, Result};
+use std::fmt;
 use std::str::FromStr;
 
 /// What is followed.
@@ -51,6 +52,12 @@ impl Loss {
             return Ok(());
         }
         Err(Error::Usage(format!("{how} needs {needed} classes, but the network has {classes}: follow another loss")))
+    }
+}
+
+impl fmt::Display for Loss {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
     }
 }
 

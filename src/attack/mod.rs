@@ -29,6 +29,7 @@ pub(crate) use square::{halvings, hills, sides, tile};
 
 use crate::error::{Error, Result};
 use crate::model::Model;
+use std::fmt;
 use std::str::FromStr;
 
 /// Something that can run a [`Model`]: a GPU ([`crate::Network`]) or the f64 reference ([`crate::Reference`]).
@@ -407,6 +408,12 @@ impl Method {
     }
 }
 
+impl fmt::Display for Method {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
 impl FromStr for Method {
     type Err = Error;
 
@@ -435,6 +442,12 @@ impl Norm {
             Norm::Linf => "linf",
             Norm::L2 => "l2",
         }
+    }
+}
+
+impl fmt::Display for Norm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
     }
 }
 
@@ -481,6 +494,7 @@ pub struct Own {
 
 /// A configured attack. Start with [`Attack::fgsm`], [`Attack::pgd`], [`Attack::apgd`] or another, end with [`Attack::run`].
 #[derive(Clone, Debug, PartialEq)]
+#[must_use = "an attack does nothing until it is run"]
 pub struct Attack {
     method: Method,
     norm: Norm,
