@@ -261,8 +261,7 @@ fn told(p: &wgpu::CooperativeMatrixProperties) -> String {
 
 /// Ways out for someone whose machine has no adapter.
 const NO_ADAPTER: &str = "no GPU adapter was found: install a Vulkan driver (Debian and Ubuntu: apt-get install \
-                          mesa-vulkan-drivers libvulkan1; elsewhere the one of the GPU's vendor), or use --device \
-                          reference, the slow CPU path";
+                          mesa-vulkan-drivers libvulkan1; elsewhere the one of the GPU's vendor)";
 
 /// An adapter, its place in the list, its device, and where it is noted that the device is lost.
 type Opened = (wgpu::Adapter, usize, wgpu::Device, wgpu::Queue, Arc<OnceLock<String>>);
@@ -341,7 +340,7 @@ impl Gpu {
         let names = || adapters.iter().enumerate().map(|(i, a)| format!("{i} is {}", a.get_info().name));
         let unknown = |wanted: &str| {
             let list = names().collect::<Vec<_>>().join(", ");
-            Error::NoAdapter(format!("no adapter {wanted}; {list}, and there is --device reference"))
+            Error::NoAdapter(format!("no adapter {wanted}; {list}"))
         };
         let by_name = |name: &str| {
             let wanted = name.to_lowercase();

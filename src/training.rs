@@ -10,7 +10,7 @@ use crate::gpu::{Gpu, Storage};
 use crate::kernel::{Bound, Dispatch};
 use crate::model::{Arch, Dims, Layer, Model};
 use crate::network::{Memory, Options, append, mark, run};
-use crate::plan::{Target, TrainingPlan};
+use crate::plan::{Math, Target, TrainingPlan};
 use crate::tensor::{Allocated, Kind};
 use crate::weights::{self, Tensors};
 use std::cell::OnceCell;
@@ -92,7 +92,7 @@ impl Training {
     /// refused when it comes.
     ///
     /// # Errors
-    /// As [`Training::load`].
+    /// As [`Training::load`], and [`Error::Usage`] for an arithmetic other than f32 ([`Options::math`]).
     pub fn load_with(gpu: &Gpu, safetensors: &[u8], options: &Options) -> Result<Self> {
         Self::new(gpu, weights::load_training(safetensors)?, options)
     }
@@ -129,6 +129,10 @@ impl Training {
 
     /// Not for everybody: a model whose batch norm was folded when it was loaded would run, in evaluation mode.
     fn new(gpu: &Gpu, model: Model, options: &Options) -> Result<Self> {
+        if options.math != Math::F32 {
+            let detail = format!("math {}: training mode computes in {} alone", options.math, Math::F32);
+            return Err(Error::Usage(detail));
+        }
         let target = Target {
             storage: options.storage.unwrap_or(gpu.storage()),
             variant: options.variant,

@@ -302,8 +302,8 @@ fn normalisation(
         && let Some(name) = wrappers::take_suspects(views).first()
         && said.is_none()
     {
-        let detail = "looks like a normalisation, but not by a name that is known: say the numbers with --mean and --std of \
-                      `signstep convert`, and tensors like this one are left out";
+        let detail = "looks like a normalisation, but not by a name that is known: say the numbers in the metadata `mean` and \
+                      `std` (`signstep convert` with --mean and --std), and tensors like this one are left out";
         return Err(Error::model(name, detail));
     }
     let single = |values: &[f64]| values.iter().map(|v| *v as f32).collect::<Vec<_>>();

@@ -525,6 +525,15 @@ fn what_makes_no_sense_is_refused() {
     for bounds in [(1.0, 0.0), (0.5, 0.5), (f32::NAN, 1.0), (0.0, f32::NAN), (f32::NEG_INFINITY, 1.0)] {
         usage(Attack::ifgsm(0.1).bounds(Some(bounds)), "bounds");
     }
+    // A ladder that falls would have the search find anything.
+    let ladder = |radii: &[f32]| {
+        let rungs: Vec<Rung> = radii.iter().map(|&eps| Rung { eps, step_size: 0.05 }).collect();
+        Attack::ifgsm(0.1).least(&net, &images, &labels, &rungs, &mut |_| true)
+    };
+    for (radii, word) in [(vec![], "without"), (vec![0.3, 0.1], "rise"), (vec![0.1, f32::NAN, 0.3], "rise")] {
+        assert!(matches!(ladder(&radii), Err(Error::Usage(m)) if m.contains(word)), "{radii:?}");
+    }
+    assert!(ladder(&[0.1, 0.1, 0.3]).is_ok());
     let data = |attack: Attack, images: &[f32], labels: &[i64], word: &str| match attack.run(&net, images, labels) {
         Err(Error::Data { place, detail }) => assert!(format!("{place} {detail}").contains(word), "{place}: {detail}"),
         other => panic!("{word}: {:?}", other.map(|_| ())),

@@ -7,7 +7,7 @@ use common::*;
 use signstep::attack::{Engine, Loss, Sample};
 use signstep::model::{Conv2d, Dims, Layer, Linear, Shortcut};
 use signstep::weights::{self, Tensors};
-use signstep::{Error, Network, Options, Reference, Storage, Training, Variant, reference};
+use signstep::{Error, Math, Network, Options, Reference, Storage, Training, Variant, reference};
 
 /// A convolution and the batch norm behind it.
 fn normed(name: &str, inputs: usize, outputs: usize, kernel: usize, stride: usize) -> [Layer; 2] {
@@ -342,6 +342,17 @@ fn what_is_no_batch_is_refused() {
     assert!(net.logits(&[]).unwrap().logits.is_empty());
     let e = net.logits(&images).unwrap_err();
     assert!(e.exit_code() == 5 && e.to_string().contains("one batch of 5 samples"), "{e}");
+    for math in [Math::Fast, Math::F16, Math::Coop] {
+        let e = Training::from_layers_with(
+            gpu(),
+            layers.clone(),
+            input,
+            tensors.clone(),
+            &Options { math, ..options.clone() },
+        );
+        let e = e.expect_err("an arithmetic that it does not have");
+        assert!(e.exit_code() == 2 && e.to_string().contains(&format!("math {math}")), "{e}");
+    }
     let small = Options { memory: 1 << 15, storage: Some(Storage::Buffer), ..Options::default() };
     let net = Training::from_layers_with(gpu(), layers.clone(), input, tensors.clone(), &small).unwrap();
     assert!(net.logits(&rng.images(500 * 18)).unwrap_err().to_string().contains("one batch of 500 samples"));

@@ -2,6 +2,7 @@
 
 use super::{Attack, Engine, Outcome, Own, Targets};
 use crate::error::{Error, Result};
+use std::cmp::Ordering;
 
 /// A radius and the length of the steps inside it, in pixel units.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,11 +41,12 @@ impl Place {
 
 impl Attack {
     /// Runs with the last radius of `ladder` (in rising order), and then searches for the first that turns each sample. Eps
-    /// and step size of the attack itself and [`Attack::each`] are not looked at. Whatever is found is a success at its radius
+    /// and step size of the attack itself are not used, though they must make sense ([`Attack::validate`]), and [`Attack::each`]
+    /// is not looked at. Whatever is found is a success at its radius
     /// and was none at the radius before; where success does not rise with the radius, a smaller one might do as well.
     ///
     /// # Errors
-    /// As [`Attack::run_with`]; [`Error::Usage`] for an empty ladder.
+    /// As [`Attack::run_with`]; [`Error::Usage`] for a ladder that is empty or falls.
     pub fn least(
         &self,
         engine: &dyn Engine,
@@ -57,6 +59,12 @@ impl Attack {
         let Some(last) = ladder.len().checked_sub(1) else {
             return Err(Error::Usage("a ladder without a radius".into()));
         };
+        // NaN is in no order.
+        let falls = |k: &usize| ladder[*k].eps.partial_cmp(&ladder[k + 1].eps).is_none_or(Ordering::is_gt);
+        if let Some(k) = (0..last).find(falls) {
+            let (eps, next) = (ladder[k].eps, ladder[k + 1].eps);
+            return Err(Error::Usage(format!("a ladder must rise, but {next} comes behind {eps}")));
+        }
         let mut run = |on: &[(usize, usize)]| -> Result<Outcome> {
             let own = |&(sample, rung): &(usize, usize)| Own {
                 id: self.first_id.wrapping_add(sample as u64),

@@ -484,7 +484,7 @@ pub enum Targets {
 /// What a sample has for itself where the samples of a run differ ([`Attack::each`]).
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Own {
-    /// Index in the whole data set; random numbers follow it.
+    /// Index in the whole data set; random numbers follow its lower 32 bits.
     pub id: u64,
     /// Radius of its ball, pixel units.
     pub eps: f32,
@@ -703,7 +703,8 @@ impl Attack {
         self
     }
 
-    /// Id of the first sample, for a batch that is a part of a larger data set. Random numbers follow the id.
+    /// Id of the first sample, for a batch that is a part of a larger data set. Random numbers follow the id, by its lower 32 bits:
+    /// samples whose ids are 2³² apart share theirs.
     pub fn first_id(mut self, id: u64) -> Self {
         self.first_id = id;
         self
@@ -941,7 +942,8 @@ pub struct Outcome {
     pub steps_taken: Vec<u64>,
     /// Healthy, or where NaN or infinity arose.
     pub health: Vec<Health>,
-    /// eps that 8 bits can deliver: floor(255·eps)/255; eps itself in L2 and when floats are delivered.
+    /// eps that 8 bits can deliver: floor(255·eps)/255; eps itself in L2 and when floats are delivered. That of [`Attack::eps`], even
+    /// where samples have radii of their own ([`Attack::each`]).
     pub effective_eps: f32,
 }
 

@@ -17,7 +17,7 @@ pub(super) fn run(args: &DevicesArgs) -> Result<()> {
     }
     if list.is_empty() {
         // Opening one gives the error that says what to do.
-        Gpu::new(&Adapter::Auto)?;
+        Gpu::new(&Adapter::Auto).map_err(super::engine::or_the_reference)?;
     }
     Ok(())
 }

@@ -44,7 +44,7 @@ impl Place {
             None => Adapter::Auto,
             Some(d) => d.parse().map_or_else(|_| Adapter::Name(d.to_string()), Adapter::Index),
         };
-        Ok(Place::Gpu(open(&adapter, math)?, math))
+        Ok(Place::Gpu(open(&adapter, math).map_err(or_the_reference)?, math))
     }
 
     /// Arithmetic of networks there.
@@ -86,6 +86,14 @@ impl Place {
             }
             Place::Reference => Runner::Reference(Box::new(Reference::new(model)?)),
         })
+    }
+}
+
+/// The way out that is not the library's to tell of.
+pub(super) fn or_the_reference(e: Error) -> Error {
+    match e {
+        Error::NoAdapter(why) => Error::NoAdapter(format!("{why}; --device reference is slow, and needs none")),
+        other => other,
     }
 }
 
