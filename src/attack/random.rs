@@ -11,7 +11,7 @@ pub enum Stream {
     Target = 1,
     /// Places and signs of [`super::Rule::Square`].
     Square = 2,
-    /// Weights and images that [`crate::study`] draws.
+    /// Weights and images that the study of minibatches draws (`study`, feature `cli`).
     Study = 3,
 }
 
