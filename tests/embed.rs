@@ -683,7 +683,7 @@ fn a_device_of_small_limits_runs_what_it_can() {
     assert!(matches!(refused, Err(Error::Usage(why)) if why.contains("storage buffers")));
 
     for change in [(|l| *l = wgpu::Limits::downlevel_defaults()) as fn(&mut wgpu::Limits), |l| {
-        l.max_storage_buffers_per_shader_stage = 4
+        l.max_storage_buffers_per_shader_stage = 4;
     }] {
         let error = load(&Host::with_limits(change)).err().unwrap();
         assert!(
