@@ -132,7 +132,7 @@
 //! - A network of the user's own is data: a file of layers (`data/description.rs`) becomes the same [`model::Arch`] that known networks
 //!   are, checked layer by layer with the line it stands in. Its hash is part of what a run is.
 //! - Pictures are brought to one size in whole numbers (`data/framing.rs`), for pixels that depend on the processor would be other data.
-//! - That work counts as done is not believed: each submission ends by handing on a word, and whoever reads results reads it with them
+//! - That work counts as done is not believed: each submission of a network's work ends by handing on a word, and whoever reads results reads it too
 //!   (`gpu/witness.rs`). A batch is cut so that no dispatch takes more than a second, as far as the device's pace is known.
 //! - Rounding within an L2 ball moves the threshold from a half upwards until the bytes fit; cutting fractions off always does.
 //! - Checkpoints of PyTorch are read by a pickle machine and a zip reader of our own (`data/`): the machine knows what tensors need and
