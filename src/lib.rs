@@ -133,7 +133,8 @@
 //!   are, checked layer by layer with the line it stands in. Its hash is part of what a run is.
 //! - Pictures are brought to one size in whole numbers (`data/framing.rs`), for pixels that depend on the processor would be other data.
 //! - That work counts as done is not believed: each submission of a network's work ends by handing on a word, and whoever reads results reads it too
-//!   (`gpu/witness.rs`). A batch is cut so that no dispatch takes more than a second, as far as the device's pace is known.
+//!   (`gpu/witness.rs`). A batch is cut so that no dispatch takes more than a second, as far as the device's
+//!   pace is known; not where one perturbation is fitted to all images, whose chunks stay what they are, and not in training mode.
 //! - Rounding within an L2 ball moves the threshold from a half upwards until the bytes fit; cutting fractions off always does.
 //! - Checkpoints of PyTorch are read by a pickle machine and a zip reader of our own (`data/`): the machine knows what tensors need and
 //!   calls nothing; the reader takes what PyTorch writes, stored entries without gaps, so that no entry can unpack to more than it is,
