@@ -57,11 +57,15 @@ fn derived(report: &Report, channels: usize) -> Vec<&'static str> {
     [SAMPLES, SHEET].into_iter().chain(seldom).chain([MARKDOWN]).collect()
 }
 
-/// What a complete folder lacks of what was made from its tensors.
+/// What a complete folder lacks of what was made from its tensors. `images/` counts as lacking where pictures are.
 pub fn missing(path: &Path, report: &Report) -> Vec<&'static str> {
-    let shape = TensorFile::open(&path.join(TENSORS)).ok().and_then(|file| file.shape("clean")?.get(1).copied());
-    let names = derived(report, shape.unwrap_or(0));
-    names.into_iter().filter(|name| path.join(name).symlink_metadata().is_err()).collect()
+    let tensors = TensorFile::open(&path.join(TENSORS)).ok();
+    let side =
+        |axis: usize| tensors.as_ref().and_then(|file| file.shape("adversarial")?.get(axis).copied()).unwrap_or(0);
+    let (rows, channels) = (side(0), side(1));
+    let pictures = || fs::read_dir(path.join(IMAGES)).map_or(0, Iterator::count);
+    let lacks = |name: &&str| path.join(name).symlink_metadata().is_err() || (*name == IMAGES && pictures() < rows);
+    derived(report, channels).into_iter().filter(lacks).collect()
 }
 
 /// Whether all tensors are there that a report was written for, to the bit.
@@ -605,6 +609,9 @@ mod tests {
         assert_eq!(*again, report);
         assert!(missing(&path, &report).is_empty());
         fs::remove_file(path.join(SAMPLES)).unwrap();
+        assert_eq!(missing(&path, &report), [SAMPLES]);
+        fs::remove_file(path.join(IMAGES).join("000003.png")).unwrap();
+        assert_eq!(missing(&path, &report), [SAMPLES, IMAGES]);
         fs::remove_dir_all(path.join(IMAGES)).unwrap();
         assert_eq!(missing(&path, &report), [SAMPLES, IMAGES]);
 
