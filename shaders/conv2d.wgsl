@@ -3,7 +3,8 @@
 //
 // I* is the shape that is read, O* the shape that is written, channels in blocks of four. Grid: x runs over the rows and
 // tiles of pixels of one sample, y over the tiles of output channels of one slice of weights, z over the samples; in the
-// broadcast kernels x runs over those of all samples, one after the other.
+// broadcast kernels x runs over those of all samples, one after the other, and the lowest bit of y is the parity of the rows where
+// there are two. A tile is QT blocks of output channels × PX pixels of a row; OT tiles of blocks.
 //
 // Canonical order: an output is accumulated by one invocation from zero with fma, over (block of four input channels,
 // kernel row, kernel column, channel within the block), then + bias, then + residual. Every variant keeps it, so every
@@ -147,7 +148,7 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
 // that all parities occur in it and none of its work is wasted: 9 taps for four pixels instead of 36.
 //# w: weights Slice
 //# x: activation read                         [N, IC4, IH, IW] of 4 channels
-//# y: activation write                        [N, OC4, OH, OW] of 4 channels
+//# y: activation write pairs(OW)              [N, OC4, OH, OW] of 4 channels
 //# include epilogue
 //# include pad
 @compute @workgroup_size(WG)
@@ -193,39 +194,26 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
 //# end
     }
     let c4_0 = w.first.x + id.y * QT;
-//# for k in 0..QT/2
+//# for q in 0..QT
+    let b_$q = w.bias[id.y * QT + $(q)u];
+//# end
 //# for y in 0..2
-//# for j in 0..PX/4
     {
-        let w4 = q0 / 4u + $(j)u;
-        let c8 = c4_0 / 2u + $(k)u;
         let h = h0 + $(y)u;
-//# if MASK == 1
-        let word = signs[sign_index(n, min(c8, OC8 - 1u), min(h, OH - 1u), min(w4, OW4 - 1u))];
-//# end
-//# for q in 0..2
-//# for p in 0..4
-        if ((2u * c8 + $(q)u < OC4) & (h < OH) & (4u * w4 + $(p)u < OW)) {
-            let c4 = 2u * c8 + $(q)u;
-            let w_out = 4u * w4 + $(p)u;
-            let v = residual(acc_$(2*k+q)_$y_$(4*j+p) + w.bias[id.y * QT + $(2*k+q)u], n, c4, h, w_out);
-//# if MASK == 1
-            y_put(out_index(n, c4, h, w_out), gate(v, word >> $(8*p+4*q)u));
-//# else
-            y_put(out_index(n, c4, h, w_out), v);
-//# end
-        }
+        let live = h < OH;
+//# for q in 0..QT
+//# for p in 0..PX
+        let acc_$q_$p = acc_$q_$y_$p;
 //# end
 //# end
+//# include store
     }
-//# end
-//# end
 //# end
 }
 
 //# kernel conv2d_forward_broadcast conv2d_input_grad_broadcast
 // For adapters where a load costs far more than a multiply-add. The invocations of a subgroup lie side by side in a row
-// and need the same weights: each loads one texel in eight of a kernel row's weights and hands it round, and takes the pixels
+// and need the same weights: each of eight loads one texel in eight of a kernel row's weights and hands it round, and takes the pixels
 // beyond its own from its neighbours where they are in the subgroup. Kernel rows are a loop, not unrolled, so that its
 // body fits an instruction cache; one block's accumulators at a time fit the registers.
 //# w: texels read                             [OT·QT] biases, then [OT, IC4, R, S, CB, QT] of 4 output channels

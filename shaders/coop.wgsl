@@ -7,7 +7,7 @@
 // A matrix never has pixels of two samples, so what is multiplied for a sample is the same wherever it stands in whatever batch; which
 // matrices of which samples share a workgroup is of no matter.
 //
-// A workgroup computes PIXELS pixels × CHANNELS channels, SP × SC subgroups of MP × MC matrices each. It stages LS steps of pixels in
+// A workgroup computes PIXELS pixels × CHANNELS channels, in rows of SC subgroups of MP × MC matrices each. It stages LS steps of pixels in
 // workgroup memory, where what lies outside of the image, of the batch or of the channels becomes zero; weights come from memory as the
 // matrices they are. Sums go to workgroup memory in the end, and from there through the epilogue.
 //
@@ -16,15 +16,16 @@
 //# kernel conv2d_forward_coop conv2d_input_grad_coop
 //# enable f16
 //# enable wgpu_cooperative_matrix
-//# w: storage read array<vec4<f16>>           [TILES, phases, steps, CHANNELS/T] matrices: T channels read × T written
-//# b: texels read                             [TILES·CHANNELS/4] biases, of 4 output channels
+//# w: storage read array<vec4<f16>>           [tiles of channels, phases, steps, CHANNELS/T] matrices: T channels read × T written
+//# b: texels read                             [tiles·CHANNELS/4] biases, of 4 output channels
 //# x: activation read                         [N, IC4, IH, IW] of 4 channels
 //# y: activation write                        [N, OC4, OH, OW] of 4 channels
 //# include epilogue
 //# if RELU == 0
-//# health: storage read array<u32>            [N]: only its length is wanted
+//# health: storage read array<u32>            [N], for its length alone
 //# end
 
+// ICT: channels read, in units of T; X_TURNS: pixels of a slab that an invocation stages; WORDS: words of signs of a tile.
 const PH: u32 = (OH + STEP - 1u) / STEP;               // rows of a phase
 const PW4: u32 = ((OW + STEP - 1u) / STEP + 3u) / 4u;  // groups in a row of a phase
 const EACH: u32 = (PH * PW4 + T / 4u - 1u) / (T / 4u); // matrices of a sample
@@ -82,7 +83,7 @@ fn $entry(
     // What this invocation stages: pixel t % PIXELS in each turn, or another one in each where there are more pixels than invocations.
 //# for k in 0..X_TURNS
     let from_$k = pixel(id.x, (t + $(k*WG)u) % PIXELS, samples);
-    let h_$k = select(-65536, i32(from_$k.row * STRIDE) + offset.x, from_$k.exists);
+    let h_$k = select(OUTSIDE, i32(from_$k.row * STRIDE) + offset.x, from_$k.exists);
     let v_$k = i32(from_$k.column * STRIDE) + offset.y;
 //# end
     let sp = subgroup / SC;

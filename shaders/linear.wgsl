@@ -10,7 +10,6 @@ struct Slice {
 }
 const STRIP: u32 = L * CB;
 
-//# kernel linear_forward linear_input_grad
 // One invocation for eight outputs (one word of signs). Backward, the outputs are the texels of the input: block b of
 // four outputs is texel b of dx, and each texel is masked by its own word.
 //# w: weights Slice

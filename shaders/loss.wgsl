@@ -12,6 +12,8 @@
 //# states: storage update array<State>        [N], the loss and the class predicted
 //# health: storage update array<atomic<u32>>  [N]
 const K4: u32 = (K + 3u) / 4u;
+// No logit is below it.
+const LOWEST: f32 = -0x1.fffffep+127f;
 
 // By bits with a hidden zero in them, as `not_finite` in epilogue.wgsl.
 fn is_finite(v: f32) -> bool {
@@ -37,7 +39,7 @@ fn cross_entropy_forward(@builtin(global_invocation_id) id: vec3<u32>) {
     if (n >= arrayLength(&loss)) {
         return;
     }
-    var top = -3.4e38;
+    var top = LOWEST;
     var predicted = 0u;
     var bad = false;
     var z_class = 0.0;
@@ -83,10 +85,10 @@ fn margin_forward(@builtin(global_invocation_id) id: vec3<u32>) {
         return;
     }
     let class_index = samples[n].class_index;
-    var top = -3.4e38;
+    var top = LOWEST;
     var predicted = 0u;
     var rival = 0u;
-    var z_rival = -3.4e38;
+    var z_rival = LOWEST;
     var z_class = 0.0;
     var bad = false;
     for (var k = 0u; k < K; k++) {
@@ -121,7 +123,7 @@ fn dlr_forward(@builtin(global_invocation_id) id: vec3<u32>) {
     }
     let sample = samples[n];
     // The four highest, the first of equals first.
-    var z = vec4<f32>(-3.4e38);
+    var z = vec4<f32>(LOWEST);
     var at = vec4<u32>();
     var z_label = 0.0;
     var z_class = 0.0;
@@ -184,7 +186,7 @@ fn difference_forward(@builtin(global_invocation_id) id: vec3<u32>) {
         return;
     }
     let sample = samples[n];
-    var top = -3.4e38;
+    var top = LOWEST;
     var predicted = 0u;
     var z_class = 0.0;
     var z_label = 0.0;

@@ -25,12 +25,13 @@
 //# y: activation write                        [N, OC4, OH, OW] of 4 channels
 //# include epilogue
 //# if RELU == 0
-//# health: storage read array<u32>            [N]: only its length is wanted
+//# health: storage read array<u32>            [N], for its length alone
 //# end
 
 // Of a tile: TX invocations along its outputs (next to each other, so that they read the same pixels) × TY along its pixels; G
 // groups. COLUMNS texels of a row of x serve a group in one line, XSTEP apart for neighbouring pixels. Of a kernel row at most
-// WIDEST taps are met, TAPS of them unrolled.
+// WIDEST taps are met, TAPS of them unrolled. TILES tiles of outputs; GROUPS groups of P4 pixels make the PX of an
+// invocation; X_TURNS (W_TURNS) texels of a slab that an invocation fetches; WORDS words of signs in a tile; LINEAR 1: fully connected.
 const PH: u32 = (OH + STEP - 1u) / STEP;               // rows of a phase
 const PW4: u32 = ((OW + STEP - 1u) / STEP + 3u) / 4u;  // groups in a row of a phase
 
@@ -47,10 +48,9 @@ struct Source {
     row: u32,     // of x_tile
     column: u32,
     line: u32,    // of the slab
-    top: i32,     // row of the image in line 0; far outside for what is not there
+    top: i32,     // row of the image in line 0; OUTSIDE for what is not there
     origin: i32,  // index of the texel in line 0
 }
-const OUTSIDE: i32 = -65536;
 
 // start: the first group of the tile; offset: row and column that the kernel's first tap meets for the output (0, 0).
 fn source(j: u32, start: u32, samples: u32, offset: vec2<i32>) -> Source {
@@ -123,8 +123,7 @@ fn $entry(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index)
 //# for k in 0..W_TURNS
     var next_w_$k = vec4<f32>();
 //# end
-    // A zero that compilers cannot see. Where Mesa sees it, and two products are all there is, it adds the bias b first:
-    // x₁w₁ + (x₀w₀ + b).
+    // See `zero` in conv2d.wgsl.
     let zero = w_at(TILES * BLOCKS + TILES * R * S * IC4 * $(BLOCKS*CB)u);
 //# for q in 0..QT
 //# for p in 0..PX

@@ -12,6 +12,7 @@ impl Kernel {
     /// Rounds that the loops of one invocation take together, those within others included.
     pub fn rounds(&self) -> u64 {
         let c = |name| u64::from(self.constant(name).unwrap_or(0));
+        let wg = c("WG").max(1);
         match self.entry {
             "conv2d_forward" | "conv2d_input_grad" => c("IC4") * (1 + c("R") * (1 + c("S") * 5)) + 18,
             "conv2d_forward_tiled" | "conv2d_input_grad_tiled" => c("IC4") * c("R"),
@@ -23,34 +24,33 @@ impl Kernel {
             "conv2d_forward_winograd_products" | "conv2d_input_grad_winograd_products" => c("IC4"),
             "conv2d_forward_coop" | "conv2d_input_grad_coop" => {
                 let steps = c("ICT") * c("R").div_ceil(c("STEP")) * c("S").div_ceil(c("STEP"));
-                steps.div_ceil(c("LS")) + c("WORDS").div_ceil(c("WG")) + c("STEP")
+                steps.div_ceil(c("LS")) + c("WORDS").div_ceil(wg) + c("STEP")
             }
-            "linear_forward_broadcast" | "linear_input_grad_broadcast" => c("L"),
-            "linear_forward" | "linear_input_grad" => c("L"),
+            "linear_forward" | "linear_input_grad" | "linear_forward_broadcast" | "linear_input_grad_broadcast" => {
+                c("L")
+            }
             "conv2d_forward_workgroup"
             | "conv2d_input_grad_workgroup"
             | "linear_forward_workgroup"
             | "linear_input_grad_workgroup" => {
                 let slabs = (c("IC4") * c("R").div_ceil(c("STEP"))).div_ceil(c("LS")) + 1;
-                slabs * (1 + c("LS") * (1 + c("WIDEST").div_ceil(c("TAPS")))) + 2 * c("WORDS").div_ceil(c("WG")) + 4
+                slabs * (1 + c("LS") * (1 + c("WIDEST").div_ceil(c("TAPS")))) + 2 * c("WORDS").div_ceil(wg) + 4
             }
             "scale_input_grad" => 2 * c("K").div_ceil(4),
             "cross_entropy_forward" => 2 * c("K") + c("K").div_ceil(4),
             "margin_forward" | "dlr_forward" | "difference_forward" => c("K") + c("K").div_ceil(4),
             // Rounds over the image, halvings of the sums, and those of the random numbers.
-            "momentum_step" | "l2_step" | "apgd_step" => 6 * c("LEN").div_ceil(c("WG").max(1)) + 64,
-            "fab_step" => 20 * c("LEN").div_ceil(c("WG").max(1)) + 256,
-            "fab_look" => 3 * c("LEN").div_ceil(c("WG").max(1)) + 16,
-            "quantise_l2" => 10 * (c("LEN").div_ceil(c("WG").max(1)) + 9),
-            "ball_start" => 24 * c("LEN").div_ceil(c("WG").max(1)) + 32,
-            "square_start" if c("NORM") == 0 => (c("C") * c("W")).div_ceil(c("WG").max(1)) * (c("H") + 11) + 16,
-            "square_start" => c("TILES") * (11 + c("C") * (11 + (c("TILE") * c("TILE")).div_ceil(c("WG").max(1)))) + 16,
-            "square_step" if c("NORM") == 1 => c("C") * (7 * (c("H") * c("W")).div_ceil(c("WG").max(1)) + 30) + 80,
-            "square_step" => c("LEN").div_ceil(c("WG").max(1)) + 12 * (c("C") / 128 + 1) + 10,
-            "batch_norm_forward_sample" | "batch_norm_input_grad_sample" => {
-                2 * c("PIXELS").div_ceil(c("WG").max(1)) + 32
-            }
-            "batch_norm_forward_batch" | "batch_norm_input_grad_batch" => 2 * MAX_BATCH.div_ceil(c("WG").max(1)) + 32,
+            "momentum_step" | "l2_step" | "apgd_step" => 6 * c("LEN").div_ceil(wg) + 64,
+            "fab_step" => 20 * c("LEN").div_ceil(wg) + 256,
+            "fab_look" => 3 * c("LEN").div_ceil(wg) + 16,
+            "quantise_l2" => 10 * (c("LEN").div_ceil(wg) + 9),
+            "ball_start" => 24 * c("LEN").div_ceil(wg) + 32,
+            "square_start" if c("NORM") == 0 => (c("C") * c("W")).div_ceil(wg) * (c("H") + 11) + 16,
+            "square_start" => c("TILES") * (11 + c("C") * (11 + (c("TILE") * c("TILE")).div_ceil(wg))) + 16,
+            "square_step" if c("NORM") == 1 => c("C") * (7 * (c("H") * c("W")).div_ceil(wg) + 30) + 80,
+            "square_step" => c("LEN").div_ceil(wg) + 12 * (c("C") / 128 + 1) + 10,
+            "batch_norm_forward_sample" | "batch_norm_input_grad_sample" => 2 * c("PIXELS").div_ceil(wg) + 32,
+            "batch_norm_forward_batch" | "batch_norm_input_grad_batch" => 2 * MAX_BATCH.div_ceil(wg) + 32,
             "global_avg_pool_forward" => c("IH") * c("IW"),
             "max_pool_forward" | "max_pool_input_grad" | "avg_pool_forward" | "avg_pool_input_grad" => {
                 c("SIZE") * (1 + c("SIZE"))

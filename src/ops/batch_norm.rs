@@ -5,8 +5,8 @@ use crate::kernel::{Dispatch, Grid, Kernel};
 use crate::model::{Dims, Params};
 use crate::tensor::Kind;
 
-/// Lanes that add up a plane, and those that add up what the samples bring: part of what sums come to, so the same on every
-/// device. Few, for planes are small and there are many of them.
+/// Lanes that add up a plane, and those that add up what the samples bring: their number decides the order of sums, so it is the same
+/// on every device; a power of two, for sums are halved. Few, for planes are small and there are many of them.
 const LANES: u32 = 64;
 
 /// A batch norm that has run forward.
@@ -67,12 +67,7 @@ pub(crate) fn forward<'m>(
 ) -> Norm<'m> {
     let d = x.dims;
     let sums = build.resource(format!("{name} statistics"), Kind::Whole(16 * u64::from(blocks(d.c))), 0);
-    let four = |values: &[f32], b: usize| -> [f32; 4] {
-        std::array::from_fn(|i| values.get(4 * b + i).copied().unwrap_or(0.0))
-    };
-    let texels: Vec<[f32; 4]> =
-        (0..blocks(d.c) as usize).flat_map(|b| [four(&p.weight, b), four(&p.bias, b)]).collect();
-    let affine = build.constant(format!("{name} weights"), bytemuck::cast_slice(&texels).to_vec());
+    let affine = super::affine::weights(build, name, p);
 
     let part = part(build, d);
     each_sample(build, "batch_norm_forward_sample", name, d, vec![("x", x.id), ("part", part.id)]);

@@ -1,7 +1,7 @@
 //! Convolution: `shaders/conv2d.wgsl`. The input gradient is a convolution with the weights transposed and turned by 180°.
 
 use super::gather::{Gather, Pass};
-use super::tile::{Family, SHARE, Tile};
+use super::tile::{Family, SHARE, Tile, with_zeros};
 use super::workgroup::Gemm;
 use super::{Build, Variant, coop, winograd};
 use super::{Epilogue, Value, slice_bytes, slices, workgroup};
@@ -165,9 +165,7 @@ fn broadcast(build: &mut Build, g: &Gather, tile: Tile, epilogue: Epilogue) {
             }
         }
     }
-    // The last kernel row is read in whole eights too, and sums begin at the first of these zeros.
-    texels.resize(texels.len().next_multiple_of(SHARE as usize) + SHARE as usize, [0.0; 4]);
-    bindings.push(("w", build.texels(format!("{} weights", g.layer), bytemuck::cast_slice(&texels).to_vec())));
+    bindings.push(("w", build.texels(format!("{} weights", g.layer), with_zeros(texels))));
     build.push(Dispatch {
         kernel: Kernel::new(entry, consts, build.target.storage),
         layer: g.layer.into(),

@@ -2,6 +2,7 @@
 //! for [`Math::Coop`].
 
 use super::gather::{Gather, Pass};
+use super::workgroup::taps;
 use super::{Build, Consts, Epilogue, Math, Target};
 use crate::gpu::CoopMatrix;
 use crate::kernel::{Dispatch, Grid, Kernel};
@@ -88,11 +89,7 @@ fn matrices(g: &Gather, cut: &Cut, tiles: u32) -> Vec<u8> {
     let side = cut.matrix.side as usize;
     let (i4, _) = g.blocks();
     let inputs = (4 * i4).div_ceil(side);
-    // The first tap that a phase meets; the others follow `dilate` apart.
-    let taps = |phase: usize| {
-        let first = (g.padding - phase as i32).rem_euclid(g.dilate as i32) as usize;
-        (first..g.kernel).step_by(g.dilate)
-    };
+    let taps = |phase| taps(g.kernel, g.padding, g.dilate, phase);
     let mut values: Vec<f16> = Vec::new();
     for tile in 0..tiles as usize {
         for (h, w) in (0..g.dilate).flat_map(|h| (0..g.dilate).map(move |w| (h, w))) {

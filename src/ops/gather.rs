@@ -4,7 +4,7 @@ use super::tile::{Family, Tile, Variant};
 use super::workgroup::LARGEST;
 use super::{Build, Epilogue, Value, blocks};
 
-/// Weights as a gather sees them: output channel, input channel, kernel row, kernel column.
+/// One pass of one convolution.
 #[derive(Clone, Copy)]
 pub(super) struct Gather<'a> {
     pub layer: &'a str,
@@ -17,6 +17,7 @@ pub(super) struct Gather<'a> {
     /// The input is spread out by this much first.
     pub dilate: usize,
     pub padding: i32,
+    /// Of output channel, input channel, kernel row, kernel column.
     pub weight: &'a dyn Fn(usize, usize, usize, usize) -> f32,
     pub bias: &'a dyn Fn(usize) -> f32,
     pub flops: u64,

@@ -1,6 +1,6 @@
 //! Fully connected layers: `shaders/linear.wgsl`. Weights are reordered so that the texels of a sample are read as they lie.
 
-use super::tile::{Family, SHARE, Tile};
+use super::tile::{Family, Tile, with_zeros};
 use super::workgroup::{Gemm, LARGEST};
 use super::{Build, Variant};
 use super::{Epilogue, Value, blocks, slice_bytes, slices, texels, workgroup};
@@ -159,9 +159,7 @@ fn broadcast(build: &mut Build, p: &Product, tile: Tile, epilogue: Epilogue) {
             texels.extend((tile * qt..(tile + 1) * qt).map(|b| std::array::from_fn(|o| (p.weight)(b, o, t, i))));
         }
     }
-    // The last texels are read in whole eights too, and sums begin at the first of these zeros.
-    texels.resize(texels.len().next_multiple_of(SHARE as usize) + SHARE as usize, [0.0; 4]);
-    bindings.push(("w", build.texels(format!("{} weights", p.layer.name), bytemuck::cast_slice(&texels).to_vec())));
+    bindings.push(("w", build.texels(format!("{} weights", p.layer.name), with_zeros(texels))));
     build.push(Dispatch {
         kernel: Kernel::new(p.entries[1], consts, build.target.storage),
         layer: p.layer.name.clone(),

@@ -1,5 +1,5 @@
 //! The sign step and its kin, each one dispatch for the whole batch: `shaders/step.wgsl` where a pixel needs to know only
-//! itself, `shaders/rules.wgsl` where a sample is looked at as a whole, `shaders/square.wgsl` where there is no gradient.
+//! itself, `shaders/rules.wgsl` and `shaders/fab.wgsl` where a sample is looked at as a whole, `shaders/square.wgsl` where there is no gradient.
 
 use super::per_item;
 use super::{Build, Ids};
@@ -7,7 +7,8 @@ use crate::attack::{Norm, Rule, hills, sides, tile};
 use crate::kernel::{Dispatch, Grid, Kernel};
 use crate::model::Dims;
 
-/// Invocations that look at one sample together. Part of what sums come to, so the same on every device.
+/// Invocations that look at one sample together. Their number decides the order of sums, so it is the same on every device; a power
+/// of two, for sums are halved.
 pub(crate) const LANES: u32 = 256;
 
 /// Sides of squares as constants of `shaders/square.wgsl`.
@@ -61,7 +62,7 @@ pub(crate) fn steps(build: &mut Build, rule: Rule, d: Dims, ids: &Ids) -> Option
     if build.target.limits.workgroup_size < LANES {
         return None;
     }
-    // A windows' table for L2 lies beside the weights.
+    // The table of windows, for L2, is a constant, as weights are.
     let windows = match rule {
         Rule::Square(Norm::L2) => {
             let squares = std::iter::once(tile(d)).chain(sides(Norm::L2, d).map(|s| s as usize));

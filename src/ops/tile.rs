@@ -51,6 +51,12 @@ pub(crate) const SHARE: u32 = 8;
 /// Invocations in a workgroup of [`Family::Broadcast`] at most: whole subgroups, whatever their size.
 pub(crate) const WHOLE: u32 = 64;
 
+/// Texels as bytes, with zeros behind them: those that share read whole eights, and sums begin at the first of these zeros.
+pub(super) fn with_zeros(mut texels: Vec<[f32; 4]>) -> Vec<u8> {
+    texels.resize(texels.len().next_multiple_of(SHARE as usize) + SHARE as usize, [0.0; 4]);
+    bytemuck::cast_slice(&texels).to_vec()
+}
+
 impl Tile {
     /// Shorthand.
     pub const fn new(family: Family, blocks: u32, pixels: u32) -> Self {

@@ -2,7 +2,7 @@
 //! [`Math::Fast`].
 
 use super::gather::{Gather, Pass};
-use super::tile::{Family, SHARE};
+use super::tile::{Family, SHARE, with_zeros};
 use super::{Bindings, Build, Consts, Epilogue, Math, Target, Variant, workgroup};
 use crate::kernel::{Dispatch, Grid, Kernel};
 
@@ -134,8 +134,8 @@ fn apart(build: &mut Build, g: &Gather, epilogue: Epilogue) {
 
     let size = build.target.handing_round(tiles.div_ceil(px));
     let shape = vec![("QT", qt as u32), ("PX", px), ("OT", groups as u32), ("WG", size), ("PART", part)];
-    // [36, OT, IC4, 4, QT], each of 4 output channels. One group's and block's weights at all places at a time: of the rest,
-    // nothing is kept.
+    // [36, OT, IC4, 4, QT], each of 4 output channels. Transformed for one block written and one read at a time, so that there is no
+    // second copy of all of them.
     let mut texels = vec![[0.0; 4]; PLACES * m4 * i4 * 4];
     for (b, c4) in (0..m4).flat_map(|b| (0..i4).map(move |c4| (b, c4))) {
         for (p, u) in block(g, b, c4).into_iter().enumerate() {
@@ -181,12 +181,6 @@ fn block(g: &Gather, b: usize, c4: usize) -> [[[f32; 4]; 4]; PLACES] {
     let one = |i: usize, j: usize| transformed(|r, s| g.weights(b, 4 * c4 + i, r, s)[j]);
     let all: [[[f32; PLACES]; 4]; 4] = std::array::from_fn(|i| std::array::from_fn(|j| one(i, j)));
     std::array::from_fn(|p| std::array::from_fn(|i| std::array::from_fn(|j| all[i][j][p])))
-}
-
-/// As bytes, with zeros behind: weights are read in whole eights, and sums begin at the first of these.
-fn with_zeros(mut texels: Vec<[f32; 4]>) -> Vec<u8> {
-    texels.resize(texels.len().next_multiple_of(SHARE as usize) + SHARE as usize, [0.0; 4]);
-    bytemuck::cast_slice(&texels).to_vec()
 }
 
 /// Operations for a tile of so many channels read, or written: lines of each transform.

@@ -15,6 +15,13 @@ pub(super) const LARGEST: Tile = Tile::new(Family::Workgroup, TILES[0].0, TILES[
 pub(super) const INVOCATIONS: u32 = 256;
 pub(super) const STORAGE: u32 = 16 << 10;
 
+/// Taps of a kernel that outputs of one phase meet, their row (or column) modulo `step`: every `step`-th. The twin of `first_tap` in
+/// `shaders/phase.wgsl`.
+pub(super) fn taps(kernel: usize, padding: i32, step: usize, phase: usize) -> impl Iterator<Item = usize> {
+    let first = (padding - phase as i32).rem_euclid(step as i32) as usize;
+    (first..kernel).step_by(step)
+}
+
 /// A convolution or a fully connected layer as a product: for each output block, line (input block and kernel row) and
 /// column, CB × 4 weights. A fully connected layer has one pixel, one row and one column, and its inputs are whole texels.
 pub(super) struct Gemm<'a> {
@@ -134,11 +141,7 @@ impl Gemm<'_> {
         let (qt, tx) = (cut.qt as usize, (cut.blocks / cut.qt) as usize);
         let mut texels: Vec<[f32; 4]> = Vec::new();
         texels.extend((0..(tiles * cut.blocks) as usize).map(|b| (self.biases)(b)));
-        // The first tap that a phase meets; the others follow `step` apart.
-        let taps = |phase: usize| {
-            let first = (self.padding - phase as i32).rem_euclid(self.step as i32) as usize;
-            (first..self.kernel).step_by(self.step)
-        };
+        let taps = |phase| taps(self.kernel, self.padding, self.step, phase);
         for tile in 0..tiles as usize {
             for (h, w) in (0..self.step).flat_map(|h| (0..self.step).map(move |w| (h, w))) {
                 for (c4, r) in (0..i4 as usize).flat_map(|c| taps(h).map(move |r| (c, r))) {
