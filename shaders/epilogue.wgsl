@@ -1,5 +1,5 @@
-// What a kernel does with a finished value before it is stored. Included by every kernel that writes an activation or a
-// gradient; the constants say which parts there are:
+// What a kernel does with a finished value before it is stored. Included by the kernels of layers that may have a residual, a ReLU or a
+// mask behind them; the constants say which parts there are:
 //
 //   RESIDUAL  0 none, 1 same shape, 2 every second pixel with new zero channels around (forward), 3 the adjoint of 2
 //   RELU      1: max(v, 0); the sign is kept as one bit and a value that is not finite marks the sample
@@ -9,7 +9,7 @@
 // O* is the shape that is written, in blocks of four channels (OC4) and of eight (OC8 = ⌈OC4/2⌉).
 
 //# if RESIDUAL != 0
-//# res: activation read                       [N, RC4, RH, RW] of 4 channels
+//# res: activation read                       [N, RC4, RH, RW] of 4 channels; with RESIDUAL 1 [N, OC4, OH, OW]
 //# end
 //# if RELU == 1
 //# signs: storage update array<u32>           [N, OC8, OH, ⌈OW/4⌉]

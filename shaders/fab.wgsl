@@ -33,8 +33,8 @@ const FAR_BITS: u32 = 0x71000000u;
 var<workgroup> from_x: array<vec3<f32>, WG>;
 var<workgroup> from_x0: array<vec3<f32>, WG>;
 
-// By how much a value v moves towards a plane below (or above) it, for a step t: along w, no farther than the bounds. Nothing that
-// grows with t makes it smaller.
+// By how much a value v moves towards a plane below (or above) it, for a step t: along w, no farther than the bounds. It never
+// becomes smaller as t grows.
 fn move_of(w: f32, v: f32, below: bool, t: f32) -> f32 {
     let falls = (w > 0.0) == below;
     let room = within(select(bounds.hi - v, v - bounds.lo, falls), 0.0, FAR);
@@ -50,7 +50,7 @@ fn moved(w: f32, v: f32, below: bool, t: f32) -> f32 {
     return v + times(BEYOND, select(d, -d, (w > 0.0) == below));
 }
 
-// The norm of a move that each lane knows a part of.
+// The norm of a move that each lane knows a part of; no less than 1e-8, as in the authors' code.
 fn size(lane: u32, part: f32) -> f32 {
 //# if NORM == 0
     return max(bitcast<f32>(highest(lane, bitcast<u32>(part))), 1e-8);
@@ -74,7 +74,8 @@ fn fab_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     let scale = look(n, lane, true);
     let first = n * LEN;
 
-    // How far above the plane x is, and the clean image, in the scale of the gradient; no more than what sums can hold.
+    // How far above the plane x is, and the clean image, in the scale of the gradient; no more than what sums can hold: 2^120
+    // before it is scaled, and no more than nearly the largest f32.
     let most = select(times(1.329228e36, inverse_of(scale)), 3e38, scale < 1.0);
     let here = within(flushed(states[n].loss), -most, most);
     var part = 0.0;

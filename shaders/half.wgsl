@@ -8,7 +8,7 @@ fn to_half(v: vec4<f32>) -> vec2<u32> {
     let size = bits & vec4<u32>(0x7fffffffu);
     let even = (size >> vec4<u32>(13u)) & vec4<u32>(1u);
     let normal = (size + even - vec4<u32>(0x37fff001u)) >> vec4<u32>(13u);
-    // Beside a half, the last digit of f32 is that of f16's subnormals.
+    // Added to 0.5, a number is rounded at 2⁻²⁴, which is the spacing of f16's subnormals.
     let subnormal = bitcast<vec4<u32>>(bitcast<vec4<f32>>(size) + vec4<f32>(0.5)) - vec4<u32>(0x3f000000u);
     let finite = select(normal, subnormal, size < vec4<u32>(0x38800000u));
     let rounded = select(finite, vec4<u32>(0x7c00u), size > vec4<u32>(0x477fe000u));

@@ -4,6 +4,7 @@
 // −2·ln(u) for u in (0, 1] of 24 bits: what the squares of two normal numbers come to. u is m·2^e with m between √½ and √2, and
 // ln(m) is 2·artanh((m − 1) / (m + 1)).
 fn squares_of_two(word: u32) -> f32 {
+    // 2⁻²⁴; the bits of √½.
     let bits = bitcast<i32>(f32((word >> 8u) + 1u) * 5.9604644775390625e-8) - 0x3f3504f3;
     let m = bitcast<f32>((bits & 0x007fffff) + 0x3f3504f3);
     let s = times(m - 1.0, inverse_of(m + 1.0));
@@ -11,13 +12,16 @@ fn squares_of_two(word: u32) -> f32 {
     var p = 1.0 / 7.0 + times(z, 1.0 / 9.0);
     p = 1.0 / 5.0 + times(z, p);
     p = 1.0 / 3.0 + times(z, p);
+    // −2·ln 2.
     return flushed(times(f32(bits >> 23u), -1.3862943611198906) + times(-4.0, s + times(times(s, z), p)));
 }
 
-// cos(2π·u) for u in [0, 1) of 24 bits: by the series of cosine or sine, an eighth of a turn at most from a quarter.
+// cos(2π·u) for u in [0, 1) of 24 bits: by the series of cosine or sine, of the angle t from the nearest quarter turn, an eighth of a
+// turn at most.
 fn cosine(word: u32) -> f32 {
     let turn = word >> 8u;
     let quarter = (turn + 0x200000u) >> 22u;
+    // 2π/2²⁴.
     let t = times(f32(i32(turn) - i32(quarter << 22u)), 3.7450702829238413e-7);
     let z = times(t, t);
     var c = -1.0 / 720.0 + times(z, 1.0 / 40320.0);

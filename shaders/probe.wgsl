@@ -61,7 +61,7 @@ fn probe_fill(@builtin(global_invocation_id) id: vec3<u32>) {
     }
     let i = id.z * params.x + id.x;
     let words = vec4<u32>(scrambled(4u * i), scrambled(4u * i + 1u), scrambled(4u * i + 2u), scrambled(4u * i + 3u));
-    // Odd multiples of 2⁻²⁴: exact, and none is zero.
+    // Odd multiples of 2⁻²³: exact, and none is zero.
     y_put(i, vec4<f32>(vec4<i32>((words >> vec4<u32>(8u)) | vec4<u32>(1u)) - vec4<i32>(8388608)) * 1.1920928955078125e-7);
 }
 

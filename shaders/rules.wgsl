@@ -1,4 +1,4 @@
-// Steps for which a sample is looked at as a whole before it moves: gathered gradients, lengths, Auto-PGD. One workgroup a
+// Steps for which a sample is looked at as a whole before it moves: accumulated gradients, lengths, Auto-PGD. One workgroup a
 // sample, and all samples in one dispatch. Each lane adds up every WG-th value, in order.
 
 //# include sample
@@ -23,7 +23,7 @@ fn signed_step(v: f32, step: f32, direction: f32) -> f32 {
 //# include look
 
 //# kernel momentum_step
-// MI-FGSM, and with LOOKAHEAD NI-FGSM. The memory of a sample: the gathered gradient, and with LOOKAHEAD the iterate (x is
+// MI-FGSM, and with LOOKAHEAD NI-FGSM. The memory of a sample: the accumulated gradient, and with LOOKAHEAD the iterate (x is
 // then the point ahead of it, until the last step).
 //# memory: storage update array<f32>                [N, SLOTS, LEN]
 //# states: storage update array<State>              [N]

@@ -2,7 +2,7 @@
 // `attack::State`.
 
 struct Sample {
-    class_index: u32,
+    class_index: u32, // whose loss is followed: the target, or the label
     id: u32,         // index in the whole data set: random numbers follow it
     restart: u32,
     start: u32,      // 1: begins at a random place of its ball
@@ -25,14 +25,14 @@ struct State {
     loss: f32,           // at the point that was looked at last
     predicted: u32,      // there
     step_size: f32,
-    best: f32,           // highest direction·loss
-    best_at_check: f32,
+    best: f32,           // highest direction·loss so far; in FAB the distance of the nearest success
+    best_at_check: f32,  // `best` at the last check
     last: f32,           // direction·loss of the point before
     rises: u32,          // since the last check
-    since_check: u32,
-    period: u32,
-    shortest: u32,
-    shorter_by: u32,
+    since_check: u32,    // steps
+    period: u32,         // steps from one check to the next
+    shortest: u32,       // least period
+    shorter_by: u32,     // what each check takes off the period
     halved: u32,         // by the last check
     found: u32,          // whether any point is a success
     unused_0: u32,

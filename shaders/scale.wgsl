@@ -2,7 +2,7 @@
 // which the last kernel (`normalise_input_grad`) takes away again. Where the network is sure of the class, seeds are of 1e-8 and less.
 
 //# kernel scale_input_grad
-// One invocation a sample, once over its classes.
+// One invocation a sample, twice over its classes: for the largest, then for the products.
 //# dy: activation read                        [N, K4] of 4 classes, seeds as the loss gave them
 //# y: activation write                        [N, K4] of 4 classes, the largest in [1, 2)
 //# unscale: storage update array<f32>         [N], what undoes it

@@ -108,6 +108,7 @@ fn square_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
     s.found = select(s.found, 1u, succeeds);
     let proposes = s.found == 0u && query < sample.steps;
 
+    // The paper's schedule (HALVINGS in src/attack/square.rs): the share of the image halves after 10, 50, 200, … 8,000 of 10,000 queries.
     var halvings = 0u;
     halvings += select(0u, 1u, query >= first_at(11u, sample.stretch));
     halvings += select(0u, 1u, query >= first_at(51u, sample.stretch));
@@ -151,6 +152,7 @@ fn square_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
     let top_2 = mul_high(places.z, H - side + 1u);
     let left_2 = mul_high(places.w, W - side + 1u);
     let turned = bit(square_words(sample, query, 1u + C / 128u), C % 128u);
+    // Windows lie one after the other: the tile's, then each side's.
     var place = TILE * TILE;
     for (var k = 0u; k < 9u; k++) {
         place += select(0u, sides[k] * sides[k], k < halvings);

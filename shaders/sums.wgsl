@@ -1,4 +1,4 @@
-// What the WG invocations of a workgroup have between them. Sums run in one order whatever the device: each lane brings its own,
+// What the WG invocations of a workgroup, a power of two, have between them. Sums run in one order whatever the device: each lane brings its own,
 // then halves are added to halves.
 
 var<workgroup> parts: array<f32, WG>;

@@ -227,7 +227,7 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>, @builtin(subgroup_invoca
 
 //# kernel conv2d_forward_winograd_after conv2d_input_grad_winograd_after
 // From M to the outputs: a tile of QT = 2 blocks of channels in an invocation.
-//# b: texels read                             [M4] biases, of 4 output channels
+//# b: texels read                             [M4] biases, of 4 output channels; M4 blocks in M, the OT·QT of the products
 //# m: activation read                         [36, M4/2, tiles of the part, 2 blocks] of 4 channels
 //# y: activation write pairs(OW)              [N, OC4, OH, OW] of 4 channels
 //# include epilogue

@@ -28,7 +28,7 @@ use crate::gpu::{Gpu, Limits, Storage};
 use crate::tensor::{Allocated, Lent, Resource};
 use std::ops::Range;
 
-/// The most bindings of a kernel.
+/// No kernel has more bindings than this.
 const BINDINGS: u32 = 12;
 
 /// One kernel for one shape: entry point, constants, and where activations lie. Equal kernels share a pipeline.
@@ -51,13 +51,14 @@ pub struct Kernel {
 pub enum Grid {
     /// x and y workgroups for each sample; z is the sample.
     PerSample(u32, u32),
-    /// `items` invocations for each group of `samples`, one after the other along x, `size` in a workgroup; `y` workgroups.
+    /// `items` pieces of work for each group of `samples`, one after the other along x, `size` of them to a workgroup; `y` workgroups. A
+    /// piece is an invocation, four pixels of a row (`workgroup.wgsl`) or a matrix of pixels (`coop.wgsl`).
     Flat {
-        /// Invocations for a group.
+        /// Pieces for a group.
         items: u32,
         /// Samples in a group.
         samples: u32,
-        /// Invocations in a workgroup.
+        /// Pieces of a workgroup.
         size: u32,
         /// Workgroups along y.
         y: u32,
@@ -121,7 +122,7 @@ pub struct Dispatch {
     pub layer: String,
     /// Names in the shader, and resources of the plan.
     pub bindings: Vec<(&'static str, usize)>,
-    /// How often.
+    /// Workgroups for a batch.
     pub grid: Grid,
     /// Floating-point operations for one sample (a multiply-add counts two).
     pub flops: u64,

@@ -80,6 +80,7 @@ pub struct Network {
     gpu: Gpu,
     model: Model,
     plan: Plan,
+    /// Samples that run at once, at most.
     chunk: usize,
     /// The same for rules that remember images.
     remembering_chunk: usize,
@@ -622,7 +623,7 @@ pub(crate) fn append<T: bytemuck::AnyBitPattern>(out: &mut Vec<T>, bytes: &[u8])
     out.extend(bytes.chunks_exact(size_of::<T>()).map(bytemuck::pod_read_unaligned::<T>));
 }
 
-/// The device marks activations; what is read back, `one` value after the other of each sample, is looked at here.
+/// The device marks activations; what is read back, `one` values for each sample, is looked at here.
 pub(crate) fn mark(health: &mut [Health], values: &[f32], one: usize, what: Health) {
     for (health, values) in health.iter_mut().zip(values.chunks(one)) {
         if !values.iter().all(|v| v.is_finite()) {
@@ -726,6 +727,7 @@ impl Engine for Network {
         }
         Ok(out)
     }
+
     fn fit(
         &self,
         fit: &Fit<'_>,

@@ -391,7 +391,6 @@ fn largest_batch<'d>(
     let limits = &target.limits;
     // Metal tells kernels the sizes of bindings in 32 bits, and what lies beyond would be read as the last texel.
     let binding = limits.storage_binding.min(BINDING);
-    // Indices in a kernel are u32, and some back ends treat them as signed.
     let mut most = limits.workgroups.min(1 << 30);
     let mut tightest = ("dispatch", 0, "workgroups in a dimension".to_string());
     for r in resources {
@@ -412,6 +411,7 @@ fn largest_batch<'d>(
                     0
                 }
             }
+            // Indices in a kernel are u32, and some back ends treat them as signed.
             _ => (allowed / one).min((1 << 31) / r.per_sample),
         };
         if fits < most {
@@ -552,7 +552,7 @@ fn forward<'m>(
                         "the body of a residual block must begin with a convolution or a batch norm",
                     );
                 }
-                // A ReLU behind that convolution would be fused into it, and what is added would be lost.
+                // A body that ended with a ReLU would have it fused into its last convolution, before the shortcut is added.
                 if !matches!(body.last(), Some(Layer::Conv2d(_))) {
                     return unsupported(layer, "the body of a residual block must end with a convolution");
                 }

@@ -40,7 +40,7 @@ pub struct Setup {
     pub samples: u32,
     /// What is read lies there in as many copies as come to this many bytes; 0 for one copy.
     pub working_set: u64,
-    /// Bytes on the device that all of it may take, where one copy of everything does not take more.
+    /// Bytes on the device that all copies together may take; one copy is made even where it takes more.
     pub memory: u64,
 }
 
@@ -143,7 +143,7 @@ pub struct Trial {
     gpu: Gpu,
     /// One entry for each copy of what is read: the dispatches, bound.
     copies: Vec<Vec<Bound>>,
-    /// What is written: its name, what it holds, where it lies, and its bytes for the batch.
+    /// What is written: its name, what it holds and where it lies.
     written: Vec<(&'static str, Resource, Allocated)>,
     storage: Storage,
     samples: u32,

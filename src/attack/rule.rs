@@ -2,7 +2,8 @@
 
 use super::{Norm, Sample};
 
-/// What is done with a gradient. The kernels are in `shaders/step.wgsl` and `shaders/rules.wgsl`, their twins in
+/// What is done with a gradient. The kernels are in `shaders/step.wgsl`, in `shaders/rules.wgsl` and
+/// `shaders/fab.wgsl` where a sample is looked at as a whole, in `shaders/square.wgsl` where there is no gradient; their twins are in
 /// [`crate::reference`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -41,7 +41,7 @@ impl Dispatch {
         Ok(Ready { pipeline: other.map_or_else(make, Ok)?, bindings: source.bindings })
     }
 
-    /// Binds this dispatch, once that it is ready, to memory.
+    /// Binds this dispatch, once it is ready, to memory.
     pub(crate) fn bind_ready<'a>(
         &self,
         gpu: &Gpu,

@@ -10,10 +10,11 @@
 //! | `//# NAME: texels read` | the same for texels that no batch changes |
 //! | `//# NAME: storage read T`, `storage update T`, `uniform T` | a binding of that type |
 //! | `//# NAME: weights T` | uniform where a slice of weights fits a uniform binding (constant `UNIFORM`), else storage |
-//! | `//# for v in A..B` … `//# end` | the lines in between, once for each value; `$v` is the value, `$(2*v+1)` is arithmetic |
-//! | `//# if A == B` (`<`, or a number) … `//# else` … `//# end` | one of the two |
+//! | `//# for v in A..B` … `//# end` | the lines in between, once for each value; `v` is one letter, `$v` is the value, `$(2*v+1)` is arithmetic |
+//! | `//# if A == B` (also `!=`, `<`, `>=`; a number alone: whether it is not zero) … `//# else` … `//# end` | one of the two |
 //!
-//! Bindings are numbered in the order in which they appear. Shapes enter as `const` lines; the batch size never does.
+//! Bindings are numbered in the order in which they appear. Shapes enter as `const` lines; the batch size never does. `half.wgsl` and
+//! `wide.wgsl` stand in front of a kernel that has [`Kernel::halves`] or is [`Kernel::wide`].
 
 use super::binding::{Access, declared};
 use super::expression::Scope;

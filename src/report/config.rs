@@ -53,7 +53,7 @@ pub struct Config {
     pub restarts: u32,
     /// Whether the first step is taken from a random place of the ball.
     pub random_start: bool,
-    /// Share of the gathered gradient that is kept, where one is gathered.
+    /// Share of the accumulated gradient that is kept, where there is one.
     pub momentum: Option<f32>,
     /// Whether a sample stops once it is turned as delivered.
     pub early_stop: bool,

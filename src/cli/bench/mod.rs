@@ -29,7 +29,8 @@ use std::path::{Path, PathBuf};
 const DRIFT: f64 = 1.15;
 
 pub(super) const HELP: &str = "\
-Without an argument, kernels and whole steps; naming a kernel or a shape means kernels, a network, a model or a batch means steps.
+Without an argument, kernels and whole steps. What is of kernels alone (--kernel, --shape, --variant, --storage, --samples, --dump) means
+kernels, what is of steps alone (--network, --model, --batch, --tuned, --dispatches) means steps, and some of each means both.
 
 Times are medians of interleaved rounds on random data: by timestamps of the device, or, on a software adapter, by the CPU time of
 this process. Every kernel is checked bit by bit against the naive one before it is timed; with --math coop, by tolerance.
