@@ -1,8 +1,8 @@
 //! What programs put around a network's tensors: prefixes, copies that nothing reads, and a normalisation as tensors. Everything
 //! here is taken off because names and values say so; what is not understood stays, and is refused by name later.
 
-use super::Views;
-use super::floats;
+use super::names::Views;
+use super::values::floats;
 use crate::error::{Error, Result};
 use crate::model::Layer;
 use safetensors::tensor::TensorView;
@@ -117,4 +117,77 @@ pub(super) fn take_suspects(views: &mut Views<'_>) -> Vec<String> {
         .collect();
     names.iter().for_each(|name| drop(views.remove(name)));
     names
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::load;
+    use super::super::made::{file, message, tensors};
+    use super::super::names::Tensors;
+    use super::*;
+    use crate::model;
+
+    #[test]
+    fn what_wrappers_put_around_a_network_is_taken_off() {
+        let plain = tensors(&model::wide_resnet(1, 1, 10).layers);
+        let alone = load(&file(&[], &plain)).unwrap();
+        let renamed =
+            |prefix: &str| -> Tensors { plain.iter().map(|(n, t)| (format!("{prefix}{n}"), t.clone())).collect() };
+        let with = |mut all: Tensors, more: &[(&str, &[usize], [f32; 3])]| {
+            all.extend(more.iter().map(|(n, shape, v)| (n.to_string(), (shape.to_vec(), v.to_vec()))));
+            all
+        };
+        let (mean, std) = ([0.5, 0.25, 0.75], [0.25, 0.5, 0.125]);
+        let four: &[usize] = &[1, 3, 1, 1];
+        for wrapped in [
+            with(renamed("model."), &[("normalize.mean", four, mean), ("normalize.std", four, std)]),
+            with(renamed("1."), &[("0.mean", &[3], mean), ("0.std", &[3], std)]),
+            with(renamed("classifier."), &[("mu", four, mean), ("sigma", four, std)]),
+            with(renamed("module._orig_mod."), &[("module.mu", four, mean), ("module.std", four, std)]),
+            with(
+                renamed("model."),
+                &[("normalizer.new_mean", &[3, 1, 1], mean), ("normalizer.new_std", &[3, 1, 1], std)],
+            ),
+        ] {
+            let model = load(&file(&[], &wrapped)).unwrap();
+            let Layer::Normalise { mean: m, std: s } = &model.layers[0] else { panic!("{:?}", model.layers[0]) };
+            assert_eq!((m.as_slice(), s.as_slice()), (&[0.5, 0.25, 0.75][..], &[0.25, 0.5, 0.125][..]));
+            assert_eq!((&model.layers[1..], &model.params), (&alone.layers[..], &alone.params));
+            // What flags say as well must be the same.
+            let said = [("mean", "[0.5,0.25,0.75]"), ("std", "[0.25,0.5,0.125]")];
+            assert_eq!(load(&file(&said, &wrapped)).unwrap(), model);
+            let other = message(load(&file(&[("mean", "[0,0,0]"), ("std", "[1,1,1]")], &wrapped)));
+            assert!(other.contains("the tensors bring [0.5, 0.25, 0.75]"), "{other}");
+        }
+        let suspect = with(plain.clone(), &[("average", four, mean), ("width", four, std)]);
+        let refused = message(load(&file(&[], &suspect)));
+        assert!(
+            refused.contains("average: looks like a normalisation") && refused.contains("--mean and --std"),
+            "{refused}"
+        );
+        let said = [("mean", "[0.5,0.25,0.75]"), ("std", "[0.25,0.5,0.125]")];
+        assert!(matches!(load(&file(&said, &suspect)).unwrap().layers[0], Layer::Normalise { .. }));
+        let zero = with(plain.clone(), &[("mu", four, mean), ("sigma", four, [0.0; 3])]);
+        assert!(message(load(&file(&[], &zero))).contains("sigma: a deviation of 0"));
+        // A prefix is one at the front of every name, and nowhere else.
+        let within: Tensors = plain.iter().map(|(n, t)| (n.replace("block2.", "block2.module."), t.clone())).collect();
+        let refused = message(load(&file(&[], &within)));
+        assert!(refused.contains("block2.layer.0.bn1.weight: this tensor is missing"), "{refused}");
+
+        // Dead weight after TRADES, of the shapes of what lives; an attacker's copy, to the bit.
+        let dead = |t: &Tensors| -> Tensors {
+            let of_first = t.iter().filter(|(n, _)| n.starts_with("block1."));
+            of_first.map(|(n, (s, v))| (format!("sub_{n}"), (s.clone(), vec![0.5; v.len()]))).collect()
+        };
+        let mut trades = plain.clone();
+        trades.extend(dead(&plain));
+        assert_eq!(load(&file(&[], &trades)).unwrap(), alone);
+        trades.insert("sub_block1.layer.0.bn1.bias".into(), (vec![2], vec![0.0; 2]));
+        assert!(message(load(&file(&[], &trades))).contains("sub_block1.layer.0.bn1.bias: this tensor is left over"));
+        let mut twice = renamed("model.");
+        twice.extend(renamed("attacker.model."));
+        assert_eq!(load(&file(&[], &twice)).unwrap(), alone);
+        twice.get_mut("attacker.model.fc.bias").unwrap().1[3] += 1.0;
+        message(load(&file(&[], &twice)));
+    }
 }
