@@ -1,7 +1,8 @@
 //! Results stay apart from what they are made of: an output folder that would discard an input, or become part of the data, is
 //! refused before anything is opened for writing.
 
-use super::{DataArgs, NetworkArgs};
+use super::images::DataArgs;
+use super::network::NetworkArgs;
 use crate::error::{Error, Result};
 use std::path::{Component, Path, PathBuf};
 

@@ -1,20 +1,138 @@
 //! `signstep attack`: fills in defaults, checks that model, data and request fit together, and runs what the folder does not
 //! hold yet, one chunk of images after the other.
 
-use super::engine::{Place, Runner};
+use super::engine::{Place, PlaceArgs, Runner};
+use super::flags::{bounds, bytes, distance, distances, named, positive};
+use super::images::{DataArgs, Images, load_images};
 use super::interrupt::Interrupt;
-use super::{AttackArgs, Images, apart, bytes, complain, forecast, load_images, load_model, positive, tell, warn};
+use super::network::{NetworkArgs, load_model};
+use super::tell::{AnswerArgs, complain, tell, warn};
+use super::{apart, forecast};
 use crate::attack::{Attack, Loss, Method, Norm, Outcome, Own, Rung, Targets};
 use crate::data;
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::report::{self, Config, Distance, Folder, Identity, Ladder, Opened, RUN_NAMES, Radius, Report, Shard};
+use clap::{Args, Parser};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::IsTerminal;
 use std::ops::Range;
-use std::path::Path;
-use std::str::FromStr;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+/// What `attack` can be told. Distances are in pixel units of [0, 1], as decimals or fractions (8/255).
+#[derive(Args, Debug)]
+pub(super) struct AttackArgs {
+    #[command(flatten)]
+    network: NetworkArgs,
+    #[command(flatten)]
+    data: DataArgs,
+    /// Read only the first N images
+    #[arg(long, value_name = "N", help_heading = "Input")]
+    limit: Option<usize>,
+    /// Attack: fgsm, ifgsm, pgd, mifgsm, nifgsm, apgd, apgd-t, fab-t, square, or uap (one perturbation for all images)
+    #[arg(long, value_name = "NAME", default_value = "ifgsm", help_heading = "Attack")]
+    method: String,
+    /// What eps is measured in: linf, the largest change of any pixel value, or l2, the Euclidean length of the change
+    #[arg(long, value_name = "NAME", default_value = "linf", help_heading = "Attack")]
+    norm: String,
+    /// Class to aim at: none (untargeted), random, next, least-likely, second, or a file with one class a line
+    /// (-1: none) [default: random; for apgd-t and fab-t: none, they aim at one class after the other; for uap: none]
+    #[arg(long, value_name = "RULE|FILE", help_heading = "Attack")]
+    targets: Option<String>,
+    /// Any class but the label will do: the same as --targets none
+    #[arg(long, conflicts_with = "targets", help_heading = "Attack")]
+    untargeted: bool,
+    /// What is followed: ce (cross-entropy), margin (Carlini & Wagner) or dlr (difference of logits ratio) [default: ce; for
+    /// apgd-t: dlr; for square: margin; fab-t follows the difference of two logits]
+    #[arg(long, value_name = "NAME", help_heading = "Attack")]
+    loss: Option<String>,
+    /// Radius in the norm, or inf; several with commas between them, 0 among them, are run at once, with a row for each image
+    /// and radius [default: what the weights suggest for linf, else 8/255; for l2: 0.5]
+    #[arg(long, value_name = "DISTANCE[,…]", allow_hyphen_values = true, help_heading = "Attack")]
+    eps: Option<String>,
+    /// Find the smallest radius up to eps that turns each image, by bisection: in whole grey levels, or in l2 and without
+    /// 8-bit values in 64ths of eps
+    #[arg(long, help_heading = "Attack")]
+    min_eps: bool,
+    /// Step length [default: 2.5·eps/steps; for fgsm: eps; for mifgsm and nifgsm: eps/steps; for apgd and apgd-t, of the
+    /// first step: 2·eps; fab-t and square have none]
+    #[arg(
+        long,
+        visible_aliases = ["alpha", "eps-step"],
+        value_name = "DISTANCE",
+        allow_hyphen_values = true,
+        help_heading = "Attack"
+    )]
+    step_size: Option<String>,
+    /// Number of steps [default: 10; for fgsm: 1; for apgd, apgd-t and fab-t: 100; for square: 5000]
+    #[arg(long, value_name = "N", help_heading = "Attack")]
+    steps: Option<u32>,
+    /// How often an image is tried from another random start, until it is turned (pgd, apgd, apgd-t, fab-t,
+    /// square) [default: 1]
+    #[arg(long, value_name = "N", help_heading = "Attack")]
+    restarts: Option<u32>,
+    /// Begin at the clean image (pgd, apgd, apgd-t, square; fab-t does so anyway, but for further restarts)
+    #[arg(long, help_heading = "Attack")]
+    no_random_start: bool,
+    /// Share of the gathered gradient that is kept, from 0 to 1 (mifgsm, nifgsm) [default: 1]
+    #[arg(long, value_name = "F", allow_hyphen_values = true, help_heading = "Attack")]
+    momentum: Option<f32>,
+    /// Stop with an image once it is turned as delivered: looked at after a tenth of the steps, two, four and seven
+    #[arg(long, help_heading = "Attack")]
+    early_stop: bool,
+    /// Smallest and largest pixel value, or none for inputs that are no pixels; files of images hold values in [0, 1] whatever they
+    /// are
+    #[arg(long, value_name = "LO,HI|none", default_value = "0,1", allow_hyphen_values = true, help_heading = "Attack")]
+    bounds: String,
+    /// Deliver floats instead of 8-bit values
+    #[arg(long, alias = "no-quantise", help_heading = "Attack")]
+    no_quantize: bool,
+    /// Attack images that the network gets wrong when clean as well
+    #[arg(long, help_heading = "Attack")]
+    attack_all: bool,
+    /// Seed of everything random
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Attack")]
+    seed: u64,
+    /// Deliver images in which NaN or infinity arises as they were, marked in the tensor `health`, in place of ending with exit
+    /// code 7; the others are as they would be without them
+    #[arg(long, help_heading = "Attack")]
+    keep_going: bool,
+    #[command(flatten)]
+    place: PlaceArgs,
+    /// Largest number of images in one submission; results do not depend on it [default: what the device takes]
+    #[arg(long, value_name = "N", help_heading = "Running")]
+    batch: Option<usize>,
+    /// Largest memory for images and activations, on the host and on the device each: 512M, 2G, 1GiB
+    #[arg(long, value_name = "BYTES", default_value = "1G", help_heading = "Running")]
+    memory: String,
+    /// Largest number of images between two savings; results do not depend on it [default: what memory holds and half a
+    /// minute does]
+    #[arg(long, value_name = "N", help_heading = "Running")]
+    chunk: Option<usize>,
+    /// Run only piece I (from 0) of N of the data, to be joined by `signstep merge`
+    #[arg(long, value_name = "I/N", help_heading = "Running")]
+    shard: Option<String>,
+    /// Folder for the results; an interrupted run that it holds is gone on with
+    #[arg(long, value_name = "DIR", default_value = "signstep-out", help_heading = "Output")]
+    out: PathBuf,
+    /// Discard the results that the folder holds, whatever run they are of
+    #[arg(long, help_heading = "Output")]
+    fresh: bool,
+    #[command(flatten)]
+    answer: AnswerArgs,
+}
+
+/// The arguments of `signstep attack` without any.
+pub(super) fn defaults() -> AttackArgs {
+    /// Only this command's arguments, so that none can be missing.
+    #[derive(Parser)]
+    struct Defaults {
+        #[command(flatten)]
+        args: AttackArgs,
+    }
+    Defaults::parse_from(["signstep"]).args
+}
 
 /// Eps where neither the user nor the weights say anything.
 pub(super) fn default_eps(norm: Norm) -> &'static str {
@@ -325,52 +443,6 @@ fn refuse_for_shared(args: &AttackArgs, method: Method, norm: Norm) -> Result<()
     }
 }
 
-/// What a flag names.
-pub(super) fn named<T: FromStr<Err = Error>>(flag: &str, name: &str) -> Result<T> {
-    name.parse().map_err(|e| Error::Usage(format!("{flag}: {e}")))
-}
-
-/// Reads one radius or several, none twice.
-fn distances(text: &str) -> Result<Vec<Distance>> {
-    let list = text.split(',').map(|one| distance("--eps", one)).collect::<Result<Vec<_>>>()?;
-    for (i, eps) in list.iter().enumerate() {
-        if list.len() > 1 && eps.value.is_infinite() {
-            return Err(Error::Usage(format!("--eps {text}: inf cannot be one of several")));
-        }
-        if list[..i].iter().any(|earlier| earlier.value == eps.value) {
-            return Err(Error::Usage(format!("--eps {text}: {} is there twice", eps.text)));
-        }
-    }
-    Ok(list)
-}
-
-/// Reads a distance: a decimal, a fraction, or `inf`.
-pub(super) fn distance(flag: &str, text: &str) -> Result<Distance> {
-    let text = text.trim();
-    let number = |t: &str| t.trim().parse::<f64>().ok().filter(|v| !v.is_nan());
-    let value = match text.split_once('/') {
-        Some((n, d)) => number(n).zip(number(d)).map(|(n, d)| n / d).filter(|v| v.is_finite()),
-        None => number(text),
-    };
-    match value {
-        None => Err(Error::Usage(format!("{flag} {text}: not a number or a fraction such as 8/255"))),
-        Some(v) if v < 0.0 => Err(Error::Usage(format!("{flag} {text}: must be zero or more"))),
-        Some(v) if v.is_infinite() && flag != "--eps" => Err(Error::Usage(format!("{flag} {text}: must be finite"))),
-        Some(value) => Ok(Distance { text: text.to_string(), value }),
-    }
-}
-
-pub(super) fn bounds(text: &str) -> Result<Option<(f32, f32)>> {
-    if text == "none" {
-        return Ok(None);
-    }
-    let pair = text.split_once(',').and_then(|(lo, hi)| Some((lo.trim().parse().ok()?, hi.trim().parse().ok()?)));
-    match pair {
-        Some((lo, hi)) if f32::is_finite(lo) && f32::is_finite(hi) && lo < hi => Ok(Some((lo, hi))),
-        _ => Err(Error::Usage(format!("--bounds {text}: two finite numbers, the lower one first, or none"))),
-    }
-}
-
 /// Everything that was asked for, defaults filled in.
 fn configure(
     args: &AttackArgs,
@@ -591,20 +663,6 @@ mod tests {
     use super::*;
 
     #[test]
-    fn distances_are_decimals_fractions_or_inf() {
-        let value = |t: &str| distance("--eps", t).map(|d| d.value).map_err(|e| e.to_string());
-        assert_eq!(value("8/255"), Ok(8.0 / 255.0));
-        assert_eq!(value("0.5/255"), Ok(0.5 / 255.0));
-        assert_eq!(value("0.3"), Ok(0.3));
-        assert_eq!(value("inf"), Ok(f64::INFINITY));
-        for bad in ["", "x", "-1", "-1/255", "1/0", "0/0", "nan", "8/", "1/2/3"] {
-            let message = value(bad).unwrap_err();
-            assert!(message.starts_with("--eps"), "{bad}: {message}");
-        }
-        assert!(distance("--step-size", "inf").is_err());
-    }
-
-    #[test]
     fn the_default_step_is_written_as_eps_is() {
         let step = |t: &str, n| default_step(Method::Ifgsm, &distance("--eps", t).unwrap(), n);
         assert_eq!(step("8/255", 10), Distance { text: "2/255".into(), value: 2.0 / 255.0 });
@@ -615,28 +673,8 @@ mod tests {
     }
 
     #[test]
-    fn bounds_are_two_numbers_or_none() {
-        assert_eq!(bounds("0,1"), Ok(Some((0.0, 1.0))));
-        assert_eq!(bounds("-2.5, 2.5"), Ok(Some((-2.5, 2.5))));
-        assert_eq!(bounds("none"), Ok(None));
-        for bad in ["1,0", "0", "0,nan", "0,inf", "a,b", "0,1,2"] {
-            assert!(bounds(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn names_are_read_with_their_flag() {
-        let method = |name: &str| named::<Method>("--method", name);
-        assert!(method("nonsense").unwrap_err().to_string().contains("--method: no method"));
-        let norm = |name: &str| named::<Norm>("--norm", name);
-        assert_eq!((method("pgd"), norm("LInf"), norm("L2")), (Ok(Method::Pgd), Ok(Norm::Linf), Ok(Norm::L2)));
-        assert!(norm("l3").unwrap_err().to_string().contains("--norm"));
-        assert!(named::<Loss>("--loss", "mse").unwrap_err().to_string().contains("--loss: no loss"));
-    }
-
-    #[test]
     fn the_program_without_arguments_has_defaults() {
-        let args = super::super::defaults();
+        let args = defaults();
         assert_eq!((args.method.as_str(), args.targets, args.seed), ("ifgsm", None, 0));
     }
 }

@@ -1,7 +1,8 @@
 //! `signstep convert`: a checkpoint of PyTorch into safetensors, read as data and recognised by the engine before it is written.
 
-use super::attack::distance;
-use super::{answer, answer_json, apart};
+use super::apart;
+use super::flags::distance;
+use super::tell::{answer, answer_json};
 use crate::data::{self, Checkpoint, Description};
 use crate::error::{Error, Result};
 use crate::{model, weights};

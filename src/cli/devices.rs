@@ -1,11 +1,23 @@
 //! `signstep devices`
 
-use super::{DevicesArgs, answer, answer_json};
+use super::tell::{answer, answer_json};
 use crate::error::Result;
 use crate::habits::Habits;
 use crate::report;
 use crate::{Adapter, AdapterSummary, Gpu};
+use clap::Args;
 use serde_json::{Map, Value, json};
+
+#[derive(Args, Debug)]
+pub(super) struct DevicesArgs {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Show limits and features too, and what adapters do where the standard leaves it open: asked now, whatever is kept
+    /// (SIGNSTEP_CACHE)
+    #[arg(short, long)]
+    verbose: bool,
+}
 
 pub(super) fn run(args: &DevicesArgs) -> Result<()> {
     let list = Gpu::list();

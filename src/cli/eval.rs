@@ -1,13 +1,16 @@
 //! `signstep eval`: how many images stay right whatever is tried. One attack after the other, each on those that are left.
 
-use super::attack::{advise_of_radius, advise_of_snapping, bounds, default_eps, distance, named, progress_bar};
-use super::engine::{Place, Runner};
+use super::apart;
+use super::attack::{advise_of_radius, advise_of_snapping, default_eps, progress_bar};
+use super::engine::{Place, PlaceArgs, Runner};
+use super::flags::{bounds, bytes, distance, duration, named, positive};
+use super::forecast;
+use super::images::{DataArgs, Images, load_images};
 use super::interrupt::Interrupt;
+use super::network::{NetworkArgs, load_model};
 use super::specs::{Shared, Spec, Suite, default_list, list};
+use super::tell::{AnswerArgs, Format, answer, complain, warn};
 use super::thresholds::Threshold;
-use super::{
-    EvalArgs, Format, Images, answer, apart, bytes, complain, forecast, load_images, load_model, positive, warn,
-};
 use crate::attack::{Attack, Norm, Own, snap};
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -15,8 +18,75 @@ use crate::report::{
     DataFacts, Distance, EVALUATION_NAMES, EvalConfig, EvalFolder, EvalIdentity, EvalOpened, EvalTiming, Evaluation,
     Ledger, ModelFacts, Struck, Tally, evaluation_csv, evaluation_markdown, evaluation_table,
 };
+use clap::Args;
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
+
+/// What `eval` can be told. What `attack` has as well means the same.
+#[derive(Args, Debug)]
+pub(super) struct EvalArgs {
+    #[command(flatten)]
+    network: NetworkArgs,
+    #[command(flatten)]
+    data: DataArgs,
+    /// Read only the first N images
+    #[arg(long, value_name = "N", help_heading = "Input")]
+    limit: Option<usize>,
+    /// Attacks in their order, with commas between them: a method each, and after colons what it shall differ in (steps,
+    /// step-size, restarts, loss, momentum, targets, classes, and of square schedule, the steps over which its squares shrink), as in fgsm,pgd:steps=40:restarts=5,apgd:loss=dlr
+    /// [default: apgd:loss=ce,apgd-t; with fewer than 4 classes: apgd:loss=ce,apgd:loss=margin]
+    #[arg(long, value_name = "LIST", help_heading = "Attack")]
+    attacks: Option<String>,
+    /// A list that is known by name, with its own settings
+    #[arg(long, value_enum, conflicts_with = "attacks", help_heading = "Attack")]
+    suite: Option<Suite>,
+    /// What eps is measured in: linf, the largest change of any pixel value, or l2, the Euclidean length of the change
+    #[arg(long, value_name = "NAME", default_value = "linf", help_heading = "Attack")]
+    norm: String,
+    /// Radius in the norm [default: what the weights suggest for linf, else 8/255; for l2: 0.5]
+    #[arg(long, value_name = "DISTANCE", allow_hyphen_values = true, help_heading = "Attack")]
+    eps: Option<String>,
+    /// Smallest and largest pixel value, or none for inputs that are no pixels; files of images hold values in [0, 1] whatever they
+    /// are
+    #[arg(long, value_name = "LO,HI|none", default_value = "0,1", allow_hyphen_values = true, help_heading = "Attack")]
+    bounds: String,
+    /// Deliver floats instead of 8-bit values
+    #[arg(long, alias = "no-quantise", help_heading = "Attack")]
+    no_quantize: bool,
+    /// Seed of everything random
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Attack")]
+    seed: u64,
+    /// Go on where NaN or infinity arises, in place of ending with exit code 7: an image in which it does is delivered as it was,
+    /// marked in the tensor `health`, and counts as neither turned nor robust
+    #[arg(long, help_heading = "Attack")]
+    keep_going: bool,
+    #[command(flatten)]
+    place: PlaceArgs,
+    /// Largest number of images in one submission; results do not depend on it [default: what the device takes]
+    #[arg(long, value_name = "N", help_heading = "Running")]
+    batch: Option<usize>,
+    /// Largest memory for images and activations, on the host and on the device each: 512M, 2G, 1GiB
+    #[arg(long, value_name = "BYTES", default_value = "1G", help_heading = "Running")]
+    memory: String,
+    /// Largest number of images in memory at once; results do not depend on it [default: what memory holds]
+    #[arg(long, value_name = "N", help_heading = "Running")]
+    chunk: Option<usize>,
+    /// Do not begin an attack that would end later than this after the start (90s, 10m, 1h 30m); what is left out is said
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Running")]
+    time_budget: Option<Duration>,
+    /// Exit code 1 where a rate is lower: clean_accuracy, or robust_accuracy (the lower of float and delivered); can be repeated
+    #[arg(long, value_name = "RATE=FRACTION", help_heading = "Output")]
+    fail_under: Vec<String>,
+    /// Folder for eval.json and eval.safetensors [default: none is written]
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    out: Option<PathBuf>,
+    /// Discard the evaluation that the folder holds
+    #[arg(long, help_heading = "Output")]
+    fresh: bool,
+    #[command(flatten)]
+    answer: AnswerArgs,
+}
 
 /// What Ctrl-C brings about.
 const STOPPING: &str = "the evaluation is given up";

@@ -1,11 +1,28 @@
 //! `signstep info`
 
-use super::{InfoArgs, answer, answer_json, load_model};
+use super::network::{NetworkArgs, load_model};
+use super::tell::{answer, answer_json};
 use crate::error::{Error, Result};
 use crate::model::{Dims, Layer, Model, Shortcut};
 use crate::plan::{Plan, Target};
 use crate::report;
+use clap::Args;
 use serde_json::json;
+
+#[derive(Args, Debug)]
+pub(super) struct InfoArgs {
+    #[command(flatten)]
+    network: NetworkArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Show the dispatches of a forward and a backward pass
+    #[arg(long)]
+    plan: bool,
+    /// Batch whose memory is shown
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    batch: usize,
+}
 
 /// One row of the table of layers.
 struct Row {

@@ -1,10 +1,27 @@
 //! `signstep merge`
 
+use super::apart;
 use super::attack::tell_missing;
-use super::{MergeArgs, apart, complain, tell};
+use super::tell::{AnswerArgs, complain, tell};
 use crate::error::Result;
 use crate::report;
+use clap::Args;
 use std::path::PathBuf;
+
+#[derive(Args, Debug)]
+pub(super) struct MergeArgs {
+    /// Folders of all shards of one run, in any order
+    #[arg(value_name = "DIR", required = true)]
+    folders: Vec<PathBuf>,
+    /// Folder for the whole run
+    #[arg(long, value_name = "DIR", help_heading = "Output")]
+    out: PathBuf,
+    /// Discard the results that the folder holds, whatever run they are of
+    #[arg(long, help_heading = "Output")]
+    fresh: bool,
+    #[command(flatten)]
+    answer: AnswerArgs,
+}
 
 pub(super) fn run(args: &MergeArgs) -> Result<()> {
     // Of a shard these two are read; what else its folder holds may lie anywhere.

@@ -1,9 +1,13 @@
 //! `signstep study`: why isn't iterative targeted FGSM effective on minibatches? Every explanation, run and judged.
 
-use super::attack::{advise_of_snapping, default_eps, distance};
-use super::engine::{Place, Runner};
+use super::apart;
+use super::attack::{advise_of_snapping, default_eps};
+use super::engine::{DeviceArgs, Place, Runner};
+use super::flags::{bytes, distance, positive};
+use super::images::{DataArgs, Images, load_images};
 use super::interrupt::Interrupt;
-use super::{Images, NetworkArgs, StudyArgs, Weights, answer, apart, bytes, complain, load_images, positive};
+use super::network::{NetworkArgs, Weights};
+use super::tell::{answer, complain};
 use crate::attack::{Engine, Gradient, Loss, Method, Norm, Sample, argmax, random_target, snap};
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -11,9 +15,52 @@ use crate::report::Distance;
 use crate::study::batch::{Batch, Budget, healthy};
 use crate::study::{self, Bench, Config, Findings, Found, Identity, Net, Opened, Repeatable, Timing, examples};
 use crate::{Math, Network, Options, Reference, Training, weights};
+use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::IsTerminal;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
+
+/// What `study` can be told.
+#[derive(Args, Debug)]
+pub(super) struct StudyArgs {
+    #[command(flatten)]
+    network: NetworkArgs,
+    #[command(flatten)]
+    data: DataArgs,
+    /// Read only the first N images; of those that are right when clean as many are used as a power of two [default: 640]
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// Radius in linf [default: what the weights suggest, else 8/255]
+    #[arg(long, value_name = "DISTANCE", allow_hyphen_values = true)]
+    eps: Option<String>,
+    /// Rows from 0 to 13, ranges of them, and figures, with commas between them: 0,2-4,figures [default: all]
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
+    rows: Option<String>,
+    /// Images in row 0, which runs the question's examples on a ResNet-18 [default: 32 as printed; on software adapters 8]
+    #[arg(long, value_name = "N")]
+    examples: Option<usize>,
+    /// Seed of everything random
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Largest memory on the device for each network: 512M, 2G, 1GiB; a batch in training mode is never cut
+    #[arg(long, value_name = "BYTES", default_value = "4G")]
+    memory: String,
+    /// Folder for study.md, study.json and the figures [default: none is written]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Discard the study that the folder holds
+    #[arg(long)]
+    fresh: bool,
+    /// Also write study.safetensors: what another program needs to repeat rows 0 to 7
+    #[arg(long)]
+    tensors: bool,
+    /// Print JSON instead of Markdown
+    #[arg(long)]
+    json: bool,
+}
 
 /// Iterations, as the question's examples have.
 const STEPS: u32 = 10;

@@ -1,13 +1,27 @@
 //! `signstep tune`: finds the fastest tiles for a network on this device and keeps them in a file, which every later command
 //! reads.
 
-use super::engine::Place;
-use super::{TuneArgs, answer, load_model, tunings};
+use super::engine::{DeviceArgs, Place};
+use super::network::{NetworkArgs, load_model};
+use super::tell::answer;
+use super::tunings;
 use crate::error::{Error, Result};
 use crate::trial::Clock;
 use crate::tune::{self, Choice, Verdict};
 use crate::{Math, report};
+use clap::Args;
 use std::time::Duration;
+
+#[derive(Args, Debug)]
+pub(super) struct TuneArgs {
+    #[command(flatten)]
+    network: NetworkArgs,
+    #[command(flatten)]
+    device: DeviceArgs,
+    /// Batch that is timed
+    #[arg(long, value_name = "N", default_value_t = 16)]
+    batch: u32,
+}
 
 pub(super) fn run(args: &TuneArgs) -> Result<()> {
     if args.batch == 0 {

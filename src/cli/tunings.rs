@@ -1,7 +1,7 @@
 //! Tunings, kept for later commands: a file for each adapter and driver, which says what it holds for and carries a checksum.
 
 use super::cache::{folder, kept, replace, sealed};
-use super::warn;
+use super::tell::warn;
 use crate::error::{Error, Result};
 use crate::plan::Tuning;
 use crate::{Gpu, kernel, tune};

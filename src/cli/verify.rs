@@ -1,13 +1,46 @@
 //! `signstep verify`: is the network here the network that was trained? Clean accuracy, and logits beside another
 //! program's.
 
-use super::engine::{Place, Runner};
-use super::{Images, VerifyArgs, answer, answer_json, bytes, forecast, load_images, load_model, positive};
+use super::engine::{Place, PlaceArgs, Runner};
+use super::flags::{bytes, positive};
+use super::forecast;
+use super::images::{DataArgs, Images, load_images};
+use super::network::{NetworkArgs, load_model};
+use super::tell::{answer, answer_json};
 use crate::attack::argmax;
 use crate::error::{Error, Result};
 use crate::report::{Device, TensorFile, blank, grouped, percent, wilson};
+use clap::Args;
 use serde_json::{Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+#[derive(Args, Debug)]
+pub(super) struct VerifyArgs {
+    #[command(flatten)]
+    network: NetworkArgs,
+    #[command(flatten)]
+    data: DataArgs,
+    /// Logits to compare with: a .safetensors with `logits` (f32 or f64, [N, K]), or with that one tensor
+    #[arg(long, value_name = "FILE")]
+    logits: Option<PathBuf>,
+    /// How far logits may differ: A + R times the largest |logit| of the image
+    #[arg(long, value_name = "A,R", default_value = "1e-5,1e-4", requires = "logits")]
+    tolerance: String,
+    /// Read only the first N images
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    #[command(flatten)]
+    place: PlaceArgs,
+    /// Largest number of images in one submission; results do not depend on it [default: what the device takes]
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// Largest memory for images and activations, on the host and on the device each: 512M, 2G, 1GiB
+    #[arg(long, value_name = "BYTES", default_value = "1G")]
+    memory: String,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
 
 /// How far logits may differ: `absolute` + `relative` · the largest |logit| of the image.
 ///

@@ -9,8 +9,10 @@ mod shape;
 mod steps;
 mod tell;
 
+use super::apart;
 use super::engine::Place;
-use super::{answer, apart, bytes, complain, warn};
+use super::flags::bytes;
+use super::tell::{answer, complain, warn};
 use crate::coop;
 use crate::data;
 use crate::error::{Error, Result};

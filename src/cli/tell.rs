@@ -1,0 +1,70 @@
+//! What is told, and where: answers on standard output, everything else on standard error, without anything that could move a
+//! terminal's cursor.
+
+use crate::error::{Error, Result};
+use crate::report::{self, Report};
+use clap::{Args, ValueEnum};
+use std::fmt::Display;
+use std::io::{self, Write};
+
+/// How a run is told on standard output.
+#[derive(Args, Debug)]
+pub(super) struct AnswerArgs {
+    /// What to print on standard output
+    #[arg(long, value_enum, default_value_t, help_heading = "Output")]
+    pub format: Format,
+    /// Print JSON, as it is written to the folder: the same as --format json
+    #[arg(long, conflicts_with = "format", help_heading = "Output")]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    #[default]
+    Table,
+    Json,
+    Csv,
+    Markdown,
+}
+
+/// One line on standard error, whatever the message holds.
+pub(super) fn complain(kind: &str, message: &dyn Display) {
+    let line: Vec<String> = message.to_string().lines().map(|l| printable(l.trim())).collect();
+    let _ = writeln!(io::stderr(), "{kind}: {}", line.join(" "));
+}
+
+/// Text for a terminal: names out of files must not move its cursor. Lines stay lines.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() && c != '\n' { char::REPLACEMENT_CHARACTER } else { c }).collect()
+}
+
+/// Something that a user should know before trusting a result.
+pub(super) fn warn(message: impl Display) {
+    complain("warning", &message);
+}
+
+/// Writes an answer and a newline to standard output. A reader that has gone away (`| head`) is no error.
+pub(super) fn answer(text: &str) -> Result<()> {
+    let mut out = io::stdout().lock();
+    match writeln!(out, "{}", printable(text)).and_then(|()| out.flush()) {
+        Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Error::Output { place: "standard output".into(), detail: e.to_string() })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Writes JSON as an answer.
+pub(super) fn answer_json(value: &serde_json::Value) -> Result<()> {
+    answer(&serde_json::to_string_pretty(value).map_err(|e| Error::Internal(e.to_string()))?)
+}
+
+/// Tells of a run as it was asked for; `written` is told below the table.
+pub(super) fn tell(report: &Report, args: &AnswerArgs, written: &str) -> Result<()> {
+    match (args.json, args.format) {
+        (true, _) | (_, Format::Json) => answer(&report.json()),
+        (_, Format::Table) => answer(&format!("{}\n{written}", report::table(report))),
+        (_, Format::Csv) => answer(&report::csv(report)),
+        (_, Format::Markdown) => answer(&report::markdown(report)),
+    }
+}
