@@ -2,135 +2,49 @@
 //! each chunk of samples that has ended is one file. When all are there they are joined, everything else is made from
 //! them, and all of it is moved into the folder, `report.json` last: a folder with a report is complete, one with
 //! `parts/run.json` can be gone on with, and a kill at any moment leaves one of the two.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `folder/names.rs` | what files are called |
+//! | `folder/disk.rs` | files locked, swept away, removed, and named in errors |
+//! | `folder/complete.rs` | what a complete folder has to hold, and what of that is there |
+//! | `folder/run.rs` | the run that parts are of |
+//! | `folder/part.rs` | a part, read and written |
+//! | `folder/fitted.rs` | the perturbation that all images share, likewise |
+//! | `folder/stage.rs` | the files of a complete folder, made and moved into it |
+
+mod complete;
+mod disk;
+mod fitted;
+mod names;
+mod part;
+mod run;
+mod stage;
+
+pub use complete::missing;
+pub use part::Part;
+
+pub(crate) use names::RUN_NAMES;
+pub(super) use names::{REPORT, TENSORS};
 
 use super::config::differences;
 use super::json::MAX_BYTES;
-use super::tensors::{Columns, TensorFile, is_intact, join, slots, with_views};
-use super::{Device, Figures, Identity, Report, Timing, curve, pictures, samples, table};
-use crate::attack::{Health, Outcome, Perturbation};
-use crate::data::{View, hexadecimal, read, sha256, write_file, write_safetensors};
-use crate::error::{Error, Result};
+use super::{Device, Figures, Identity, Report, Timing, json_text};
+use crate::attack::{Outcome, Perturbation};
+use crate::data::{read, sha256, write_file};
+use crate::error::Result;
 use crate::model::Dims;
-use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
+use complete::holds_tensors;
+use disk::{foreign, is_barely_begun, lock, output, remove, sweep};
+use fitted::Fitted;
+use names::{LOCK, MANIFEST, NAMES, PARTS, SHARED, STAGING};
+use part::range;
+use run::{Manifest, Run};
+use stage::{publish, stage};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-
-pub(super) const REPORT: &str = "report.json";
-pub(super) const TENSORS: &str = "adversarial.safetensors";
-const MARKDOWN: &str = "report.md";
-/// The one perturbation that all images share, where they do. Among the parts it is a part of its own.
-const SHARED: &str = "perturbation.safetensors";
-const SAMPLES: &str = "samples.csv";
-const SHEET: &str = "sheet.png";
-const CURVE: &str = "curve.svg";
-const IMAGES: &str = "images";
-/// All that a complete folder may hold, the report last.
-const NAMES: [&str; 8] = [TENSORS, SHARED, SAMPLES, SHEET, CURVE, IMAGES, MARKDOWN, REPORT];
-
-const PARTS: &str = "parts";
-/// What a run writes and discards in its folder.
-pub(crate) const RUN_NAMES: [&str; 9] = [TENSORS, SHARED, SAMPLES, SHEET, CURVE, IMAGES, MARKDOWN, REPORT, PARTS];
-const MANIFEST: &str = "run.json";
-const LOCK: &str = "lock";
-/// Where the files of a complete folder are made, so that an abandoned one is swept away like any other leftover.
-const STAGING: &str = "join";
-/// Key of a part's own facts in its metadata.
-const FACTS: &str = "part";
-
-/// Which run a folder's parts are of.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Manifest {
-    #[serde(flatten)]
-    identity: Identity,
-    device: Device,
-}
-
-/// Names of what is made from the tensors and the report of a run on images of so many channels.
-fn derived(report: &Report, channels: usize) -> Vec<&'static str> {
-    let has_images = report.identity.config.delivers_bytes() && matches!(channels, 1 | 3);
-    let seldom = [(!report.eps.is_empty(), CURVE), (has_images, IMAGES)];
-    let seldom = seldom.into_iter().filter_map(|(is_made, name)| is_made.then_some(name));
-    [SAMPLES, SHEET].into_iter().chain(seldom).chain([MARKDOWN]).collect()
-}
-
-/// What a complete folder lacks of what was made from its tensors. `images/` counts as lacking where pictures are.
-pub fn missing(path: &Path, report: &Report) -> Vec<&'static str> {
-    let tensors = TensorFile::open(&path.join(TENSORS)).ok();
-    let side =
-        |axis: usize| tensors.as_ref().and_then(|file| file.shape("adversarial")?.get(axis).copied()).unwrap_or(0);
-    let (rows, channels) = (side(0), side(1));
-    let pictures = || fs::read_dir(path.join(IMAGES)).map_or(0, Iterator::count);
-    let lacks = |name: &&str| path.join(name).symlink_metadata().is_err() || (*name == IMAGES && pictures() < rows);
-    derived(report, channels).into_iter().filter(lacks).collect()
-}
-
-/// Whether all tensors are there that a report was written for, to the bit.
-fn holds_tensors(path: &Path, report: &Report) -> Result<bool> {
-    let names: Vec<&str> = match report.files.get(SHARED) {
-        Some(_) => vec![TENSORS, SHARED],
-        None => vec![TENSORS],
-    };
-    if names.iter().any(|name| path.join(name).symlink_metadata().is_err()) {
-        return Ok(false);
-    }
-    for name in names {
-        let place = path.join(name);
-        if !is_intact(&place, report.files.get(name)).map_err(|e| output(&place, e))? {
-            return Err(output(&place, format!("is not the file that {REPORT} was written for; --fresh runs it anew")));
-        }
-    }
-    Ok(true)
-}
-
-/// What is known of a chunk of samples that has ended.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Part {
-    /// Which run it is of: the SHA-256 of what decides its bytes.
-    run: String,
-    /// Its first sample, by index in the whole data set.
-    pub first: usize,
-    /// The sample after its last.
-    pub end: usize,
-    /// What came of it.
-    pub figures: Figures,
-    attack_ms: f64,
-    sample_steps: u64,
-    /// SHA-256 of all of the above and the values of its tensors.
-    sha256: String,
-}
-
-impl Part {
-    /// The hash that the part must carry; `feed` hands over its tensors' bytes.
-    fn seal(&self, feed: impl FnOnce(&mut Sha256) -> Result<()>) -> Result<String> {
-        let mut hash = Sha256::new();
-        hash.update(super::json_text(&Part { sha256: String::new(), ..self.clone() }));
-        feed(&mut hash)?;
-        Ok(hexadecimal(hash))
-    }
-
-    fn file(&self) -> String {
-        format!("{}-{}.safetensors", self.first, self.end)
-    }
-}
-
-/// What is known of a perturbation that has been fitted: as [`Part`].
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct FittedFacts {
-    run: String,
-    fit_ms: f64,
-    sha256: String,
-}
-
-/// A perturbation, and how long it took to find.
-#[derive(Clone, Debug)]
-struct Fitted {
-    perturbation: Perturbation,
-    facts: FittedFacts,
-}
 
 /// A folder that has been looked at.
 #[derive(Debug)]
@@ -145,10 +59,7 @@ pub enum Opened {
 #[derive(Debug)]
 pub struct Folder {
     path: PathBuf,
-    manifest: Manifest,
-    run: String,
-    dims: Dims,
-    classes: usize,
+    run: Run,
     parts: Vec<Part>,
     fitted: Option<Fitted>,
     /// Folders that were not there before, outermost first.
@@ -161,7 +72,7 @@ impl Folder {
     /// process left in it. With `fresh`, results that are there are discarded, whatever run they are of.
     ///
     /// # Errors
-    /// [`Error::Output`] when it cannot be written, holds another run or files that are of no run, or is being written by
+    /// [`crate::Error::Output`] when it cannot be written, holds another run or files that are of no run, or is being written by
     /// another process. Then it is as it was.
     pub fn open(
         path: &Path,
@@ -173,7 +84,7 @@ impl Folder {
     ) -> Result<Opened> {
         let manifest = Manifest { identity, device };
         let key = manifest.identity.key(Some(&manifest.device));
-        let run = sha256([super::json_text(&key).as_bytes()]);
+        let hash = sha256([json_text(&key).as_bytes()]);
         let refuse_other = |earlier: &Identity, device: &Device| match &differences(&earlier.key(Some(device)), &key)[..]
         {
             [] => Ok(()),
@@ -216,10 +127,7 @@ impl Folder {
         fs::create_dir_all(&parts).map_err(|e| output(&parts, e))?;
         let mut folder = Folder {
             path: path.into(),
-            manifest,
-            run,
-            dims,
-            classes,
+            run: Run { manifest, sha256: hash, dims, classes },
             parts: Vec::new(),
             fitted: None,
             made,
@@ -227,7 +135,7 @@ impl Folder {
         };
         folder.lock = Some(lock(&parts.join(LOCK))?);
         // The manifest first: from here on whatever the folder holds is this run's, or swept away.
-        let text = format!("{}\n", super::json_text(&folder.manifest));
+        let text = format!("{}\n", json_text(&folder.run.manifest));
         write_file(&parts.join(MANIFEST), text.as_bytes())?;
         if discard {
             for name in NAMES.iter().rev().filter(|name| there(name)) {
@@ -248,7 +156,7 @@ impl Folder {
             match range(&name) {
                 _ if name == MANIFEST || name == LOCK => {}
                 _ if name == SHARED && !discard => {
-                    self.fitted = self.fitted(&entry.path());
+                    self.fitted = Fitted::read(&entry.path(), &self.run);
                     if self.fitted.is_none() {
                         remove(&entry.path())?;
                     }
@@ -260,33 +168,12 @@ impl Folder {
             }
         }
         while let Some(((first, end), path)) = found.pop_first() {
-            match self.part(&path, first..end) {
+            match Part::read(&path, first..end, &self.run) {
                 Some(part) if first == self.next() => self.parts.push(part),
                 _ => remove(&path)?,
             }
         }
         Ok(())
-    }
-
-    /// Reads a perturbation; `None` unless it is whole and of this run.
-    fn fitted(&self, path: &Path) -> Option<Fitted> {
-        let n = self.manifest.identity.range().len();
-        let mut file = TensorFile::open(path).ok()?;
-        let facts: FittedFacts = serde_json::from_str(file.metadata(FACTS)?).ok()?;
-        let shape = [self.dims.c, self.dims.h, self.dims.w];
-        if file.shape("perturbation")? != shape || file.slots().len() != 3 {
-            return None;
-        }
-        let mut counts = |name: &str| -> Option<Vec<u64>> {
-            let all = file.i64(name, 0..n).ok()?;
-            (file.shape(name)? == [n]).then(|| all.iter().map(|v| v.cast_unsigned()).collect())
-        };
-        let (steps_taken, zero_gradients) = (counts("steps_taken")?, counts("zero_gradients")?);
-        let values = file.f32("perturbation", 0..self.dims.c).ok()?;
-        let health = vec![Health::default(); n];
-        let perturbation = Perturbation { values, steps_taken, zero_gradients, health };
-        let sealed = with_perturbation(&perturbation, self.dims, |views| facts.seal(views));
-        (facts.run == self.run && sealed == facts.sha256).then_some(Fitted { perturbation, facts })
     }
 
     /// The perturbation that all images share, where one has been fitted.
@@ -297,39 +184,10 @@ impl Folder {
     /// Keeps the perturbation that all images share, fitted without NaN or infinity in any of them.
     ///
     /// # Errors
-    /// [`Error::Output`] naming the file.
+    /// [`crate::Error::Output`] naming the file.
     pub fn keep(&mut self, perturbation: Perturbation, took: Duration) -> Result<()> {
-        let mut facts = FittedFacts { run: self.run.clone(), fit_ms: took.as_secs_f64() * 1e3, sha256: String::new() };
-        with_perturbation(&perturbation, self.dims, |views| {
-            facts.sha256 = facts.seal(views);
-            let told = BTreeMap::from([(FACTS.to_string(), super::json_text(&facts))]);
-            write_safetensors(&self.path.join(PARTS).join(SHARED), views, &told)
-        })?;
-        self.fitted = Some(Fitted { perturbation, facts });
+        self.fitted = Some(Fitted::write(&self.path.join(PARTS), perturbation, took, &self.run)?);
         Ok(())
-    }
-
-    /// Reads a part to its end; `None` unless it is whole, of this run, and of the samples that its name says.
-    fn part(&self, path: &Path, range: Range<usize>) -> Option<Part> {
-        let mut file = TensorFile::open(path).ok()?;
-        let part: Part = serde_json::from_str(file.metadata(FACTS)?).ok()?;
-        let mut found = file.slots();
-        found.sort_by(|a, b| a.name.cmp(&b.name));
-        let fits = part.run == self.run
-            && (part.first..part.end) == range
-            && range.start < range.end
-            && range.end <= self.manifest.identity.range().end
-            && part.figures.whole.samples == range.len()
-            && found == slots(range.len(), self.dims, self.classes, &self.manifest.identity.config);
-        let hash = |hash: &mut Sha256| {
-            found.iter().try_for_each(|slot| {
-                file.copy(&slot.name, &mut |bytes| {
-                    hash.update(bytes);
-                    Ok(())
-                })
-            })
-        };
-        (fits && part.seal(hash).ok()? == part.sha256).then_some(part)
     }
 
     /// The parts that are there, from the first sample on without a gap.
@@ -339,34 +197,16 @@ impl Folder {
 
     /// The first sample that is still to be attacked, by index in the whole data set.
     pub fn next(&self) -> usize {
-        self.parts.last().map_or(self.manifest.identity.range().start, |p| p.end)
+        self.parts.last().map_or(self.run.manifest.identity.range().start, |p| p.end)
     }
 
     /// Keeps the outcome of the samples that begin at [`Folder::next`]: with several radii the rows of a sample beside each
     /// other. `rungs` says on which rung of the ladder each was turned first; empty where that was not looked for.
     ///
     /// # Errors
-    /// [`Error::Output`] naming the file.
+    /// [`crate::Error::Output`] naming the file.
     pub fn add(&mut self, outcome: &Outcome, rungs: &[Option<usize>], attack: Duration) -> Result<()> {
-        let (first, config) = (self.next(), &self.manifest.identity.config);
-        let columns = Columns::new(config, first, outcome, rungs);
-        let mut part = Part {
-            run: self.run.clone(),
-            first,
-            end: first + outcome.len() / config.rows_each(),
-            figures: Figures::new(config, outcome, rungs),
-            attack_ms: attack.as_secs_f64() * 1e3,
-            sample_steps: outcome.sample_steps(),
-            sha256: String::new(),
-        };
-        with_views(outcome, &columns, self.dims, |views| {
-            part.sha256 = part.seal(|hash| {
-                views.iter().for_each(|(_, view)| hash.update(view.bytes()));
-                Ok(())
-            })?;
-            let facts = BTreeMap::from([(FACTS.to_string(), super::json_text(&part))]);
-            write_safetensors(&self.path.join(PARTS).join(part.file()), views, &facts)
-        })?;
+        let part = Part::write(&self.path.join(PARTS), self.next(), outcome, rungs, attack, &self.run)?;
         self.parts.push(part);
         Ok(())
     }
@@ -374,7 +214,7 @@ impl Folder {
     /// Joins the parts and completes the folder; gives the report, and the names of what was written.
     ///
     /// # Errors
-    /// [`Error::Output`], or [`Error::Data`] for a part that has changed meanwhile; the parts stay.
+    /// [`crate::Error::Output`], or [`crate::Error::Data`] for a part that has changed meanwhile; the parts stay.
     pub fn finish(
         self,
         load: Duration,
@@ -387,75 +227,20 @@ impl Folder {
         let sample_steps = self.parts.iter().map(|p| p.sample_steps).sum();
         let timing = Timing::new(figures.whole.samples, load, compile, attack, sample_steps);
         let files: Vec<PathBuf> = self.parts.iter().map(|p| self.path.join(PARTS).join(p.file())).collect();
-        let devices = vec![self.manifest.device.clone()];
-        let identity = self.manifest.identity.clone();
+        let devices = vec![self.run.manifest.device.clone()];
+        let identity = self.run.manifest.identity.clone();
         self.complete(&files, Report::new(identity, figures, devices, timing, gpu_bytes))
     }
 
     /// Makes all files of the folder from `files`, which hold the samples of the run in order.
     pub(super) fn complete(mut self, files: &[PathBuf], report: Report) -> Result<(Report, Vec<&'static str>)> {
-        let (report, names) = self.stage(files, report)?;
-        self.publish(&names)?;
+        let staging = self.path.join(PARTS).join(STAGING);
+        let (report, names) = stage(&staging, files, report, self.perturbation(), &self.run)?;
+        publish(&staging, &self.path, &names)?;
         self.lock = None;
         self.made.clear();
         sweep(&self.path.join(PARTS));
         Ok((report, names))
-    }
-
-    /// Makes the files where nobody looks for them; gives their names, the report's last.
-    fn stage(&self, files: &[PathBuf], mut report: Report) -> Result<(Report, Vec<&'static str>)> {
-        let range = report.identity.range();
-        let samples = report.statistics.samples;
-        if samples != range.len() {
-            return Err(Error::Internal(format!("{samples} of {} samples were attacked", range.len())));
-        }
-        let staging = self.path.join(PARTS).join(STAGING);
-        fs::create_dir(&staging).map_err(|e| output(&staging, e))?;
-        let tensors = staging.join(TENSORS);
-        let slots = slots(range.len(), self.dims, self.classes, &report.identity.config);
-        report.files.insert(TENSORS.to_string(), join(&tensors, files, &slots)?);
-
-        let mut tensors = TensorFile::open(&tensors)?;
-        samples::write(&staging.join(SAMPLES), &mut tensors, range.clone(), &report.identity.config)?;
-        pictures::sheet(&staging.join(SHEET), &report, &mut tensors, range.clone(), self.dims)?;
-        let mut names = vec![TENSORS];
-        if let Some(perturbation) = self.perturbation() {
-            let path = staging.join(SHARED);
-            let view = View::f32(&[self.dims.c, self.dims.h, self.dims.w], &perturbation.values);
-            write_safetensors(&path, &[("perturbation", view)], &BTreeMap::new())?;
-            let bytes = fs::read(&path).map_err(|e| output(&path, e))?;
-            report.files.insert(SHARED.to_string(), sha256([&bytes[..]]));
-            names.push(SHARED);
-        }
-        let derived = derived(&report, self.dims.c);
-        if derived.contains(&CURVE) {
-            curve::write(&staging.join(CURVE), &report)?;
-        }
-        if derived.contains(&IMAGES) {
-            pictures::images(
-                &staging.join(IMAGES),
-                &mut tensors,
-                range,
-                self.dims,
-                report.identity.config.rows_each(),
-            )?;
-        }
-        write_file(&staging.join(MARKDOWN), format!("{}\n", table::markdown(&report)).as_bytes())?;
-        write_file(&staging.join(REPORT), format!("{}\n", report.json()).as_bytes())?;
-        names.extend(derived);
-        names.push(REPORT);
-        Ok((report, names))
-    }
-
-    /// Moves what was staged into the folder, one after the other.
-    fn publish(&self, names: &[&str]) -> Result<()> {
-        for name in names {
-            let (from, to) = (self.path.join(PARTS).join(STAGING).join(name), self.path.join(name));
-            // What an interrupted process had moved already; the parts are still there to make it from.
-            remove(&to)?;
-            fs::rename(&from, &to).map_err(|e| output(&to, e))?;
-        }
-        Ok(())
     }
 }
 
@@ -476,86 +261,12 @@ impl Drop for Folder {
     }
 }
 
-impl FittedFacts {
-    /// The hash that it must carry.
-    fn seal(&self, views: &[(&str, View<'_>)]) -> String {
-        let told = super::json_text(&FittedFacts { sha256: String::new(), ..self.clone() });
-        sha256(std::iter::once(told.as_bytes()).chain(views.iter().map(|(_, view)| view.bytes())))
-    }
-}
-
-/// Calls `f` with a perturbation and what was met in each sample, as tensors in sorted order.
-fn with_perturbation<T>(p: &Perturbation, dims: Dims, f: impl FnOnce(&[(&str, View<'_>)]) -> T) -> T {
-    let signed = |all: &[u64]| all.iter().map(|v| v.cast_signed()).collect::<Vec<i64>>();
-    let (steps, zeros) = (signed(&p.steps_taken), signed(&p.zero_gradients));
-    f(&[
-        ("perturbation", View::f32(&[dims.c, dims.h, dims.w], &p.values)),
-        ("steps_taken", View::i64(&[steps.len()], &steps)),
-        ("zero_gradients", View::i64(&[zeros.len()], &zeros)),
-    ])
-}
-
-/// The lock is the system's: it goes with the process, however that ends.
-fn lock(path: &Path) -> Result<File> {
-    let file = File::options().write(true).create(true).truncate(false).open(path).map_err(|e| output(path, e))?;
-    match fs4::FileExt::try_lock(&file) {
-        Err(fs4::TryLockError::WouldBlock) => Err(output(path, "another process is writing to this folder")),
-        // Not every file system has locks; without one the user must see to it.
-        _ => Ok(file),
-    }
-}
-
-/// Removes the folder of parts, `run.json` last of its files: as long as anything is there, it says what.
-fn sweep(parts: &Path) {
-    // Without it only what a process leaves that could not even write it.
-    if !parts.join(MANIFEST).exists() && !is_barely_begun(parts) {
-        return;
-    }
-    let entries = fs::read_dir(parts).into_iter().flatten().flatten().map(|e| e.path());
-    for path in entries.filter(|p| !p.ends_with(MANIFEST)) {
-        let _ = remove(&path);
-    }
-    let _ = fs::remove_file(parts.join(MANIFEST));
-    let _ = fs::remove_dir(parts);
-}
-
-/// True when the folder of parts is not there, or a process was killed before it had written the manifest.
-fn is_barely_begun(parts: &Path) -> bool {
-    let temporary = format!(".{MANIFEST}.");
-    match fs::read_dir(parts) {
-        Ok(entries) => entries.flatten().all(|e| {
-            let name = e.file_name().to_string_lossy().into_owned();
-            name == LOCK || name.starts_with(&temporary)
-        }),
-        Err(_) => parts.symlink_metadata().is_err(),
-    }
-}
-
-/// `FIRST-END.safetensors`
-fn range(name: &str) -> Option<Range<usize>> {
-    let (first, end) = name.strip_suffix(".safetensors")?.split_once('-')?;
-    Some(first.parse().ok()?..end.parse().ok()?)
-}
-
-/// Removes a file or a folder; one that is not there is no error.
-fn remove(path: &Path) -> Result<()> {
-    let Ok(facts) = path.symlink_metadata() else { return Ok(()) };
-    if facts.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) }.map_err(|e| output(path, e))
-}
-
-fn foreign(path: &Path, why: &dyn std::fmt::Display) -> Error {
-    output(path, format!("holds files that are no run of this program ({why}); choose another folder with --out"))
-}
-
-fn output(place: &Path, detail: impl ToString) -> Error {
-    Error::Output { place: place.display().to_string(), detail: detail.to_string() }
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::config::tests::{device, identity};
     use super::super::statistics::tests::outcome;
     use super::super::{Config, Shard};
+    use super::names::{IMAGES, MARKDOWN, SAMPLES, SHEET};
     use super::*;
 
     const DIMS: Dims = Dims { c: 1, h: 2, w: 2 };
@@ -645,8 +356,9 @@ mod tests {
                 add(&mut folder);
             }
             let files: Vec<PathBuf> = folder.parts.iter().map(|p| path.join(PARTS).join(p.file())).collect();
-            let (_, names) = folder.stage(&files, report.clone()).unwrap();
-            folder.publish(&names[..moves]).unwrap();
+            let staging = path.join(PARTS).join(STAGING);
+            let (_, names) = stage(&staging, &files, report.clone(), folder.perturbation(), &folder.run).unwrap();
+            publish(&staging, &path, &names[..moves]).unwrap();
             drop(folder);
             match open(&path, false).unwrap() {
                 Opened::Complete(found) => {
