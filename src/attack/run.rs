@@ -581,7 +581,7 @@ fn nth_but(z: &[f32], class: usize, n: usize) -> usize {
     others[n]
 }
 
-/// −log softmax(z)[class], in f64 from f32 logits.
+/// `−log softmax(z)[class]`, in f64 from f32 logits.
 pub(crate) fn cross_entropy(z: &[f32], class: usize) -> f32 {
     let top = z.iter().fold(f64::MIN, |m, &z| m.max(f64::from(z)));
     let sum: f64 = z.iter().map(|&z| (f64::from(z) - top).exp()).sum();

@@ -1,4 +1,4 @@
-//! Data sets in safetensors: `images` (u8 in [0, 255], or floats in [0, 1]; [N, C, H, W]) and `labels` (integers; [N]).
+//! Data sets in safetensors: `images` (u8 in [0, 255], or floats in [0, 1]; `[N, C, H, W]`) and `labels` (integers; `[N]`).
 //! Other tensors are ignored. Metadata `classes` (JSON list) names the classes.
 
 use super::records::{Layout, Records, Values, labels};

@@ -9,31 +9,31 @@ use std::ops::Range;
 /// Resources that the host writes and reads.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Ids {
-    /// Clean images, [N, C, H, W].
+    /// Clean images, `[N, C, H, W]`.
     pub x0: usize,
-    /// Iterates, [N, C, H, W].
+    /// Iterates, `[N, C, H, W]`.
     pub x: usize,
-    /// Input gradient, [N, C, H, W].
+    /// Input gradient, `[N, C, H, W]`.
     pub dx: usize,
-    /// [N] of `attack::Sample`.
+    /// `[N]` of `attack::Sample`.
     pub samples: usize,
-    /// [N] of `attack::State`.
+    /// `[N]` of `attack::State`.
     pub states: usize,
-    /// What rules remember beside x: [N, M, C, H, W], M by the rule.
+    /// What rules remember beside x: `[N, M, C, H, W]`, M by the rule.
     pub memory: usize,
     /// Smallest and largest pixel, and the seed in two words.
     pub bounds: usize,
-    /// One for all samples, [C, H, W].
+    /// One for all samples, `[C, H, W]`.
     pub perturbation: usize,
-    /// Of all samples' gradients, [C, H, W].
+    /// Of all samples' gradients, `[C, H, W]`.
     pub sum: usize,
-    /// [N, K]
+    /// `[N, K]`
     pub logits: usize,
-    /// [N]
+    /// `[N]`
     pub loss: usize,
-    /// [N]
+    /// `[N]`
     pub zero_gradients: usize,
-    /// [N]
+    /// `[N]`
     pub health: usize,
 }
 

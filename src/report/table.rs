@@ -78,7 +78,7 @@ pub fn markdown(report: &Report) -> String {
 
 const EPS: &str = "/config/eps/value";
 
-/// Columns of [`csv`], and where they are found in `report.json`.
+/// Columns of [`csv()`], and where they are found in `report.json`.
 const COLUMNS: [(&str, &str); 27] = [
     ("arch", "/model/arch"),
     ("data", "/data/source"),
