@@ -1,6 +1,9 @@
 //! The smallest radius that turns each sample, found by bisection, every sample on its own way down the same ladder.
 
-use super::{Attack, Engine, Outcome, Own, Targets};
+use super::engine::Engine;
+use super::outcome::Outcome;
+use super::settings::{Attack, Own};
+use super::targets::Targets;
 use crate::error::{Error, Result};
 use std::cmp::Ordering;
 

@@ -1,6 +1,7 @@
 //! Rules: what is done with a gradient, and what a sample remembers from one step to the next.
 
-use super::{Norm, Sample};
+use super::norm::Norm;
+use super::sample::Sample;
 
 /// What is done with a gradient. The kernels are in `shaders/step.wgsl`, in `shaders/rules.wgsl` and
 /// `shaders/fab.wgsl` where a sample is looked at as a whole, in `shaders/square.wgsl` where there is no gradient; their twins are in

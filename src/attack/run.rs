@@ -1,10 +1,11 @@
 //! One run of an attack: clean logits, targets, restarts, and the judgement of what is delivered. Where the pixels lie, on the
 //! host or on the device, is [`Pixels`]' affair.
 
+use super::logits::{argmax, cross_entropy, nth_but};
 use super::random::random_target;
 use super::{
     Attack, Engine, Health, Iterated, Job, Logits, Method, Norm, Outcome, Own, Perturbation, Sample, Targets, Trail,
-    argmax, budget, budget_l2, put_on, quantise, quantise_l2, snap,
+    budget, budget_l2, put_on, quantise, quantise_l2, snap,
 };
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -572,18 +573,4 @@ impl Verdict for Judge<'_> {
         }
         keep
     }
-}
-
-/// The class with the n-th highest logit among those that are not `class`, equals in the order of their indices.
-fn nth_but(z: &[f32], class: usize, n: usize) -> usize {
-    let mut others: Vec<usize> = (0..z.len()).filter(|k| *k != class).collect();
-    others.sort_by(|a, b| z[*b].total_cmp(&z[*a]));
-    others[n]
-}
-
-/// `−log softmax(z)[class]`, in f64 from f32 logits.
-pub(crate) fn cross_entropy(z: &[f32], class: usize) -> f32 {
-    let top = z.iter().fold(f64::MIN, |m, &z| m.max(f64::from(z)));
-    let sum: f64 = z.iter().map(|&z| (f64::from(z) - top).exp()).sum();
-    (sum.ln() - (f64::from(z[class]) - top)) as f32
 }

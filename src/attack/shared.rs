@@ -5,6 +5,7 @@
 //! Here alone do images depend on each other. Gradients are added up in the order of the samples, so how these are cut into
 //! chunks and batches changes no bit; which samples there are does.
 
+use super::logits::argmax;
 use super::run::{check_images, check_labels, look_at_clean};
 use super::{Attack, Engine, Health, Logits, Loss, Sample, Targets};
 use crate::error::{Error, Result};
@@ -160,13 +161,6 @@ impl Attack {
         Ok(entrants.spread(fitted))
     }
 
-    /// Puts this perturbation on the images instead of fitting one to them: on others than those it was fitted to, or on these a
-    /// part at a time (`uap`).
-    pub fn perturbation(mut self, perturbation: impl Into<Perturbation>) -> Self {
-        self.perturbation = Some(perturbation.into());
-        self
-    }
-
     /// Adds to `entrants` those of the samples of `range` that take part; `seen` is what the network says of them when clean.
     pub(crate) fn enter(
         &self,
@@ -189,7 +183,7 @@ impl Attack {
             entrants.health.push(seen.health[i]);
             // A sample that is no sound image has no gradient to add.
             let is_sound = seen.health[i].is_healthy();
-            let is_right = super::argmax(&seen.logits[i * k..(i + 1) * k]) as i64 == labels[i];
+            let is_right = argmax(&seen.logits[i * k..(i + 1) * k]) as i64 == labels[i];
             if is_sound && (is_right || self.attack_all) && targets[i] != labels[i] {
                 entrants.rows.push(row);
                 entrants.samples.push(part.sample(i, labels[i], targets[i], None, 0));

@@ -1,6 +1,6 @@
 //! The schedule of the Square attack: how large the squares are, and what is in them.
 
-use super::Norm;
+use super::norm::Norm;
 use crate::model::Dims;
 
 /// Share of the image that the first squares cover, as in the paper's code for L∞.

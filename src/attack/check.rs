@@ -1,0 +1,108 @@
+//! What makes no sense is refused before anything runs.
+
+use super::loss::Loss;
+use super::method::Method;
+use super::norm::Norm;
+use super::settings::{Attack, Own};
+use super::targets::Targets;
+use crate::error::{Error, Result};
+
+/// The longest length in L2: f32 holds the square of twice as much.
+const L2_MOST: f32 = 1e18;
+
+impl Attack {
+    /// Checks everything that can be checked without data.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the parameter.
+    pub fn validate(&self) -> Result<()> {
+        let fail = |m: String| Err(Error::Usage(m));
+        if self.eps.is_nan() || self.eps < 0.0 {
+            return fail(format!("eps must be zero or more, but is {}", self.eps));
+        }
+        let name = self.method.name();
+        if self.step_size.is_some() && !self.method.has_step_size() {
+            return fail(format!("{name} has no step size"));
+        }
+        if self.method == Method::Square && self.eps.is_infinite() {
+            return fail("square needs a finite eps".into());
+        }
+        if (self.loss == Loss::Difference) != (self.method == Method::FabT) {
+            return fail(format!("{name} cannot follow the loss {}", self.loss.name()));
+        }
+        if self.eps.is_infinite() && self.step_size.is_none() && self.method.has_step_size() {
+            return fail("with an infinite eps a step size must be given".into());
+        }
+        let a = self.effective_step_size();
+        if !a.is_finite() || a < 0.0 {
+            return fail(format!("the step size must be finite and zero or more, but is {a}"));
+        }
+        if self.steps == 0 {
+            return fail("steps must be one or more".into());
+        }
+        if self.method == Method::Fgsm && self.steps != 1 {
+            return fail(format!("fgsm takes one step, not {}: use ifgsm", self.steps));
+        }
+        if self.random_start && !self.method.can_start_at_random() {
+            return fail(format!("{name} has no random start: use pgd"));
+        }
+        if (self.method.has_momentum() || self.method.shares_perturbation()) && self.norm != Norm::Linf {
+            return fail(format!("{name} is for linf alone"));
+        }
+        // More than one, and what is gathered would grow until it is no number.
+        if !(0.0..=1.0).contains(&self.momentum) {
+            return fail(format!("the momentum must be a number from zero to one, but is {}", self.momentum));
+        }
+        let too_long = |length: f32| self.norm == Norm::L2 && length.is_finite() && length > L2_MOST;
+        if let Some(long) = [self.eps, a].into_iter().find(|length| too_long(*length)) {
+            return fail(format!("in l2 eps and the step size must be {L2_MOST:e} at most, but one is {long:e}"));
+        }
+        if self.method.chooses_targets() {
+            if self.targets != Targets::None {
+                return fail(format!("{name} chooses its targets itself: use apgd with targets"));
+            }
+            if self.classes == 0 {
+                return fail(format!("{name} must aim at one class or more"));
+            }
+        }
+        match self.stretch {
+            Some(_) if self.method != Method::Square => return fail(format!("{name} has no schedule to stretch")),
+            Some(0) => return fail("a schedule cannot be stretched over no steps".into()),
+            _ => {}
+        }
+        if self.method.shares_perturbation() && (self.early_stop || !self.own.is_empty()) {
+            let what = if self.early_stop { "stop early with an image" } else { "have an eps for each image" };
+            return fail(format!("{name} cannot {what}: all share one perturbation"));
+        }
+        if self.perturbation.is_some() && !self.method.shares_perturbation() {
+            return fail(format!("{name} takes no perturbation: use uap"));
+        }
+        for (i, own) in self.own.iter().enumerate() {
+            let sound = |v: f32| v >= 0.0 && v.is_finite() && !too_long(v);
+            if !sound(own.eps) || !sound(own.step_size) {
+                let Own { eps, step_size, .. } = own;
+                let most = if self.norm == Norm::L2 { format!(", and {L2_MOST:e} at most") } else { String::new() };
+                return fail(format!(
+                    "sample {i}: eps {eps} and step size {step_size} must be finite and zero or more{most}"
+                ));
+            }
+        }
+        let starts_at_random = self.random_start && (self.restarts > 1 || !self.method.begins_clean());
+        if starts_at_random && self.eps.is_infinite() {
+            return fail("a random start needs a finite eps".into());
+        }
+        if self.restarts == 0 {
+            return fail("restarts must be one or more".into());
+        }
+        if self.restarts > 1 && !self.random_start && self.method != Method::Square {
+            return fail(format!("{} restarts without a random start would all be the same", self.restarts));
+        }
+        if let Some((lo, hi)) = self.bounds {
+            // NaN must fail too.
+            if !(lo.is_finite() && hi.is_finite() && lo < hi) {
+                return fail(format!("bounds {lo},{hi}: two finite numbers, the lower one first"));
+            }
+        }
+        Ok(())
+    }
+}
