@@ -6,6 +6,7 @@ use super::norm::Norm;
 use super::settings::{Attack, Own};
 use super::targets::Targets;
 use crate::error::{Error, Result};
+use crate::model::Model;
 
 /// The longest length in L2: f32 holds the square of twice as much.
 const L2_MOST: f32 = 1e18;
@@ -104,5 +105,74 @@ impl Attack {
             }
         }
         Ok(())
+    }
+
+    /// Checks a run of `n` samples before any image is looked at; how often a sample is tried at most.
+    pub(super) fn check_run(&self, model: &Model, n: usize) -> Result<u32> {
+        self.check_perturbation(model.input.len())?;
+        if u64::from(self.steps) * model.input.len() as u64 > u64::from(u32::MAX) {
+            return Err(Error::Usage(format!("{} steps are more than can be counted", self.steps)));
+        }
+        let attempts = self.countable_attempts(model.logits())?;
+        if !self.own.is_empty() && self.own.len() != n {
+            return Err(Error::Usage(format!(
+                "{} samples have an eps of their own, but there are {n}",
+                self.own.len()
+            )));
+        }
+        Ok(attempts)
+    }
+
+    /// How often a sample is tried at most ([`Attack::attempts`]); a sample's restart is one word.
+    fn countable_attempts(&self, classes: usize) -> Result<u32> {
+        let attempts = self.attempts(classes);
+        u32::try_from(attempts).map_err(|_| {
+            let aims = attempts / u64::from(self.restarts);
+            Error::Usage(format!("{} restarts for each of {aims} classes are more than can be counted", self.restarts))
+        })
+    }
+
+    /// Whether a perturbation that was given can be put on images of so many values.
+    pub(crate) fn check_perturbation(&self, len: usize) -> Result<()> {
+        let Some(given) = &self.perturbation else { return Ok(()) };
+        let fail = |detail: String| Err(Error::data("perturbation", detail));
+        if given.values.len() != len {
+            return fail(format!("{} values, but an image has {len}", given.values.len()));
+        }
+        match given.values.iter().position(|d| d.is_nan() || d.abs() > self.eps) {
+            Some(i) => fail(format!("value {i} is {}, outside of eps {}", given.values[i], self.eps)),
+            None => Ok(()),
+        }
+    }
+
+    /// Pixels must lie within the bounds; NaN is the sample's own affair.
+    pub(super) fn check_pixels(&self, images: &[f32], one: usize, first: usize) -> Result<()> {
+        let Some((lo, hi)) = self.bounds else { return Ok(()) };
+        match images.iter().position(|&x| x < lo || x > hi) {
+            Some(i) => Err(Error::data(
+                format!("sample {}", first + i / one),
+                format!("pixel value {} is outside of the bounds {lo} to {hi}", images[i]),
+            )),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Images must be as many as there are labels.
+pub(super) fn check_images(model: &Model, images: &[f32], n: usize) -> Result<()> {
+    let one = model.input.len();
+    if images.len() == n * one {
+        return Ok(());
+    }
+    let detail = format!("{} values for {n} labels, but an image is {} = {one}", images.len(), model.input);
+    Err(Error::data("images", detail))
+}
+
+/// Labels must be classes.
+pub(crate) fn check_labels(model: &Model, labels: &[i64]) -> Result<()> {
+    let k = model.logits();
+    match labels.iter().position(|&y| y < 0 || y >= k as i64) {
+        Some(i) => Err(Error::data(format!("sample {i}"), format!("label {} with {k} classes", labels[i]))),
+        None => Ok(()),
     }
 }

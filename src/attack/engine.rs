@@ -2,9 +2,9 @@
 
 use super::health::Health;
 use super::loss::Loss;
+use super::perturbation::{Fit, Perturbation, Source};
 use super::rule::{Rule, Trail};
 use super::sample::Sample;
-use super::shared::{Fit, Perturbation, Source};
 use crate::error::{Error, Result};
 use crate::model::Model;
 

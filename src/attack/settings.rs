@@ -3,8 +3,8 @@
 use super::loss::Loss;
 use super::method::Method;
 use super::norm::Norm;
+use super::perturbation::Perturbation;
 use super::rule::Rule;
-use super::shared::Perturbation;
 use super::targets::Targets;
 
 /// What a sample has for itself where the samples of a run differ ([`Attack::each`]).
@@ -333,5 +333,37 @@ impl Attack {
     /// `nifgsm`, else 2.5·eps/steps (2/255 for ten steps of 8/255).
     pub fn effective_step_size(&self) -> f32 {
         self.step_size.unwrap_or_else(|| self.method.default_step_size(f64::from(self.eps), self.steps) as f32)
+    }
+
+    /// What sample `i` has for itself.
+    pub(super) fn own_of(&self, i: usize) -> Own {
+        let alike =
+            || Own { id: self.first_id.wrapping_add(i as u64), eps: self.eps, step_size: self.effective_step_size() };
+        self.own.get(i).copied().unwrap_or_else(alike)
+    }
+
+    /// Whether all images share a perturbation that is still to be found.
+    pub(crate) fn needs_fit(&self) -> bool {
+        self.method.shares_perturbation() && self.perturbation.is_none()
+    }
+
+    /// The perturbation that is put on images.
+    pub(crate) fn given(&self) -> Option<&Perturbation> {
+        self.perturbation.as_ref()
+    }
+
+    /// Whether a sample stops once it has succeeded.
+    pub(crate) fn stops_early(&self) -> bool {
+        self.early_stop
+    }
+
+    /// Smallest and largest pixel for an engine, which knows no absence of bounds.
+    pub(crate) fn engine_bounds(&self) -> (f32, f32) {
+        self.bounds.unwrap_or((f32::MIN, f32::MAX))
+    }
+
+    /// Whether pixels must lie within bounds.
+    pub(crate) fn is_bounded(&self) -> bool {
+        self.bounds.is_some()
     }
 }
