@@ -3,7 +3,7 @@
 //! network's work (not what `trial.rs` times) ends by handing on a word, from where the one before it left it, and whoever reads results
 //! reads the word with them. Where a submission was ended early the word is lost, and stays lost until a call is refused.
 
-use super::Held;
+use super::turns::Held;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// The word.

@@ -86,7 +86,8 @@ impl Dispatch {
     /// A pipeline of someone else's text that takes the bindings of this dispatch.
     pub(crate) fn pipeline_of(&self, gpu: &Gpu, entry: &str, text: &str) -> Result<Arc<Pipeline>> {
         let types = self.kernel.types(&self.kernel.source()?);
-        gpu.scope(entry, || Ok(Arc::new(Pipeline::new(gpu, None, entry, text.into(), &types))))
+        let make = || Pipeline::new(gpu.device(), gpu.submits_and_waits(), None, entry, text.into(), &types);
+        gpu.scope(entry, || Ok(Arc::new(make())))
     }
 }
 
