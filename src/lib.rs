@@ -180,7 +180,8 @@
 //!
 //! # Adding a layer
 //! 1. A variant of [`model::Layer`] with its shape rule in `Layer::output`.
-//! 2. Forward and backward in `reference.rs`, checked by finite differences there.
+//! 2. Forward and backward in `reference/layers.rs`, an arm each in `reference/network.rs`, checked by finite differences in
+//!    `reference.rs`.
 //! 3. A kernel for each direction in a file of `shaders/`, shapes beside the bindings; its file in `kernel/files.rs`, its loops in
 //!    `kernel/rounds.rs`.
 //! 4. A file in `ops/` that turns the layer into dispatches, and an arm each in `plan::forward` and `plan::backward`.

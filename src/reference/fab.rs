@@ -1,8 +1,7 @@
 //! FAB in f32: one sample's way, bit for bit that of `shaders/fab.wgsl`.
 
-use super::Walk;
 use super::values::{flushed, inverse_of, root, scale_of, sound, times, total};
-use super::walk::count;
+use super::walk::{Walk, count};
 use crate::attack::{NEAREST, Norm};
 
 /// As in the authors' code: the largest share of the clean image's way (alpha).

@@ -90,4 +90,11 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn cross_entropy_is_that_of_equals_and_does_not_overflow() {
+        let (loss, seed) = cross_entropy(&[0.0, 0.0, 0.0, 0.0], 2);
+        assert!((loss - 4.0_f64.ln()).abs() < 1e-15 && seed == [0.25, 0.25, -0.75, 0.25]);
+        assert!(cross_entropy(&[1e300, 0.0], 1).0 == 1e300);
+    }
 }

@@ -1,7 +1,8 @@
 //! One perturbation for all images, bit for bit that of `shaders/shared.wgsl`.
 
+use super::network::{Reference, narrow};
+use super::parallel::parallel;
 use super::values::{Sign, flushed, sound};
-use super::{Reference, narrow, parallel};
 use crate::attack::{Engine, Fit, Perturbation, Rule, Sample, Source, put_on};
 use crate::error::{Error, Result};
 

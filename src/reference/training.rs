@@ -1,7 +1,10 @@
 //! The same networks in training mode: batch norm with the statistics of the batch. Layer by layer for the whole batch, for
 //! samples are coupled; every other layer is that of [`Reference`], sample by sample.
 
-use super::{Params64, Pass, Reference, Saved, for_each_carried, loss, parallel, params64};
+use super::layers::{Params64, for_each_carried, params64};
+use super::loss;
+use super::network::{Pass, Reference, Saved};
+use super::parallel::parallel;
 use crate::attack::{Job, Loss, Sample};
 use crate::error::{Error, Result};
 use crate::model::{Dims, Layer, Model, Shortcut};

@@ -352,3 +352,41 @@ impl<'a> Walk<'a> {
         self.x = next;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_step_follows_its_truth_table() {
+        let sample = |direction| Sample { eps: 0.25, step_size: 0.125, direction, ..Sample::default() };
+        let subnormal = f32::from_bits(0x007f_ffff);
+        let table = [
+            (0.5, f32::MIN_POSITIVE, 1.0, 0.625, Sign::Plus),
+            (0.5, -1e30, 1.0, 0.375, Sign::Minus),
+            (0.5, 1e-20, -1.0, 0.375, Sign::Plus),
+            (0.5, -f32::MIN_POSITIVE, -1.0, 0.625, Sign::Minus),
+            (0.5, 0.0, 1.0, 0.5, Sign::Zero),
+            (0.5, -0.0, -1.0, 0.5, Sign::Zero),
+            (0.5, subnormal, 1.0, 0.5, Sign::Zero),
+            (0.5, -subnormal, 1.0, 0.5, Sign::Zero),
+            (0.5, f32::INFINITY, 1.0, 0.5, Sign::Broken),
+            (0.5, f32::NEG_INFINITY, 1.0, 0.5, Sign::Broken),
+            (0.5, f32::NAN, 1.0, 0.5, Sign::Broken),
+            (0.5, -f32::NAN, -1.0, 0.5, Sign::Broken),
+            // The ball around 0.5 ends at 0.25 and 0.75.
+            (0.75, 1.0, 1.0, 0.75, Sign::Plus),
+            (0.25, 1.0, -1.0, 0.25, Sign::Plus),
+            (0.9, 0.0, 1.0, 0.75, Sign::Zero),
+        ];
+        for (x, gradient, direction, want, sign) in table {
+            let got = step(x, 0.5, gradient, &sample(direction), (0.0, 1.0));
+            assert_eq!((got.0.to_bits(), got.1), (f32::to_bits(want), sign), "{x} {gradient} {direction}");
+        }
+        let free = Sample { eps: f32::INFINITY, ..sample(1.0) };
+        assert_eq!(step(0.9375, 0.5, 1.0, &free, (0.0, 1.0)).0, 1.0);
+        assert_eq!(step(9.0, 0.5, 1.0, &free, (f32::NEG_INFINITY, f32::INFINITY)).0, 9.125);
+        let still = Sample { step_size: 0.0, ..sample(1.0) };
+        assert_eq!(step(0.3, 0.3, 5.0, &still, (0.0, 1.0)).0.to_bits(), 0.3_f32.to_bits());
+    }
+}
