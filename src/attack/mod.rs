@@ -80,7 +80,7 @@ pub use quantise::{budget, budget_l2, quantise, quantise_l2, snap};
 #[cfg(feature = "cli")]
 pub(crate) use random::random_target;
 pub use random::{Stream, philox};
-pub(crate) use rule::{AHEAD, BEST, BEST_GRADIENT, FOUND, GATHERED, KEPT, NEAREST, OLD};
+pub(crate) use rule::{ACCUMULATED, AHEAD, BEST, BEST_GRADIENT, FOUND, KEPT, NEAREST, OLD};
 pub use rule::{Rule, State, Trail};
 pub use sample::Sample;
 pub use settings::{Attack, Own};

@@ -73,7 +73,7 @@ impl Rule {
 
 /// Places in a sample's memory, as in `shaders/rules.wgsl`: the accumulated gradient of [`Rule::Momentum`] and
 /// [`Rule::Lookahead`] lies in the first.
-pub(crate) const GATHERED: usize = 0;
+pub(crate) const ACCUMULATED: usize = 0;
 /// [`Rule::Lookahead`]: the iterate, where x is the point ahead of it.
 pub(crate) const AHEAD: usize = 1;
 /// [`Rule::Apgd`]: the iterate before.

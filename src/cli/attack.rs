@@ -75,7 +75,7 @@ pub(super) struct AttackArgs {
     /// Begin at the clean image (pgd, apgd, apgd-t, square; fab-t does so anyway, but for further restarts)
     #[arg(long, help_heading = "Attack")]
     no_random_start: bool,
-    /// Share of the gathered gradient that is kept, from 0 to 1 (mifgsm, nifgsm) [default: 1]
+    /// Share of the accumulated gradient that is kept, from 0 to 1 (mifgsm, nifgsm) [default: 1]
     #[arg(long, value_name = "F", allow_hyphen_values = true, help_heading = "Attack")]
     momentum: Option<f32>,
     /// Stop with an image once it is turned as delivered: looked at after a tenth of the steps, two, four and seven
@@ -100,10 +100,10 @@ pub(super) struct AttackArgs {
     keep_going: bool,
     #[command(flatten)]
     place: PlaceArgs,
-    /// Largest number of images in one submission; results do not depend on it [default: what the device takes]
+    /// Largest number of images that run at once; results do not depend on it [default: what the device takes]
     #[arg(long, value_name = "N", help_heading = "Running")]
     batch: Option<usize>,
-    /// Largest memory for images and activations, on the host and on the device each: 512M, 2G, 1GiB
+    /// Largest memory on the host, and as much on the device, weights included: 512M, 2G, 1GiB
     #[arg(long, value_name = "BYTES", default_value = "1G", help_heading = "Running")]
     memory: String,
     /// Largest number of images between two savings; results do not depend on it [default: what memory holds and half a

@@ -27,7 +27,8 @@ pub(super) struct PlaceArgs {
     #[command(flatten)]
     pub device: DeviceArgs,
     /// Arithmetic: f32, where every sum has one order whatever the device; fast, whatever is fastest on this one, with other roundings;
-    /// f16, activations kept in half the memory
+    /// f16, activations kept in half the memory; coop, f16 on units that multiply matrices, in programs that have the feature
+    /// cooperative-matrix
     #[arg(long, value_name = "f32|fast|f16|coop", default_value_t, help_heading = "Running")]
     pub math: Math,
 }

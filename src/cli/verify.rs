@@ -31,10 +31,10 @@ pub(super) struct VerifyArgs {
     limit: Option<usize>,
     #[command(flatten)]
     place: PlaceArgs,
-    /// Largest number of images in one submission; results do not depend on it [default: what the device takes]
+    /// Largest number of images that run at once; results do not depend on it [default: what the device takes]
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
-    /// Largest memory for images and activations, on the host and on the device each: 512M, 2G, 1GiB
+    /// Largest memory on the host, and as much on the device, weights included: 512M, 2G, 1GiB
     #[arg(long, value_name = "BYTES", default_value = "1G")]
     memory: String,
     /// Print JSON

@@ -5,7 +5,7 @@ use super::normal::{normal, squares_of_two};
 use super::square::Squares;
 use super::values::{Sign, flushed, inverse_of, root, scale_of, sound, times, total};
 use crate::attack::{
-    AHEAD, BEST, BEST_GRADIENT, FOUND, GATHERED, KEPT, Norm, OLD, Rule, Sample, State, Stream, philox,
+    ACCUMULATED, AHEAD, BEST, BEST_GRADIENT, FOUND, KEPT, Norm, OLD, Rule, Sample, State, Stream, philox,
 };
 use crate::model::Dims;
 
@@ -229,9 +229,9 @@ impl<'a> Walk<'a> {
         let is_first = self.state.iteration == 0;
         let reach = self.signed(times(s.step_size, s.momentum));
         for (i, gradient) in gradient.iter().enumerate() {
-            let kept = if is_first { 0.0 } else { self.memory[GATHERED * len + i] };
+            let kept = if is_first { 0.0 } else { self.memory[ACCUMULATED * len + i] };
             let g = flushed(times(s.momentum, kept) + times(times(sound(*gradient), scale), inverse));
-            self.memory[GATHERED * len + i] = g;
+            self.memory[ACCUMULATED * len + i] = g;
             let looks_ahead = self.rule == Rule::Lookahead;
             let here = if looks_ahead && !is_first { self.memory[AHEAD * len + i] } else { self.x[i] };
             let next = self.sign_move(i, here, g, s.step_size);
