@@ -351,6 +351,7 @@ fn buffers_give_the_bits_of_slices() {
 
 #[test]
 fn what_makes_no_sense_is_refused_and_cancelling_works() {
+    use signstep::wgpu;
     let (images, labels) = data(12);
     let net = Network::new(gpu(), digits()).unwrap();
     let usage = |attack: Attack| attack.run(&net, &images, &labels).unwrap_err().to_string();
@@ -369,6 +370,17 @@ fn what_makes_no_sense_is_refused_and_cancelling_works() {
     let mut source = |r: Range<usize>| Ok(images[r.start * 64..r.end * 64].to_vec());
     let wrong = Attack::ifgsm(0.1).fit(&net, &labels, 5, &mut source, &mut |_| true).unwrap_err();
     assert!(wrong.to_string().contains("no perturbation to fit"), "{wrong}");
+    // Before anything runs: stopped at once, it would say that it was cancelled.
+    let endless = Attack::uap(0.1).steps(u32::MAX);
+    let fitted = endless.fit(&net, &labels, 5, &mut source, &mut |_| false).unwrap_err();
+    let run = endless.run_with(&net, &images, &labels, &mut |_| false).unwrap_err();
+    let usage = wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST;
+    let descriptor = wgpu::BufferDescriptor { label: None, size: 12 * 64 * 4, usage, mapped_at_creation: false };
+    let [from, to] = [(); 2].map(|()| net.gpu().device().create_buffer(&descriptor));
+    let buffers = endless.run_buffers_with(&net, &from, &labels, &to, &mut |_| false).unwrap_err();
+    for error in [fitted, run, buffers] {
+        assert!(error.to_string().contains("4294967295 steps are more than can be counted"), "{error}");
+    }
     let mut all = samples(&labels);
     all[3].eps = 0.1;
     let mut fits = |samples: &[Sample]| net.fit(&of(samples, Loss::CrossEntropy, 1), &mut source, &mut |_| true);

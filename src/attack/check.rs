@@ -110,9 +110,7 @@ impl Attack {
     /// Checks a run of `n` samples before any image is looked at; how often a sample is tried at most.
     pub(super) fn check_run(&self, model: &Model, n: usize) -> Result<u32> {
         self.check_perturbation(model.input.len())?;
-        if u64::from(self.steps) * model.input.len() as u64 > u64::from(u32::MAX) {
-            return Err(Error::Usage(format!("{} steps are more than can be counted", self.steps)));
-        }
+        self.check_steps(model)?;
         let attempts = self.countable_attempts(model.logits())?;
         if !self.own.is_empty() && self.own.len() != n {
             return Err(Error::Usage(format!(
@@ -121,6 +119,14 @@ impl Attack {
             )));
         }
         Ok(attempts)
+    }
+
+    /// Pixels without a sign, added up over all steps, must fit a word.
+    pub(crate) fn check_steps(&self, model: &Model) -> Result<()> {
+        if u64::from(self.steps) * model.input.len() as u64 > u64::from(u32::MAX) {
+            return Err(Error::Usage(format!("{} steps are more than can be counted", self.steps)));
+        }
+        Ok(())
     }
 
     /// How often a sample is tried at most ([`Attack::attempts`]); a sample's restart is one word.

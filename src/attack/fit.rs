@@ -52,6 +52,7 @@ impl Attack {
         }
         let model = engine.model();
         let one = model.input.len();
+        self.check_steps(model)?;
         check_labels(model, labels)?;
         let mut entrants = Entrants::default();
         for first in (0..labels.len()).step_by(held.max(1)) {

@@ -222,6 +222,7 @@ struct OnDevice<'a> {
 impl OnDevice<'_> {
     /// Fits a perturbation to all images that are attacked.
     fn fit(&mut self, labels: &[i64], progress: &mut dyn FnMut(u64) -> bool) -> Result<Perturbation> {
+        self.attack.check_steps(self.net.model())?;
         let mut entrants = Entrants::default();
         let (seen, _) = self.clean(progress)?;
         self.attack.enter(&mut entrants, self.net.model(), labels, 0..labels.len(), &seen)?;
