@@ -10,6 +10,7 @@ use signstep::data::digits;
 use signstep::{Adapter, Attack, Error, Gpu, Network, attack::Engine};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
 
 const ATTACK: &str = "attack --method pgd --eps 0.2 --steps 2 --limit 60 --chunk 10";
@@ -431,19 +432,24 @@ fn a_second_ctrl_c_ends_the_program_at_once() {
     let bench = Bench::new();
     // One chunk, and hours of it.
     let line = "attack --method pgd --eps 0.2 --steps 10000000 --limit 60 --chunk 60 --out run";
-    let child = bench.command(line).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
-    parts(&bench, "run", 0);
+    let mut child = bench.command(line).stderr(Stdio::piped()).stdout(Stdio::null()).spawn().unwrap();
+    let mut told = BufReader::new(child.stderr.take().unwrap());
+    let mut said = String::new();
+    // What it says right before the chunk begins.
+    while !said.contains("for 60 images") {
+        assert!(told.read_line(&mut said).unwrap() > 0, "{said}");
+    }
     std::thread::sleep(std::time::Duration::from_secs(2));
     interrupt(&child);
-    std::thread::sleep(std::time::Duration::from_secs(1));
+    while !said.contains("images under way are kept") {
+        assert!(told.read_line(&mut said).unwrap() > 0, "{said}");
+    }
     let start = std::time::Instant::now();
     interrupt(&child);
-    let output = child.wait_with_output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(130), "{said}");
+    told.read_to_string(&mut said).unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(130), "{said}");
     assert!(start.elapsed().as_secs() < 5, "{:?}", start.elapsed());
     assert!(!said.contains("panicked"), "{said}");
-    // Whoever was first was heard, or there was nothing to hear it yet.
     assert!(parts(&bench, "run", 0) == 0 && !bench.path("run/report.json").exists());
     let run = "attack --eps 0.2 --limit 6 --out run";
     refused(&bench.run(run), run, 8, &["another run"]);
