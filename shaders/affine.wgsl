@@ -1,5 +1,5 @@
-// A gain and a bias for each channel: batch norm with the statistics of training, where no convolution before it could take it in.
-// Channels that do not exist have x = 0, a = b = 0: they stay zero.
+// A gain and a bias for each channel: batch norm with the statistics of training, where no convolution before it could
+// take it in. Channels that do not exist have x = 0, a = b = 0: they stay zero.
 
 //# kernel affine_forward
 // y = a·x + b, in one `fma`.
@@ -23,7 +23,8 @@ fn value(its: Channel, i: u32) -> vec4<f32> {
 //# include words
 
 //# kernel affine_input_grad
-// dx = a·dy; where this is the first layer of a residual body, what came round it is added in the same `fma`. Then the mask.
+// dx = a·dy; where this is the first layer of a residual body, what came round it is added in the same `fma`. Then the
+// mask.
 //# dy: activation read                        [N, OC4, OH, OW] of 4 channels
 //# y: activation write                        [N, OC4, OH, OW] of 4 channels
 //# affine: storage read array<vec4<f32>>      [OC4, 2] of 4 channels: a, b

@@ -1,13 +1,15 @@
-// Batch norm in training mode: mean and variance of the batch, forward and input gradient. Samples are coupled here and nowhere
-// else; plans of `Network` have none of these kernels.
+// Batch norm in training mode: mean and variance of the batch, forward and input gradient. Samples are coupled here and
+// nowhere else; plans of `Network` have none of these kernels.
 //
-// M = N·PIXELS values of a channel. Forward: x̂ = (x − mean) / √(variance + 1e-5), y = γ·x̂ + β. Backward, through the statistics:
+// M = N·PIXELS values of a channel. Forward: x̂ = (x − mean) / √(variance + 1e-5), y = γ·x̂ + β. Backward, through the
+// statistics:
 //
 //     dx = γ / √(variance + 1e-5) · (dy − mean of dy − x̂ · mean of dy·x̂)
 //
-// Both ways it takes three dispatches: each sample's sums of a channel, those of all samples, and the values. All sums run in a
-// fixed order: each lane adds up its own, then halves are added to halves (WG is a power of two). Squared deviations are taken from the mean, never as
-// a difference of squares: first from the sample's own, and of these means from that of all.
+// Both ways it takes three dispatches: each sample's sums of a channel, those of all samples, and the values. All sums
+// run in a fixed order: each lane adds up its own, then halves are added to halves (WG is a power of two). Squared
+// deviations are taken from the mean, never as a difference of squares: first from the sample's own, and of these means
+// from that of all.
 //
 // Channels that do not exist have x = 0, γ = β = 0: they stay zero.
 

@@ -1,10 +1,10 @@
-// Convolution, forward and input gradient. Both are the same gather: with the weights transposed and turned by 180° on the
-// host, the input gradient of a convolution is a convolution of dy, spread out by the stride (DILATE).
+// Convolution, forward and input gradient. Both are the same gather: with the weights transposed and turned by 180° on
+// the host, the input gradient of a convolution is a convolution of dy, spread out by the stride (DILATE).
 //
-// I* is the shape that is read, O* the shape that is written, channels in blocks of four. Grid: x runs over the rows and
-// tiles of pixels of one sample, y over the tiles of output channels of one slice of weights, z over the samples; in the
-// broadcast kernels x runs over those of all samples, one after the other, and the lowest bit of y is the parity of the rows where
-// there are two. A tile is QT blocks of output channels × PX pixels of a row; OT tiles of blocks.
+// I* is the shape that is read, O* the shape that is written, channels in blocks of four. Grid: x runs over the rows
+// and tiles of pixels of one sample, y over the tiles of output channels of one slice of weights, z over the samples;
+// in the broadcast kernels x runs over those of all samples, one after the other, and the lowest bit of y is the parity
+// of the rows where there are two. A tile is QT blocks of output channels × PX pixels of a row; OT tiles of blocks.
 //
 // Canonical order: an output is accumulated by one invocation from zero with fma, over (block of four input channels,
 // kernel row, kernel column, channel within the block), then + bias, then + residual. Every variant keeps it, so every
@@ -18,8 +18,8 @@ struct Slice {
 }
 const STRIP: u32 = IC4 * R * S * CB; // CB: input channels in a block, 4 unless there are fewer in all
 
-// Where sums begin: a zero that compilers cannot see. Where Mesa sees it, and two products are all there is, it adds the bias
-// to the first one: x₁w₁ + (x₀w₀ + b).
+// Where sums begin: a zero that compilers cannot see. Where Mesa sees it, and two products are all there is, it adds
+// the bias to the first one: x₁w₁ + (x₀w₀ + b).
 fn zero() -> vec4<f32> {
     return vec4<f32>(bitcast<f32>(w.first.y));
 }
@@ -48,8 +48,8 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
         for (var r = 0u; r < R; r++) {
             for (var s = 0u; s < S; s++) {
                 for (var p = 0u; p < 4u; p++) {
-                    // Position in the input after it is spread out by DILATE; between its pixels there is nothing to add. Counted from
-                    // EDGE pixels before it: GLSL has no remainders of negative numbers.
+                    // Position in the input after it is spread out by DILATE; between its pixels there is nothing to
+                    // add. Counted from EDGE pixels before it: GLSL has no remainders of negative numbers.
                     let u = h * STRIDE + r + EDGE * DILATE - PAD;
                     let v = (4u * w4 + p) * STRIDE + s + EDGE * DILATE - PAD;
                     if ((u % DILATE != 0u) | (v % DILATE != 0u)) {
@@ -144,8 +144,8 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
 }
 
 //# kernel conv2d_input_grad_parity
-// Stride 2 backward: an output pixel meets only the taps of its own parity. One invocation does two rows × PX pixels, so
-// that all parities occur in it and none of its work is wasted: 9 taps for four pixels instead of 36.
+// Stride 2 backward: an output pixel meets only the taps of its own parity. One invocation does two rows × PX pixels,
+// so that all parities occur in it and none of its work is wasted: 9 taps for four pixels instead of 36.
 //# w: weights Slice
 //# x: activation read                         [N, IC4, IH, IW] of 4 channels
 //# y: activation write pairs(OW)              [N, OC4, OH, OW] of 4 channels
@@ -213,9 +213,9 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
 
 //# kernel conv2d_forward_broadcast conv2d_input_grad_broadcast
 // For adapters where a load costs far more than a multiply-add. The invocations of a subgroup lie side by side in a row
-// and need the same weights: each of eight loads one texel in eight of a kernel row's weights and hands it round, and takes the pixels
-// beyond its own from its neighbours where they are in the subgroup. Kernel rows are a loop, not unrolled, so that its
-// body fits an instruction cache; one block's accumulators at a time fit the registers.
+// and need the same weights: each of eight loads one texel in eight of a kernel row's weights and hands it round, and
+// takes the pixels beyond its own from its neighbours where they are in the subgroup. Kernel rows are a loop, not
+// unrolled, so that its body fits an instruction cache; one block's accumulators at a time fit the registers.
 //# w: texels read                             [OT·QT] biases, then [OT, IC4, R, S, CB, QT] of 4 output channels
 //# x: activation read                         [N, IC4, IH, IW] of 4 channels
 //# y: activation write pairs(OW)              [N, OC4, OH, OW] of 4 channels
@@ -271,8 +271,8 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>, @builtin(subgroup_invoca
 }
 
 //# kernel conv2d_input_grad_parity_broadcast
-// Stride 2 backward in the same way. All rows of a workgroup have one parity, so that they meet the same kernel rows; columns
-// of both parities are in every tile, each with its own taps.
+// Stride 2 backward in the same way. All rows of a workgroup have one parity, so that they meet the same kernel rows;
+// columns of both parities are in every tile, each with its own taps.
 //# w: texels read                             [OT·QT] biases, then [OT, IC4, R, S, CB, QT] of 4 output channels
 //# x: activation read                         [N, IC4, IH, IW] of 4 channels
 //# y: activation write pairs(OW)              [N, OC4, OH, OW] of 4 channels

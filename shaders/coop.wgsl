@@ -1,15 +1,16 @@
-// Convolutions, forward and input gradient, on units that multiply whole matrices (`--math coop`): T×T numbers of f16 by as many,
-// added up in f32, by the invocations of a subgroup together. In which order a unit adds is its own affair, so these are not the bits
-// of conv2d.wgsl; weights and what is read are f16 (`half.wgsl`).
+// Convolutions, forward and input gradient, on units that multiply whole matrices (`--math coop`): T×T numbers of f16
+// by as many, added up in f32, by the invocations of a subgroup together. In which order a unit adds is its own affair,
+// so these are not the bits of conv2d.wgsl; weights and what is read are f16 (`half.wgsl`).
 //
-// Pixels × channels read, times channels read × channels written. A *step* is one tap of the kernel over T channels that are read;
-// steps run over (T channels, kernel row, kernel column). Pixels are taken four of a row at a time, a *group*, T/4 groups in a matrix.
-// A matrix never has pixels of two samples, so what is multiplied for a sample is the same wherever it stands in whatever batch; which
-// matrices of which samples share a workgroup is of no matter.
+// Pixels × channels read, times channels read × channels written. A *step* is one tap of the kernel over T channels
+// that are read; steps run over (T channels, kernel row, kernel column). Pixels are taken four of a row at a time, a
+// *group*, T/4 groups in a matrix. A matrix never has pixels of two samples, so what is multiplied for a sample is the
+// same wherever it stands in whatever batch; which matrices of which samples share a workgroup is of no matter.
 //
-// A workgroup computes PIXELS pixels × CHANNELS channels, in rows of SC subgroups of MP × MC matrices each. It stages LS steps of pixels in
-// workgroup memory, where what lies outside of the image, of the batch or of the channels becomes zero; weights come from memory as the
-// matrices they are. Sums go to workgroup memory in the end, and from there through the epilogue.
+// A workgroup computes PIXELS pixels × CHANNELS channels, in rows of SC subgroups of MP × MC matrices each. It stages
+// LS steps of pixels in workgroup memory, where what lies outside of the image, of the batch or of the channels becomes
+// zero; weights come from memory as the matrices they are. Sums go to workgroup memory in the end, and from there
+// through the epilogue.
 //
 // Backward with a stride, a workgroup has pixels of one phase, as in workgroup.wgsl.
 
@@ -25,7 +26,8 @@
 //# health: storage read array<u32>            [N], for its length alone
 //# end
 
-// ICT: channels read, in units of T; X_TURNS: pixels of a slab that an invocation stages; WORDS: words of signs of a tile.
+// ICT: channels read, in units of T; X_TURNS: pixels of a slab that an invocation stages; WORDS: words of signs of a
+// tile.
 const PH: u32 = (OH + STEP - 1u) / STEP;               // rows of a phase
 const PW4: u32 = ((OW + STEP - 1u) / STEP + 3u) / 4u;  // groups in a row of a phase
 const EACH: u32 = (PH * PW4 + T / 4u - 1u) / (T / 4u); // matrices of a sample
@@ -80,7 +82,8 @@ fn $entry(
     // Matrices of weights before those of this workgroup and phase, in vec4.
     let w_start = (tile * R * S + before) * ICT * (CHANNELS / T) * (T * T4);
 
-    // What this invocation stages: pixel t % PIXELS in each turn, or another one in each where there are more pixels than invocations.
+    // What this invocation stages: pixel t % PIXELS in each turn, or another one in each where there are more pixels
+    // than invocations.
 //# for k in 0..X_TURNS
     let from_$k = pixel(id.x, (t + $(k*WG)u) % PIXELS, samples);
     let h_$k = select(OUTSIDE, i32(from_$k.row * STRIDE) + offset.x, from_$k.exists);

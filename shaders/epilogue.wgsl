@@ -1,5 +1,5 @@
-// What a kernel does with a finished value before it is stored. Included by the kernels of layers that may have a residual, a ReLU or a
-// mask behind them; the constants say which parts there are:
+// What a kernel does with a finished value before it is stored. Included by the kernels of layers that may have a
+// residual, a ReLU or a mask behind them; the constants say which parts there are:
 //
 //   RESIDUAL  0 none, 1 same shape, 2 every second pixel with new zero channels around (forward), 3 the adjoint of 2
 //   RELU      1: max(v, 0); the sign is kept as one bit and a value that is not finite marks the sample
@@ -63,9 +63,10 @@ fn residual(v: vec4<f32>, n: u32, c4: u32, h: u32, w: u32) -> vec4<f32> {
 //# end
 
 //# if RELU == 1
-// Of positive numbers the bits are in the order of the numbers: infinity and NaN are above the most that y holds. By bits, for compilers
-// may assume that there are none; and with a zero in them that no compiler knows, for LLVM takes this for the question whether v is a
-// number, and answers it by the same assumption where v was just computed (`habits.wgsl` asks whether that is enough).
+// Of positive numbers the bits are in the order of the numbers: infinity and NaN are above the most that y holds. By
+// bits, for compilers may assume that there are none; and with a zero in them that no compiler knows, for LLVM takes
+// this for the question whether v is a number, and answers it by the same assumption where v was just computed
+// (`habits.wgsl` asks whether that is enough).
 fn not_finite(v: vec4<f32>) -> bool {
     let hidden = select(0u, 1u, arrayLength(&signs) == 0u);
     return any(((bitcast<vec4<u32>>(v) ^ vec4<u32>(hidden)) & vec4<u32>(0x7fffffffu)) > vec4<u32>(Y_MOST));

@@ -1,19 +1,21 @@
-// FAB, aimed at one class: how small a move turns a sample (Croce & Hein 2020). The network is taken for linear at x; x and the
-// clean image are both moved to the plane where the class and the label change places, and the next x lies beyond, between the
-// two. Whenever it is a success x goes back towards the clean image. One workgroup a sample, all samples in one dispatch.
+// FAB, aimed at one class: how small a move turns a sample (Croce & Hein 2020). The network is taken for linear at x; x
+// and the clean image are both moved to the plane where the class and the label change places, and the next x lies
+// beyond, between the two. Whenever it is a success x goes back towards the clean image. One workgroup a sample, all
+// samples in one dispatch.
 
 //# include sample
 //# include sums
 //# include values
 
-// As in the authors' code: the largest share of the clean image's way (alpha), how far beyond the plane (eta), what is left of a
-// move that was a success (beta).
+// As in the authors' code: the largest share of the clean image's way (alpha), how far beyond the plane (eta), what is
+// left of a move that was a success (beta).
 const SHARE: f32 = 0.1;
 const BEYOND: f32 = 1.05;
 const LEFT: f32 = 0.9;
 
 //# kernel fab_step
-// Behind a gradient: the next x. The memory of a sample: the nearest success within the ball, before any the clean image.
+// Behind a gradient: the next x. The memory of a sample: the nearest success within the ball, before any the clean
+// image.
 //# bounds: uniform Bounds
 //# samples: storage read array<Sample>              [N]
 //# x0: storage read array<f32>                      [N, LEN], clean images
@@ -33,8 +35,8 @@ const FAR_BITS: u32 = 0x71000000u;
 var<workgroup> from_x: array<vec3<f32>, WG>;
 var<workgroup> from_x0: array<vec3<f32>, WG>;
 
-// By how much a value v moves towards a plane below (or above) it, for a step t: along w, no farther than the bounds. It never
-// becomes smaller as t grows.
+// By how much a value v moves towards a plane below (or above) it, for a step t: along w, no farther than the bounds.
+// It never becomes smaller as t grows.
 fn move_of(w: f32, v: f32, below: bool, t: f32) -> f32 {
     let falls = (w > 0.0) == below;
     let room = within(select(bounds.hi - v, v - bounds.lo, falls), 0.0, FAR);
@@ -74,8 +76,8 @@ fn fab_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     let scale = look(n, lane, true);
     let first = n * LEN;
 
-    // How far above the plane x is, and the clean image, in the scale of the gradient; no more than what sums can hold: 2^120
-    // before it is scaled, and no more than nearly the largest f32.
+    // How far above the plane x is, and the clean image, in the scale of the gradient; no more than what sums can hold:
+    // 2^120 before it is scaled, and no more than nearly the largest f32.
     let most = select(times(1.329228e36, inverse_of(scale)), 3e38, scale < 1.0);
     let here = within(flushed(states[n].loss), -most, most);
     var part = 0.0;
@@ -86,8 +88,8 @@ fn fab_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     let below = height >= vec2<f32>(0.0);
     let needed = abs(height);
 
-    // The largest steps that do not pass the plane, two bits a round, the highest first: bits of positive numbers are in their
-    // order, and rounding leaves sums in the order of the steps.
+    // The largest steps that do not pass the plane, two bits a round, the highest first: bits of positive numbers are
+    // in their order, and rounding leaves sums in the order of the steps.
     var bits = vec2<u32>();
     for (var round = 0u; round < 16u; round++) {
         let unit = 1u << (30u - 2u * round);
@@ -150,8 +152,8 @@ fn fab_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
 }
 
 //# kernel fab_look
-// Behind the logits of the new x: where it is a success it may be the nearest one, and x goes back. Behind the last step x becomes
-// what is delivered.
+// Behind the logits of the new x: where it is a success it may be the nearest one, and x goes back. Behind the last
+// step x becomes what is delivered.
 //# bounds: uniform Bounds
 //# samples: storage read array<Sample>      [N]
 //# x0: storage read array<f32>              [N, LEN], clean images

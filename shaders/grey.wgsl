@@ -9,7 +9,8 @@ fn level(bits: u32) -> u32 {
     if (exponent > 127u) {
         return 255u;
     }
-    // x is mantissa·2^(exponent − 150), and 255 mantissas fit in a word: 255·x in halves, then half of them, rounded up.
+    // x is mantissa·2^(exponent − 150), and 255 mantissas fit in a word: 255·x in halves, then half of them, rounded
+    // up.
     let product = 255u * ((bits & 0x7fffffu) | 0x800000u);
     let shift = 149u - exponent;
     let halves = select(product >> min(shift, 31u), 0u, shift > 31u);

@@ -1,8 +1,10 @@
-// Texels of four f16, where a plan keeps activations and gradients so; kernels see f32. What f16 cannot hold (more than 65504) becomes
-// infinity, which marks the sample: left to themselves, conversions give whatever the adapter likes.
+// Texels of four f16, where a plan keeps activations and gradients so; kernels see f32. What f16 cannot hold (more
+// than 65504) becomes infinity, which marks the sample: left to themselves, conversions give whatever the adapter
+// likes.
 
-// Two numbers a word, each rounded to the nearest, to an even one between two. In whole numbers, for WGSL's pack2x16float rounds as
-// the adapter likes: Direct3D's towards zero, which costs most of what f16 is worth. NaN becomes infinity.
+// Two numbers a word, each rounded to the nearest, to an even one between two. In whole numbers, for WGSL's
+// pack2x16float rounds as the adapter likes: Direct3D's towards zero, which costs most of what f16 is worth. NaN
+// becomes infinity.
 fn to_half(v: vec4<f32>) -> vec2<u32> {
     let bits = bitcast<vec4<u32>>(v);
     let size = bits & vec4<u32>(0x7fffffffu);

@@ -73,8 +73,8 @@ fn put(n: u32, b: u32, v: vec4<f32>) {
 //# end
 
 //# kernel linear_forward_broadcast linear_input_grad_broadcast
-// QT blocks of four outputs × PX samples in registers. Invocations side by side have other samples and the same weights: each
-// loads one texel in eight of them and hands it round.
+// QT blocks of four outputs × PX samples in registers. Invocations side by side have other samples and the same
+// weights: each loads one texel in eight of them and hands it round.
 //# w: texels read                             [OT·QT] biases, then [OT, L, CB, QT] of 4 outputs
 //# x: activation read                         [N, L] of 4 channels
 //# y: activation write                        [N, OC4, OH, OW] of 4 channels

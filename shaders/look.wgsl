@@ -1,7 +1,7 @@
 // One look at the gradient of a whole sample, for kernels that bind dx, zero_gradients and health.
 
-// Counts and marks what has no sign, and gives a power of two that brings the largest value near 1: squares of small gradients
-// would vanish.
+// Counts and marks what has no sign, and gives a power of two that brings the largest value near 1: squares of small
+// gradients would vanish.
 fn look(n: u32, lane: u32, counts_it: bool) -> f32 {
     var most = 0u;
     var zeros = 0u;

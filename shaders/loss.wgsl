@@ -1,5 +1,5 @@
-// Losses of each sample on its own class, and the seeds of their backward passes. A loss is summed over the batch, never
-// averaged: there is no 1/N in a seed.
+// Losses of each sample on its own class, and the seeds of their backward passes. A loss is summed over the batch,
+// never averaged: there is no 1/N in a seed.
 
 //# include sample
 
@@ -31,8 +31,9 @@ fn conclude(n: u32, l: f32, predicted: u32, bad: bool) {
 }
 
 //# kernel cross_entropy_forward
-// −log softmax(x)[class], natural logarithm; the seed is softmax(x) − onehot(class). At the class itself that is −Σ of the
-// others: the difference p − 1 would lose all its digits, and then the gradient, where the network is sure of the class.
+// −log softmax(x)[class], natural logarithm; the seed is softmax(x) − onehot(class). At the class itself that is −Σ of
+// the others: the difference p − 1 would lose all its digits, and then the gradient, where the network is sure of the
+// class.
 @compute @workgroup_size(WG)
 fn cross_entropy_forward(@builtin(global_invocation_id) id: vec3<u32>) {
     let n = id.x;
@@ -112,8 +113,8 @@ fn margin_forward(@builtin(global_invocation_id) id: vec3<u32>) {
 }
 
 //# kernel dlr_forward
-// z1 to z4 are the logits in order. Untargeted (z_o − z_y) / (z1 − z3 + 1e-12), z_o being the highest but the label's, which
-// climbs; with a target (z_y − z_t) / (z1 − (z3 + z4)/2 + 1e-12), which descends.
+// z1 to z4 are the logits in order. Untargeted (z_o − z_y) / (z1 − z3 + 1e-12), z_o being the highest but the label's,
+// which climbs; with a target (z_y − z_t) / (z1 − (z3 + z4)/2 + 1e-12), which descends.
 //# include values
 @compute @workgroup_size(WG)
 fn dlr_forward(@builtin(global_invocation_id) id: vec3<u32>) {

@@ -1,8 +1,9 @@
-// Normal numbers from random words (Box & Muller 1958), the same bits on every adapter: WGSL leaves the last digits of log and cos
-// open, so these are series of sums and of products that are looked at. With `values.wgsl`; the twin is `src/reference/normal.rs`.
+// Normal numbers from random words (Box & Muller 1958), the same bits on every adapter: WGSL leaves the last digits of
+// log and cos open, so these are series of sums and of products that are looked at. With `values.wgsl`; the twin is
+// `src/reference/normal.rs`.
 
-// −2·ln(u) for u in (0, 1] of 24 bits: what the squares of two normal numbers come to. u is m·2^e with m between √½ and √2, and
-// ln(m) is 2·artanh((m − 1) / (m + 1)).
+// −2·ln(u) for u in (0, 1] of 24 bits: what the squares of two normal numbers come to. u is m·2^e with m between √½ and
+// √2, and ln(m) is 2·artanh((m − 1) / (m + 1)).
 fn squares_of_two(word: u32) -> f32 {
     // 2⁻²⁴; the bits of √½.
     let bits = bitcast<i32>(f32((word >> 8u) + 1u) * 5.9604644775390625e-8) - 0x3f3504f3;
@@ -16,8 +17,8 @@ fn squares_of_two(word: u32) -> f32 {
     return flushed(times(f32(bits >> 23u), -1.3862943611198906) + times(-4.0, s + times(times(s, z), p)));
 }
 
-// cos(2π·u) for u in [0, 1) of 24 bits: by the series of cosine or sine, of the angle t from the nearest quarter turn, an eighth of a
-// turn at most.
+// cos(2π·u) for u in [0, 1) of 24 bits: by the series of cosine or sine, of the angle t from the nearest quarter turn,
+// an eighth of a turn at most.
 fn cosine(word: u32) -> f32 {
     let turn = word >> 8u;
     let quarter = (turn + 0x200000u) >> 22u;

@@ -1,6 +1,6 @@
-// Backward with a stride, an output pixel meets only the taps of its own *phase*, its row and column modulo STEP: every STEP-th row
-// (column) of the kernel from `first_tap` on. GLSL has no remainders of negative numbers; this one is taken before it is GLSL.
-// A row far outside of any image: where what is not there lies.
+// Backward with a stride, an output pixel meets only the taps of its own *phase*, its row and column modulo STEP: every
+// STEP-th row (column) of the kernel from `first_tap` on. GLSL has no remainders of negative numbers; this one is taken
+// before it is GLSL. A row far outside of any image: where what is not there lies.
 const OUTSIDE: i32 = -65536;
 const FIRST: u32 = u32((i32(PAD) % i32(STEP) + i32(STEP)) % i32(STEP));
 fn first_tap(phase: u32) -> u32 {

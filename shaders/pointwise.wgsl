@@ -54,7 +54,8 @@ fn normalise_input_grad(@builtin(global_invocation_id) id: vec3<u32>) {
 }
 
 //# kernel relu_forward
-// Backward there is nothing to do: whoever computes the gradient of this ReLU's output masks it with the signs as it stores it.
+// Backward there is nothing to do: whoever computes the gradient of this ReLU's output masks it with the signs as it
+// stores it.
 //# x: activation read                         [N, OC4, OH, OW] of 4 channels
 //# y: activation write                        [N, OC4, OH, OW] of 4 channels
 //# include epilogue

@@ -1,5 +1,5 @@
-// Pooling, forward and input gradient, in a fixed order per sample. One invocation for one texel (a pixel of four channels).
-// I* is the larger shape (the input), P×Q the pooled one, C4 blocks of channels in both.
+// Pooling, forward and input gradient, in a fixed order per sample. One invocation for one texel (a pixel of four
+// channels). I* is the larger shape (the input), P×Q the pooled one, C4 blocks of channels in both.
 
 //# kernel max_pool_forward
 // The first maximum wins, row by row. Where it was (row·SIZE + column, one byte a channel) is all that backward needs.

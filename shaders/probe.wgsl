@@ -1,5 +1,5 @@
-// What the bench needs beside the kernels themselves: the ceilings of a device (`src/probe.rs`), and random data for a kernel
-// that runs alone (`src/trial.rs`). No network runs any of this.
+// What the bench needs beside the kernels themselves: the ceilings of a device (`src/probe.rs`), and random data for a
+// kernel that runs alone (`src/trial.rs`). No network runs any of this.
 
 //# kernel probe_empty
 // Nothing: what a dispatch and its workgroups cost by themselves.
@@ -8,9 +8,10 @@ fn probe_empty() {
 }
 
 //# kernel probe_fma
-// Arithmetic in registers and nothing else. The four chains feed each other: where chains are independent, LLVM's scheduler
-// puts one behind the other and every operation waits for the last one, so that a software adapter shows less than a third of
-// what it can do. The factors are small: numbers go round the ring and hardly grow, however long it runs.
+// Arithmetic in registers and nothing else. The four chains feed each other: where chains are independent, LLVM's
+// scheduler puts one behind the other and every operation waits for the last one, so that a software adapter shows less
+// than a third of what it can do. The factors are small: numbers go round the ring and hardly grow, however long it
+// runs.
 //# y: activation write                        [N, LEN]
 @compute @workgroup_size(WG)
 fn probe_fma(@builtin(global_invocation_id) id: vec3<u32>) {

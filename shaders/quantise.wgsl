@@ -1,13 +1,13 @@
-// Pixels that come from a buffer of the host program and go back to one: looked at, snapped to grey levels, and rounded as
-// they are delivered. The host's arithmetic (`src/attack/quantise.rs`) is f64; here it is whole numbers on the bits of the
-// pixels, so that it comes to the same on every adapter.
+// Pixels that come from a buffer of the host program and go back to one: looked at, snapped to grey levels, and rounded
+// as they are delivered. The host's arithmetic (`src/attack/quantise.rs`) is f64; here it is whole numbers on the bits
+// of the pixels, so that it comes to the same on every adapter.
 
 //# include sample
 //# include grey
 
 //# kernel inspect
-// One invocation for one value; z is the sample. MARK is the health mark for what is not finite; bit 31 says that a value is
-// outside of the bounds (infinity is, NaN is not).
+// One invocation for one value; z is the sample. MARK is the health mark for what is not finite; bit 31 says that a
+// value is outside of the bounds (infinity is, NaN is not).
 //# bounds: uniform Bounds
 //# values: storage read array<u32>                 [N, LEN]
 //# health: storage update array<atomic<u32>>       [N]
@@ -56,8 +56,8 @@ fn snap(@builtin(global_invocation_id) id: vec3<u32>) {
 }
 
 //# kernel quantise
-// The iterate as it is delivered: the nearest k/255, no further from the clean pixel than the sample's levels allow. One
-// invocation for one value; z is the sample.
+// The iterate as it is delivered: the nearest k/255, no further from the clean pixel than the sample's levels allow.
+// One invocation for one value; z is the sample.
 //# samples: storage read array<Sample>              [N]
 //# x0: storage read array<u32>                      [N, LEN], clean images, snapped
 //# x: storage update array<u32>                     [N, LEN], iterate
@@ -76,9 +76,9 @@ fn quantise(@builtin(global_invocation_id) id: vec3<u32>) {
 }
 
 //# kernel quantise_l2
-// The same within an L2 ball: a move of t grey levels, f of them a fraction, is rounded away from the clean pixel where f is no
-// less than a threshold: a half, or as much more as it takes for the image to stay in the ball; at most one, which cuts fractions
-// off. One workgroup a sample.
+// The same within an L2 ball: a move of t grey levels, f of them a fraction, is rounded away from the clean pixel where
+// f is no less than a threshold: a half, or as much more as it takes for the image to stay in the ball; at most one,
+// which cuts fractions off. One workgroup a sample.
 //# include sums
 //# include values
 //# samples: storage read array<Sample>              [N], levels is the largest sum of squares

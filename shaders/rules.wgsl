@@ -1,5 +1,5 @@
-// Steps for which a sample is looked at as a whole before it moves: accumulated gradients, lengths, Auto-PGD. One workgroup a
-// sample, and all samples in one dispatch. Each lane adds up every WG-th value, in order.
+// Steps for which a sample is looked at as a whole before it moves: accumulated gradients, lengths, Auto-PGD. One
+// workgroup a sample, and all samples in one dispatch. Each lane adds up every WG-th value, in order.
 
 //# include sample
 //# include sums
@@ -23,8 +23,8 @@ fn signed_step(v: f32, step: f32, direction: f32) -> f32 {
 //# include look
 
 //# kernel momentum_step
-// MI-FGSM, and with LOOKAHEAD NI-FGSM. The memory of a sample: the accumulated gradient, and with LOOKAHEAD the iterate (x is
-// then the point ahead of it, until the last step).
+// MI-FGSM, and with LOOKAHEAD NI-FGSM. The memory of a sample: the accumulated gradient, and with LOOKAHEAD the iterate
+// (x is then the point ahead of it, until the last step).
 //# memory: storage update array<f32>                [N, SLOTS, LEN]
 //# states: storage update array<State>              [N]
 @compute @workgroup_size(WG)
@@ -96,9 +96,9 @@ fn l2_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 }
 
 //# kernel apgd_step
-// Auto-PGD. A call looks at the loss of x, keeps what is worth keeping, checks the step size when it is time, and moves on; the
-// call after the last step only looks, and leaves in x what is delivered. The memory of a sample: the iterate before, the one
-// with the highest loss, its gradient, the latest that is a success.
+// Auto-PGD. A call looks at the loss of x, keeps what is worth keeping, checks the step size when it is time, and moves
+// on; the call after the last step only looks, and leaves in x what is delivered. The memory of a sample: the iterate
+// before, the one with the highest loss, its gradient, the latest that is a success.
 //# memory: storage update array<f32>                [N, 4, LEN]
 //# states: storage update array<State>              [N]
 @compute @workgroup_size(WG)
@@ -227,9 +227,10 @@ fn apgd_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
 }
 
 //# kernel ball_start
-// A random place for attacks that need the whole image to know its size: KIND 0 on the edge of the L∞ ball (every sample's
-// largest move is eps), 1 on the edge of the L2 ball, 2 uniform within the L2 ball; with HALVES halfway there. Numbers of the sample's own; x is within the
-// bounds afterwards. A sample that asks for no random start stays where it is.
+// A random place for attacks that need the whole image to know its size: KIND 0 on the edge of the L∞ ball (every
+// sample's largest move is eps), 1 on the edge of the L2 ball, 2 uniform within the L2 ball; with HALVES halfway there.
+// Numbers of the sample's own; x is within the bounds afterwards. A sample that asks for no random start stays where it
+// is.
 //# include philox
 //# include normal
 //# bounds: uniform Bounds

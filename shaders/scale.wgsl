@@ -1,5 +1,6 @@
-// Gradients that are kept as f16 between layers begin near one: a power of two for each sample, which its sign does not see, and
-// which the last kernel (`normalise_input_grad`) takes away again. Where the network is sure of the class, seeds are of 1e-8 and less.
+// Gradients that are kept as f16 between layers begin near one: a power of two for each sample, which its sign does not
+// see, and which the last kernel (`normalise_input_grad`) takes away again. Where the network is sure of the class,
+// seeds are of 1e-8 and less.
 
 //# kernel scale_input_grad
 // One invocation a sample, twice over its classes: for the largest, then for the products.
@@ -20,8 +21,8 @@ fn scale_input_grad(@builtin(global_invocation_id) id: vec3<u32>) {
         let bits = bitcast<vec4<u32>>(dy_at(i)) & vec4<u32>(0x7fffffffu);
         largest = max(largest, max(max(bits.x, bits.y), max(bits.z, bits.w)));
     }
-    // Of the exponent e, kept by 127 too large, powers are put together by bits: 2^-e and 2^e. Zero is as good as the smallest number;
-    // what is not finite, or has no reciprocal, stays as it is.
+    // Of the exponent e, kept by 127 too large, powers are put together by bits: 2^-e and 2^e. Zero is as good as the
+    // smallest number; what is not finite, or has no reciprocal, stays as it is.
     let exponent = select(127u, max(largest >> 23u, 1u), largest < 0x7f000000u);
     let scale = bitcast<f32>((254u - exponent) << 23u);
     unscale[n] = bitcast<f32>(exponent << 23u);

@@ -1,5 +1,5 @@
-// One perturbation for all images: it is put on each, the gradients are added up, and it takes a step along the sign of the
-// sum. Only here does one sample's bits depend on another's.
+// One perturbation for all images: it is put on each, the gradients are added up, and it takes a step along the sign of
+// the sum. Only here does one sample's bits depend on another's.
 
 //# include sample
 //# include values
@@ -22,9 +22,9 @@ fn shared_apply(@builtin(global_invocation_id) id: vec3<u32>) {
 }
 
 //# kernel shared_sum
-// sum <- sum ± dx, up for samples that ascend and down for those that descend. One invocation for one value of an image: it
-// takes one sample after the other, in their order, and goes on from what the chunk before left. So the sum is the same however
-// the samples are cut into chunks; a chunk has MOST of them at most.
+// sum <- sum ± dx, up for samples that ascend and down for those that descend. One invocation for one value of an
+// image: it takes one sample after the other, in their order, and goes on from what the chunk before left. So the sum
+// is the same however the samples are cut into chunks; a chunk has MOST of them at most.
 //# samples: storage read array<Sample>                [N]
 //# dx: storage read array<f32>                        [N, LEN], input gradient
 //# health: storage read array<u32>                    [N], all marks of this gradient are made
@@ -55,8 +55,8 @@ fn shared_sum(@builtin(global_invocation_id) id: vec3<u32>) {
 }
 
 //# kernel shared_step
-// perturbation <- perturbation + step_size·sign(sum), within the ball; and a new sum begins. One invocation for one value of an
-// image. All samples have one radius and one step size.
+// perturbation <- perturbation + step_size·sign(sum), within the ball; and a new sum begins. One invocation for one
+// value of an image. All samples have one radius and one step size.
 //# samples: storage read array<Sample>                [N]
 //# sum: storage update array<f32>                     [LEN]
 //# perturbation: storage update array<f32>            [LEN]

@@ -1,5 +1,5 @@
-// The Square attack (Andriushchenko et al. 2020): random search by squares that become smaller. It looks at losses alone, never
-// at gradients. One workgroup a sample, and all samples in one dispatch.
+// The Square attack (Andriushchenko et al. 2020): random search by squares that become smaller. It looks at losses
+// alone, never at gradients. One workgroup a sample, and all samples in one dispatch.
 
 //# include sample
 //# include values
@@ -30,8 +30,8 @@ fn greatest(clean: f32, eps: f32) -> f32 {
 }
 
 //# kernel square_start
-// L∞: stripes, every column of every channel at one end of its way. L2: tiles of hills and valleys, each channel of each tile
-// with a sign of its own, of length eps together.
+// L∞: stripes, every column of every channel at one end of its way. L2: tiles of hills and valleys, each channel of
+// each tile with a sign of its own, of length eps together.
 fn start_words(sample: Sample, k: u32) -> vec4<u32> {
     return philox(vec2<u32>(bounds.seed_lo, bounds.seed_hi), vec4<u32>(sample.id, sample.restart, k, 0u));
 }
@@ -72,10 +72,10 @@ fn square_start(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
 }
 
 //# kernel square_step
-// A call looks at the loss of x, keeps x where it is better than the best so far or a success, and makes the next proposal. L∞:
-// the best with a square of each channel at one end of its way. L2: a hill and a valley are added to a square of each channel,
-// which gets the length that another square loses. Who has succeeded stays there; the call behind the last step only looks, and
-// leaves the best in x. The memory of a sample: the best so far.
+// A call looks at the loss of x, keeps x where it is better than the best so far or a success, and makes the next
+// proposal. L∞: the best with a square of each channel at one end of its way. L2: a hill and a valley are added to a
+// square of each channel, which gets the length that another square loses. Who has succeeded stays there; the call
+// behind the last step only looks, and leaves the best in x. The memory of a sample: the best so far.
 //# memory: storage update array<f32>        [N, LEN]
 //# states: storage update array<State>      [N]
 
@@ -108,7 +108,8 @@ fn square_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
     s.found = select(s.found, 1u, succeeds);
     let proposes = s.found == 0u && query < sample.steps;
 
-    // The paper's schedule (HALVINGS in src/attack/square.rs): the share of the image halves after 10, 50, 200, … 8,000 of 10,000 queries.
+    // The paper's schedule (HALVINGS in src/attack/square.rs): the share of the image halves after 10, 50, 200, … 8,000
+    // of 10,000 queries.
     var halvings = 0u;
     halvings += select(0u, 1u, query >= first_at(11u, sample.stretch));
     halvings += select(0u, 1u, query >= first_at(51u, sample.stretch));
@@ -172,7 +173,8 @@ fn square_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
         states[n] = s;
         goes_on = select(0u, 1u, proposes);
     }
-    // Sums are long; who has succeeded takes part in none. All lanes say the same, but a compiler must see that they do.
+    // Sums are long; who has succeeded takes part in none. All lanes say the same, but a compiler must see that they
+    // do.
     if (workgroupUniformLoad(&goes_on) == 0u) {
         return;
     }

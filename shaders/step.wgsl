@@ -1,5 +1,5 @@
-// The step: every sample of the batch moves along the sign of its own gradient and is clamped to its own ball, all in one
-// dispatch.
+// The step: every sample of the batch moves along the sign of its own gradient and is clamped to its own ball, all in
+// one dispatch.
 
 //# include sample
 
@@ -21,8 +21,8 @@ fn sign_step(@builtin(global_invocation_id) id: vec3<u32>) {
     let i = n * LEN + id.x;
     let sample = samples[n];
 
-    // The sign is decided from the bits, for adapters differ on subnormals and on NaN: exponent 0 (zero, subnormal) gives
-    // no sign and is counted, exponent 255 (Inf, NaN) gives no sign and marks the sample.
+    // The sign is decided from the bits, for adapters differ on subnormals and on NaN: exponent 0 (zero, subnormal)
+    // gives no sign and is counted, exponent 255 (Inf, NaN) gives no sign and marks the sample.
     let bits = bitcast<u32>(dx[i]);
     let exponent = (bits >> 23u) & 255u;
     let moves = exponent != 0u && exponent != 255u;
@@ -44,8 +44,8 @@ fn sign_step(@builtin(global_invocation_id) id: vec3<u32>) {
 }
 
 //# kernel random_start
-// One invocation for four pixel values, which share the four words of one counter; z is the sample. A sample that asks for
-// no random start stays where it is.
+// One invocation for four pixel values, which share the four words of one counter; z is the sample. A sample that asks
+// for no random start stays where it is.
 //# bounds: uniform Bounds
 //# samples: storage read array<Sample>      [N]
 //# x0: storage read array<f32>              [N, LEN], clean images

@@ -1,6 +1,7 @@
-// Inside of a kernel: writes a tile of QT blocks of four channels × PX pixels of row h, from pixel q0 of sample n on, with all
-// that the epilogue does to it. Takes acc_Q_P, biases b_Q, the first block c4_0, and whether the invocation is live.
-// `for e` is one round, in which e is 2 where rows are of an even number of pixels (a store takes two neighbours), else 1.
+// Inside of a kernel: writes a tile of QT blocks of four channels × PX pixels of row h, from pixel q0 of sample n on,
+// with all that the epilogue does to it. Takes acc_Q_P, biases b_Q, the first block c4_0, and whether the invocation is
+// live. `for e` is one round, in which e is 2 where rows are of an even number of pixels (a store takes two
+// neighbours), else 1.
 //# if RELU == 1
     var bad = false; // one atomic at the end: some adapters pay for each, taken or not
 //# end

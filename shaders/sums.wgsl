@@ -1,5 +1,5 @@
-// What the WG invocations of a workgroup, a power of two, have between them. Sums run in one order whatever the device: each lane brings its own,
-// then halves are added to halves.
+// What the WG invocations of a workgroup, a power of two, have between them. Sums run in one order whatever the device:
+// each lane brings its own, then halves are added to halves.
 
 var<workgroup> parts: array<f32, WG>;
 var<workgroup> counts: array<u32, WG>;

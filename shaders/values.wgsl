@@ -4,20 +4,20 @@ fn exponent_of(v: f32) -> u32 {
     return (bitcast<u32>(v) >> 23u) & 255u;
 }
 
-// Adapters differ on subnormals: to all of them they are zero. And a sum that is looked at so is a sum: compilers that take additions in
-// another order than they are written in (DXC, Metal's) cannot where something is chosen in between.
+// Adapters differ on subnormals: to all of them they are zero. And a sum that is looked at so is a sum: compilers that
+// take additions in another order than they are written in (DXC, Metal's) cannot where something is chosen in between.
 fn flushed(v: f32) -> f32 {
     return select(0.0, v, exponent_of(v) != 0u);
 }
 
-// A product, rounded: whether a device has fused multiply-adds or contracts sums of products, it cannot where the product is
-// looked at.
+// A product, rounded: whether a device has fused multiply-adds or contracts sums of products, it cannot where the
+// product is looked at.
 fn times(a: f32, b: f32) -> f32 {
     return flushed(a * b);
 }
 
-// 1/v for v > 0, and 0 where v or 1/v is none. Rounded to the nearest number, where WGSL leaves the last digits of a division
-// open: 2^48 is divided by the digits of v, eight bits at a time, and its 25th bit decides.
+// 1/v for v > 0, and 0 where v or 1/v is none. Rounded to the nearest number, where WGSL leaves the last digits of a
+// division open: 2^48 is divided by the digits of v, eight bits at a time, and its 25th bit decides.
 fn inverse_of(v: f32) -> f32 {
     let digits = (bitcast<u32>(v) & 0x007fffffu) | 0x00800000u;
     var quotient = 0x1000000u / digits;
@@ -33,8 +33,8 @@ fn inverse_of(v: f32) -> f32 {
     return select(0.0, flushed(bitcast<f32>(((253u - exponent_of(v)) << 23u) + nearest)), is_number);
 }
 
-// √v for a sum of squares v, rounded to the nearest number, where WGSL leaves the last digits open: 25 binary digits one by one, of
-// which the last decides. Infinity and NaN stay what they are.
+// √v for a sum of squares v, rounded to the nearest number, where WGSL leaves the last digits open: 25 binary digits
+// one by one, of which the last decides. Infinity and NaN stay what they are.
 fn root(v: f32) -> f32 {
     let exponent = exponent_of(v);
     // v is digits times a power of four; two digits of it are looked at in a round.

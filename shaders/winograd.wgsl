@@ -1,10 +1,12 @@
-// Convolution 3×3, stride 1, padding 1, by Winograd's F(4×4, 3×3), forward and input gradient: sixteen outputs from 36 products for
-// an input channel, where the definition takes 144. Its roundings are not those of conv2d.wgsl: only for `--math fast`.
+// Convolution 3×3, stride 1, padding 1, by Winograd's F(4×4, 3×3), forward and input gradient: sixteen outputs from 36
+// products for an input channel, where the definition takes 144. Its roundings are not those of conv2d.wgsl: only for
+// `--math fast`.
 //
-// A tile is 4×4 outputs of one channel. Of each input channel the 6×6 pixels from (h − 1, w − 1) on are transformed, V = Bᵀ d B,
-// columns first. At each of the 36 places the products with the transformed weights U = G g Gᵀ (made on the host in f64) are summed
-// from zero with fma over (block of four input channels, channel within the block). The outputs are Aᵀ M A, columns first, then
-// + bias, then + residual. Every kernel here keeps this order, so every one gives the same bits, whatever the batch.
+// A tile is 4×4 outputs of one channel. Of each input channel the 6×6 pixels from (h − 1, w − 1) on are transformed,
+// V = Bᵀ d B, columns first. At each of the 36 places the products with the transformed weights U = G g Gᵀ (made on the
+// host in f64) are summed from zero with fma over (block of four input channels, channel within the block). The outputs
+// are Aᵀ M A, columns first, then + bias, then + residual. Every kernel here keeps this order, so every one gives the
+// same bits, whatever the batch.
 //
 // For the input gradient the weights are transposed and turned by 180° before they are transformed.
 
@@ -140,9 +142,9 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
 }
 
 //# kernel conv2d_forward_winograd_before conv2d_input_grad_winograd_before
-// The fast kernels are three, for adapters where a load costs far more than a multiply-add, as the broadcast kernels of conv2d.wgsl.
-// They do a part of the batch at a time, PART samples: the caches hold V and M then. First V of every tile of the part, one block of
-// channels in an invocation.
+// The fast kernels are three, for adapters where a load costs far more than a multiply-add, as the broadcast kernels of
+// conv2d.wgsl. They do a part of the batch at a time, PART samples: the caches hold V and M then. First V of every tile
+// of the part, one block of channels in an invocation.
 //# x: activation read                         [N, IC4, IH, IW] of 4 channels
 //# v: activation write pairs(2)               [18, IC4, tiles of the part, 2 places] of 4 channels
 //# include pad
@@ -176,8 +178,8 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
 }
 
 //# kernel conv2d_forward_winograd_products conv2d_input_grad_winograd_products
-// M = U V: at each place a product of matrices, QT blocks of channels × PX tiles in an invocation. The tiles of a subgroup lie side by
-// side, those of an invocation eight apart; weights are handed round.
+// M = U V: at each place a product of matrices, QT blocks of channels × PX tiles in an invocation. The tiles of a
+// subgroup lie side by side, those of an invocation eight apart; weights are handed round.
 //# w: texels read                             [36, OT, IC4, 4, QT] of 4 output channels
 //# v: activation read                         [18, IC4, tiles of the part, 2 places] of 4 channels
 //# m: activation write pairs(2)               [36, OT·QT/2, tiles of the part, 2 blocks] of 4 channels

@@ -1,6 +1,6 @@
-// A kernel that goes over an activation once and writes it out with all that the epilogue does to it: one invocation for one word of
-// signs, 8 channels × 4 pixels of a row. Whoever includes it says what a block of four channels has in common, `channel(c4)`, and
-// what becomes of texel i, `value(channel, i)`.
+// A kernel that goes over an activation once and writes it out with all that the epilogue does to it: one invocation
+// for one word of signs, 8 channels × 4 pixels of a row. Whoever includes it says what a block of four channels has in
+// common, `channel(c4)`, and what becomes of texel i, `value(channel, i)`.
 @compute @workgroup_size(WG)
 fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
     if (id.x >= OC8 * OH * OW4) {

@@ -1,23 +1,23 @@
 // Convolutions and fully connected layers, forward and input gradient, as products of matrices: for devices where the
-// invocations of a workgroup share fast memory. Outputs × (line, column, channel) times (line, column, channel) × pixels;
-// neither matrix is ever laid out as such.
+// invocations of a workgroup share fast memory. Outputs × (line, column, channel) times (line, column, channel) ×
+// pixels; neither matrix is ever laid out as such.
 //
-// A *line* is one row of the kernel over one block of four input channels. Lines in order, columns in a line, channels in a
-// column: that is the canonical order of shaders/conv2d.wgsl, and an output is accumulated in it by one invocation, so the
-// bits are those of the naive kernels. Pixels are taken four of a row at a time, a *group* (what a word of signs holds), and
-// the groups of all samples stand in one row, so that images smaller than a tile still fill it. In a fully connected layer
-// a group is four samples.
+// A *line* is one row of the kernel over one block of four input channels. Lines in order, columns in a line, channels
+// in a column: that is the canonical order of shaders/conv2d.wgsl, and an output is accumulated in it by one
+// invocation, so the bits are those of the naive kernels. Pixels are taken four of a row at a time, a *group* (what a
+// word of signs holds), and the groups of all samples stand in one row, so that images smaller than a tile still fill
+// it. In a fully connected layer a group is four samples.
 //
-// A workgroup computes BLOCKS blocks of four outputs × PIXELS pixels. It stages a *slab* of LS lines in workgroup memory,
-// where a pixel outside of the image or of the batch becomes zero: nothing is tested in the inner loop. Each invocation
-// holds QT blocks × PX pixels in registers and reads 4·QT + PX texels of workgroup memory for 16·QT·PX multiply-adds.
-// While a slab is worked on, the next is on its way from memory to registers.
+// A workgroup computes BLOCKS blocks of four outputs × PIXELS pixels. It stages a *slab* of LS lines in workgroup
+// memory, where a pixel outside of the image or of the batch becomes zero: nothing is tested in the inner loop. Each
+// invocation holds QT blocks × PX pixels in registers and reads 4·QT + PX texels of workgroup memory for 16·QT·PX
+// multiply-adds. While a slab is worked on, the next is on its way from memory to registers.
 //
-// Rows of a staged array are an odd number of texels long: invocations side by side read rows side by side, which then lie
-// in different banks. Within a row the index is a constant wherever it can be, so that checks of bounds fall away.
+// Rows of a staged array are an odd number of texels long: invocations side by side read rows side by side, which then
+// lie in different banks. Within a row the index is a constant wherever it can be, so that checks of bounds fall away.
 //
-// Backward with a stride, an output pixel meets only the taps of its own *phase*, its row and column modulo STEP. A workgroup
-// has pixels of one phase only, for which the input gradient is a plain convolution with every STEP-th tap.
+// Backward with a stride, an output pixel meets only the taps of its own *phase*, its row and column modulo STEP. A
+// workgroup has pixels of one phase only, for which the input gradient is a plain convolution with every STEP-th tap.
 
 //# kernel conv2d_forward_workgroup conv2d_input_grad_workgroup linear_forward_workgroup linear_input_grad_workgroup
 //# w: texels read                             [TILES·BLOCKS], biases; [TILES, STEP, STEP, lines, columns, TX, CB, QT] of 4 outputs
@@ -28,10 +28,11 @@
 //# health: storage read array<u32>            [N], for its length alone
 //# end
 
-// Of a tile: TX invocations along its outputs (next to each other, so that they read the same pixels) × TY along its pixels; G
-// groups. COLUMNS texels of a row of x serve a group in one line, XSTEP apart for neighbouring pixels. Of a kernel row at most
-// WIDEST taps are met, TAPS of them unrolled. TILES tiles of outputs; GROUPS groups of P4 pixels make the PX of an
-// invocation; X_TURNS (W_TURNS) texels of a slab that an invocation fetches; WORDS words of signs in a tile; LINEAR 1: fully connected.
+// Of a tile: TX invocations along its outputs (next to each other, so that they read the same pixels) × TY along its
+// pixels; G groups. COLUMNS texels of a row of x serve a group in one line, XSTEP apart for neighbouring pixels. Of a
+// kernel row at most WIDEST taps are met, TAPS of them unrolled. TILES tiles of outputs; GROUPS groups of P4 pixels
+// make the PX of an invocation; X_TURNS (W_TURNS) texels of a slab that an invocation fetches; WORDS words of signs in
+// a tile; LINEAR 1: fully connected.
 const PH: u32 = (OH + STEP - 1u) / STEP;               // rows of a phase
 const PW4: u32 = ((OW + STEP - 1u) / STEP + 3u) / 4u;  // groups in a row of a phase
 

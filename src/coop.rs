@@ -1,6 +1,6 @@
-//! Units that multiply whole matrices ([`Math::Coop`]), tried beside the naive kernels before anything relies on them: drivers and the
-//! compiler of shaders are young there, and what is wrong is wrong without a word. A second or so where nothing is compiled yet, once
-//! for each device of a process.
+//! Units that multiply whole matrices ([`Math::Coop`]), tried beside the naive kernels before anything relies on them:
+//! drivers and the compiler of shaders are young there, and what is wrong is wrong without a word. A second or so where
+//! nothing is compiled yet, once for each device of a process.
 
 use crate::error::Result;
 use crate::gpu::{CoopMatrix, Gpu};
@@ -9,9 +9,9 @@ use crate::plan::{Math, Plan, Site, Target, Variant};
 use crate::trial::{Scatter, Setup, Trial, compare};
 use std::collections::BTreeMap;
 
-/// How far a unit's results may be from a naive kernel's, both of the same f16 and both rounded to f16 in the end (relative L2): sums of f32
-/// in another order differ by some 1e-6, which rounds one number in some hundreds to its neighbour, 2e-5 in all. Sums kept as f16
-/// would be off by 1e-3 and more.
+/// How far a unit's results may be from a naive kernel's, both of the same f16 and both rounded to f16 in the end
+/// (relative L2): sums of f32 in another order differ by some 1e-6, which rounds one number in some hundreds to its
+/// neighbour, 2e-5 in all. Sums kept as f16 would be off by 1e-3 and more.
 pub const TOLERANCE: f64 = 2e-4;
 
 /// Samples of a trial.
@@ -20,7 +20,8 @@ const SAMPLES: u32 = 3;
 /// The matrices that a device multiplies, once that it has been seen to multiply them right.
 ///
 /// # Errors
-/// [`crate::Error::Usage`] where it has none, or was opened without them, or gave wrong results, with the reason; those of the device.
+/// [`crate::Error::Usage`] where it has none, or was opened without them, or gave wrong results, with the reason; those
+/// of the device.
 pub fn of(gpu: &Gpu) -> Result<CoopMatrix> {
     gpu.coop_once(|matrix| try_out(gpu, matrix))
 }
@@ -64,8 +65,8 @@ fn compared(gpu: &Gpu, fast: (&Plan, &Site), naive: (&Plan, &Site)) -> Result<st
     Ok(if same { Ok(()) } else { Err("a sample alone has other bits than in a batch".into()) })
 }
 
-/// Behind a convolution that makes f16 of the image, one with a ReLU, and one with a stride, whose gradient has phases; sides and channels
-/// that fill no matrix.
+/// Behind a convolution that makes f16 of the image, one with a ReLU, and one with a stride, whose gradient has phases;
+/// sides and channels that fill no matrix.
 fn model() -> Model {
     let conv = |name: &str, inputs, outputs, stride| {
         Layer::Conv2d(Conv2d { name: name.into(), inputs, outputs, kernel: 3, stride, padding: 1, bias: true })

@@ -1,5 +1,5 @@
-//! The device: [`Gpu`], how it is opened, and what is known of it. Every call to the GPU library that can fail asks it for the
-//! device or the queue first.
+//! The device: [`Gpu`], how it is opened, and what is known of it. Every call to the GPU library that can fail asks it
+//! for the device or the queue first.
 //!
 //! | file | what it is |
 //! |---|---|
@@ -93,12 +93,12 @@ impl Gpu {
         Ok(Self::wrap(adapter::open(choice, wgpu::Features::empty(), None)?, None))
     }
 
-    /// As [`Gpu::new`], with units that multiply matrices where the adapter has them, for [`crate::Math::Coop`]. Where it has none, it is
-    /// a device as any other.
+    /// As [`Gpu::new`], with units that multiply matrices where the adapter has them, for [`crate::Math::Coop`]. Where
+    /// it has none, it is a device as any other.
     ///
     /// # Safety
-    /// The GPU library calls this experimental: there may be mistakes in it that make kernels, ours among them, do what they must not
-    /// ([`wgpu::ExperimentalFeatures::enabled`]).
+    /// The GPU library calls this experimental: there may be mistakes in it that make kernels, ours among them, do what
+    /// they must not ([`wgpu::ExperimentalFeatures::enabled`]).
     ///
     /// # Errors
     /// As [`Gpu::new`].
@@ -110,9 +110,9 @@ impl Gpu {
         Ok(Self::wrap(adapter::open(choice, matrix::COOPERATIVE, Some(experimental))?, None))
     }
 
-    /// As [`Gpu::new`], with a cache of pipelines where the adapter has one (Vulkan): what an earlier process compiled and kept
-    /// ([`Gpu::pipeline_cache_data`]) is not compiled again. Data of another adapter or driver are passed by. Most drivers keep a
-    /// cache of their own on disk, and gain nothing.
+    /// As [`Gpu::new`], with a cache of pipelines where the adapter has one (Vulkan): what an earlier process compiled
+    /// and kept ([`Gpu::pipeline_cache_data`]) is not compiled again. Data of another adapter or driver are passed by.
+    /// Most drivers keep a cache of their own on disk, and gain nothing.
     ///
     /// # Safety
     /// `data` must be bytes that [`Gpu::pipeline_cache_data`] gave, unchanged: drivers trust them.
@@ -131,25 +131,26 @@ impl Gpu {
         Ok(Self::wrap(opened, cache))
     }
 
-    /// What the driver has compiled so far, for [`Gpu::with_pipeline_cache`] of a later process. `None` without such a cache.
+    /// What the driver has compiled so far, for [`Gpu::with_pipeline_cache`] of a later process. `None` without such a
+    /// cache.
     #[cfg(feature = "pipeline-cache")]
     pub fn pipeline_cache_data(&self) -> Option<Vec<u8>> {
         self.0.cache.as_ref()?.get_data()
     }
 
-    /// Uses a device that the host program has opened already, within the limits it was opened with. Its callbacks stay the
-    /// host's: that the device is lost is then noticed when a wait or a copy fails. What goes wrong in calls made here is
-    /// caught in error scopes and comes out as [`Error`]; the host's own scopes and handlers see nothing of it. Waiting for
-    /// the device may run callbacks of the host's own (of buffers that it maps) on the thread that waits.
+    /// Uses a device that the host program has opened already, within the limits it was opened with. Its callbacks stay
+    /// the host's: that the device is lost is then noticed when a wait or a copy fails. What goes wrong in calls made
+    /// here is caught in error scopes and comes out as [`Error`]; the host's own scopes and handlers see nothing of it.
+    /// Waiting for the device may run callbacks of the host's own (of buffers that it maps) on the thread that waits.
     ///
-    /// What WebGPU guarantees everywhere ([`wgpu::Limits::default`]) is enough for all there is. With less (six storage buffers a stage
-    /// in the place of eight, workgroups of fewer than 256 invocations) some attacks are not there, and a network that cannot run says
-    /// which limit it is: at four storage buffers a stage none can.
+    /// What WebGPU guarantees everywhere ([`wgpu::Limits::default`]) is enough for all there is. With less (six storage
+    /// buffers a stage in the place of eight, workgroups of fewer than 256 invocations) some attacks are not there, and
+    /// a network that cannot run says which limit it is: at four storage buffers a stage none can.
     ///
-    /// On GL a device has one context for all threads, and the library panics where a thread waits for it for 6 s. Networks take
-    /// turns there, whichever threads run them; of the host's own calls nothing is known. So on GL a host should leave the
-    /// device alone while another thread runs a network, should submit nothing that takes seconds, and its callbacks must not
-    /// wait for another thread's run.
+    /// On GL a device has one context for all threads, and the library panics where a thread waits for it for 6 s.
+    /// Networks take turns there, whichever threads run them; of the host's own calls nothing is known. So on GL a host
+    /// should leave the device alone while another thread runs a network, should submit nothing that takes seconds, and
+    /// its callbacks must not wait for another thread's run.
     pub fn from_device(adapter: &wgpu::Adapter, device: wgpu::Device, queue: wgpu::Queue) -> Self {
         Self::wrap(Opened { adapter: adapter.clone(), index: 0, device, queue, lost: Arc::default() }, None)
     }
@@ -237,7 +238,8 @@ impl Gpu {
         self.0.subgroup_sizes.1
     }
 
-    /// The smallest subgroup that kernels can rely on, found once by `check`, which is given the smallest size; 0 for none.
+    /// The smallest subgroup that kernels can rely on, found once by `check`, which is given the smallest size; 0 for
+    /// none.
     pub(crate) fn subgroup_once(&self, check: impl FnOnce(u32) -> Result<u32>) -> Result<u32> {
         if let Some(known) = self.0.subgroup.get() {
             return Ok(*known);
@@ -274,12 +276,12 @@ impl Gpu {
         &self.0.queue
     }
 
-    /// Work that does not end within this time ends in [`Error::DeviceLost`]; `None`, as at first, waits for ever. It counts for
-    /// each submission, and a submission is cut to about a quarter of a second where it can be cut at all: between two
-    /// dispatches. On GL, where handing work over waits for it, the time is looked at when it has ended.
+    /// Work that does not end within this time ends in [`Error::DeviceLost`]; `None`, as at first, waits for ever. It
+    /// counts for each submission, and a submission is cut to about a quarter of a second where it can be cut at all:
+    /// between two dispatches. On GL, where handing work over waits for it, the time is looked at when it has ended.
     ///
-    /// After such an error the same context may be tried again, which works where the device was but slow; what hangs stays
-    /// hung. The device is then kept until the process ends, for giving it back would wait as well.
+    /// After such an error the same context may be tried again, which works where the device was but slow; what hangs
+    /// stays hung. The device is then kept until the process ends, for giving it back would wait as well.
     pub fn set_deadline(&self, deadline: Option<Duration>) {
         *self.0.deadline.lock().unwrap_or_else(PoisonError::into_inner) = deadline;
     }
@@ -322,8 +324,8 @@ impl Gpu {
         self.0.faults.get().map_or(0, Faults::calls)
     }
 
-    /// The pipeline known under `key`, made at its first use: `make` gives the entry point, its WGSL and its bindings in
-    /// order. Every pipeline of a device is made once.
+    /// The pipeline known under `key`, made at its first use: `make` gives the entry point, its WGSL and its bindings
+    /// in order. Every pipeline of a device is made once.
     pub(crate) fn pipeline(
         &self,
         key: String,
@@ -346,9 +348,9 @@ impl Gpu {
         Ok(made)
     }
 
-    /// Lets go of all pipelines that no network holds: a device keeps what it has made for the next network of the same shapes,
-    /// about a megabyte for each whose shapes are new. Networks that are there hold their own and run on; what they or others need
-    /// from now on is made again.
+    /// Lets go of all pipelines that no network holds: a device keeps what it has made for the next network of the same
+    /// shapes, about a megabyte for each whose shapes are new. Networks that are there hold their own and run on; what
+    /// they or others need from now on is made again.
     pub fn forget_pipelines(&self) {
         let mut known = self.0.pipelines.lock().unwrap_or_else(PoisonError::into_inner);
         let forgotten = std::mem::take(&mut *known);

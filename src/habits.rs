@@ -1,6 +1,7 @@
-//! What an adapter does where WGSL leaves it open: asked once for each device, before the first plan is made for it. Plans obey
-//! it ([`crate::Target`]), `signstep devices -v` shows it. Asking takes milliseconds where the driver has compiled the two kernels
-//! before; the program keeps the [`Answers`] for its next start, the library asks in every process unless it is given some.
+//! What an adapter does where WGSL leaves it open: asked once for each device, before the first plan is made for it.
+//! Plans obey it ([`crate::Target`]), `signstep devices -v` shows it. Asking takes milliseconds where the driver has
+//! compiled the two kernels before; the program keeps the [`Answers`] for its next start, the library asks in every
+//! process unless it is given some.
 
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Storage};
@@ -32,7 +33,8 @@ const HUGE: f32 = 1e30;
 /// Numbers that an adapter writes down when it is asked.
 const SEEN: usize = 15;
 
-/// Answers of an adapter. Nothing here is an error but the last: kernels are written so that their results do not depend on the others.
+/// Answers of an adapter. Nothing here is an error but the last: kernels are written so that their results do not
+/// depend on the others.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Habits {
     /// Rounds after which a loop is left without a word; `None` where it is not within 131,072.
@@ -53,15 +55,15 @@ pub struct Habits {
     pub reassociates: bool,
     /// Whether a quotient is the nearest number.
     pub divides_exactly: bool,
-    /// Whether infinity and NaN are noticed in what was just computed. No network is loaded where they are not ([`crate::Target::of`]):
-    /// NaN would come out of a ReLU as zero, and nobody would hear of it.
+    /// Whether infinity and NaN are noticed in what was just computed. No network is loaded where they are not
+    /// ([`crate::Target::of`]): NaN would come out of a ReLU as zero, and nobody would hear of it.
     pub notices_nonfinite: bool,
 }
 
-/// All that a device was asked, as text that a later process reads ([`Answers::recall`]). Only answers of a usual device are read:
-/// where a loop is left so early that plans have to bow to it, or a subgroup has a size that no kernel relies on, the device itself
-/// is asked each time. Plans' own bound on loops ([`crate::Target`]) holds whatever a text says. Whether it is a text of this device
-/// is for whoever keeps it to know.
+/// All that a device was asked, as text that a later process reads ([`Answers::recall`]). Only answers of a usual
+/// device are read: where a loop is left so early that plans have to bow to it, or a subgroup has a size that no kernel
+/// relies on, the device itself is asked each time. Plans' own bound on loops ([`crate::Target`]) holds whatever a text
+/// says. Whether it is a text of this device is for whoever keeps it to know.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answers {
     seen: Vec<u32>,
@@ -77,8 +79,8 @@ impl Answers {
         Ok(Answers { seen: gpu.answers_once(|| ask(gpu))?.to_vec(), subgroup: subgroup(gpu)? })
     }
 
-    /// Takes what the same adapter answered an earlier process of the same program, with the same driver, in the place of asking.
-    /// `false`, and nothing is taken, where the device has no such subgroup.
+    /// Takes what the same adapter answered an earlier process of the same program, with the same driver, in the place
+    /// of asking. `false`, and nothing is taken, where the device has no such subgroup.
     pub fn recall(&self, gpu: &Gpu) -> bool {
         let matches =
             |least| if [0, least].contains(&self.subgroup) { Ok(self.subgroup) } else { Err(Error::Cancelled) };
@@ -201,8 +203,8 @@ fn ask(gpu: &Gpu) -> Result<Vec<u32>> {
     Ok(bytemuck::pod_collect_to_vec(&seen[..4 * SEEN]))
 }
 
-/// The smallest subgroup of a device, where kernels can rely on its lanes (`shaders/subgroup.wgsl`): tried out once. 0 where
-/// it has no subgroups, or where they do something else.
+/// The smallest subgroup of a device, where kernels can rely on its lanes (`shaders/subgroup.wgsl`): tried out once. 0
+/// where it has no subgroups, or where they do something else.
 ///
 /// # Errors
 /// Those of the device.

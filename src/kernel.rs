@@ -51,8 +51,9 @@ pub struct Kernel {
 pub enum Grid {
     /// x and y workgroups for each sample; z is the sample.
     PerSample(u32, u32),
-    /// `items` pieces of work for each group of `samples`, one after the other along x, `size` of them to a workgroup; `y` workgroups. A
-    /// piece is an invocation, four pixels of a row (`workgroup.wgsl`) or a matrix of pixels (`coop.wgsl`).
+    /// `items` pieces of work for each group of `samples`, one after the other along x, `size` of them to a workgroup;
+    /// `y` workgroups. A piece is an invocation, four pixels of a row (`workgroup.wgsl`) or a matrix of pixels
+    /// (`coop.wgsl`).
     Flat {
         /// Pieces for a group.
         items: u32,
@@ -63,9 +64,9 @@ pub enum Grid {
         /// Workgroups along y.
         y: u32,
     },
-    /// `part` samples at a time: what is handed on from one dispatch to the next is of a part, and lies in memory that the next part
-    /// gets, so that caches hold it. The length of `health` tells a kernel where its part ends. The items of all samples of a part
-    /// lie side by side along x, `each` of them for an invocation.
+    /// `part` samples at a time: what is handed on from one dispatch to the next is of a part, and lies in memory that
+    /// the next part gets, so that caches hold it. The length of `health` tells a kernel where its part ends. The items
+    /// of all samples of a part lie side by side along x, `each` of them for an invocation.
     Parts {
         /// Samples in a part.
         part: u32,
@@ -198,9 +199,9 @@ impl std::fmt::Display for Dispatch {
     }
 }
 
-/// Runs one dispatch on its own for a batch of `n`, `data` being written to buffers first, and reads one back: for tests and
-/// benches of single kernels. Resources that `data` does not name are zero. Activations cannot be written or read here
-/// where they lie in textures.
+/// Runs one dispatch on its own for a batch of `n`, `data` being written to buffers first, and reads one back: for
+/// tests and benches of single kernels. Resources that `data` does not name are zero. Activations cannot be written or
+/// read here where they lie in textures.
 ///
 /// # Errors
 /// Those of the device.

@@ -18,10 +18,11 @@
 //! ```
 //!
 //! # The front door
-//! [`Gpu::new`] opens an adapter, [`Gpu::from_device`] takes the device that a host program has already. A [`Network`] is
-//! loaded from safetensors, those of a known network or of one's own ([`weights::load_as`]), or built from layers
+//! [`Gpu::new`] opens an adapter, [`Gpu::from_device`] takes the device that a host program has already. A [`Network`]
+//! is loaded from safetensors, those of a known network or of one's own ([`weights::load_as`]), or built from layers
 //! ([`Network::from_layers`]); it answers [`logits`](attack::Engine::logits) and
-//! [`input_gradient`](attack::Engine::input_gradient), and [`Attack`] runs on it. All three block; every one has a second form:
+//! [`input_gradient`](attack::Engine::input_gradient), and [`Attack`] runs on it. All three block; every one has a
+//! second form:
 //!
 //! | | from slices | from and to buffers of the device |
 //! |---|---|---|
@@ -44,13 +45,13 @@
 //! # }
 //! ```
 //!
-//! [`Gpu`], [`Network`], [`Reference`], [`Attack`] and [`Task`] are `Send` and `Sync`. A progress callback cancels by answering
-//! `false`. `examples/robustness_gate.rs` is a threshold on robust accuracy as a test, to be copied.
+//! [`Gpu`], [`Network`], [`Reference`], [`Attack`] and [`Task`] are `Send` and `Sync`. A progress callback cancels by
+//! answering `false`. `examples/robustness_gate.rs` is a threshold on robust accuracy as a test, to be copied.
 //!
 //! # What stays
-//! [`kernel`], [`plan`], [`probe`], [`trial`], [`tune`], [`coop`] and [`habits`] are there for benches and tests of kernels: what is in
-//! them may change in any version. [`wgpu`] is re-exported, for its types are in signatures here: its major version is part of this
-//! crate's, and a new one of it is a new one of ours.
+//! [`kernel`], [`plan`], [`probe`], [`trial`], [`tune`], [`coop`] and [`habits`] are there for benches and tests of
+//! kernels: what is in them may change in any version. [`wgpu`] is re-exported, for its types are in signatures here:
+//! its major version is part of this crate's, and a new one of it is a new one of ours.
 //!
 //! # How data flows
 //!
@@ -84,106 +85,122 @@
 //! | `data`, `report`, `study`, `cli` | feature `cli`: files, tables and pictures, the minibatch question measured, the program |
 //!
 //! # Letters
-//! N batch, C input channels, K output channels or classes, H×W input, P×Q output, R×S kernel. Images are NCHW in [0, 1],
-//! eps and step size are in the same unit; mean and deviation are a layer of the model.
+//! N batch, C input channels, K output channels or classes, H×W input, P×Q output, R×S kernel. Images are NCHW in [0,
+//! 1], eps and step size are in the same unit; mean and deviation are a layer of the model.
 //!
 //! # What is promised
 //! A sample's logits, gradient and adversarial image are the same bits alone, at any place of any batch, beside any
-//! neighbours. Every accumulation runs in one fixed order (`shaders/conv2d.wgsl`), losses are summed and never averaged,
-//! the sign is decided from bits (`shaders/step.wgsl`), and success is measured on the bytes that are delivered. The one attack
-//! whose samples depend on each other, [`Attack::uap`], adds their gradients up in their order: its bits depend on which samples
-//! there are, but not on how they are cut into chunks and batches.
-//! [`Training`] promises none of this: there batch norm looks at the whole batch.
+//! neighbours. Every accumulation runs in one fixed order (`shaders/conv2d.wgsl`), losses are summed and never
+//! averaged, the sign is decided from bits (`shaders/step.wgsl`), and success is measured on the bytes that are
+//! delivered. The one attack whose samples depend on each other, [`Attack::uap`], adds their gradients up in their
+//! order: its bits depend on which samples there are, but not on how they are cut into chunks and batches. [`Training`]
+//! promises none of this: there batch norm looks at the whole batch.
 //!
 //! # Decisions
 //!
 //! **Memory**
-//! - An activation is one row of texels of four channels, `[N, ⌈C/4⌉, H, W]`, without a border. It lies in a storage buffer
-//!   or in a plain 2D texture 2,048 texels wide, chosen by the adapter's class; kernels see an index (`x_at(i)`,
-//!   `y_put(i, v)`), so one slot serves tensors of any shape. A pixel outside is *chosen* to be zero, without a branch. Textures are
-//!   only read: what is written goes to a buffer first, and is copied behind the dispatch (`kernel/record.rs`).
+//! - An activation is one row of texels of four channels, `[N, ⌈C/4⌉, H, W]`, without a border. It lies in a storage
+//!   buffer or in a plain 2D texture 2,048 texels wide, chosen by the adapter's class; kernels see an index (`x_at(i)`,
+//!   `y_put(i, v)`), so one slot serves tensors of any shape. A pixel outside is *chosen* to be zero, without a branch.
+//!   Textures are only read: what is written goes to a buffer first, and is copied behind the dispatch
+//!   (`kernel/record.rs`).
 //! - A ReLU's mask is applied where a gradient is stored, not where it is read: once for a value instead of nine times.
 //! - The ball's edges are computed from the clean pixel in the step itself: the same bits in every step, and no memory.
 //! - Max-pool keeps one byte for each output, for windows up to 15×15.
 //!
 //! **Arithmetic**
-//! - Arithmetic ([`Math`]) changes bits and is the user's choice; a variant or a tuning never does. [`Math::Fast`] is Winograd's
-//!   convolution where it was measured to be faster (`ops/winograd.rs`), in one order in each of its kernels, decided by shape and device;
-//!   elsewhere f32. [`Math::F16`] is f32's kernels and sums, with activations and gradients kept as f16 between them
-//!   (`shaders/half.wgsl`); each sample's gradients are scaled by a power of two on their way back (`ops/scale.rs`). [`Math::Coop`] is that
-//!   with convolutions on units that multiply matrices (`ops/coop.rs`): a matrix never holds pixels of two samples, so what a sample's
-//!   numbers are multiplied with is the same in any batch.
+//! - Arithmetic ([`Math`]) changes bits and is the user's choice; a variant or a tuning never does. [`Math::Fast`] is
+//!   Winograd's convolution where it was measured to be faster (`ops/winograd.rs`), in one order in each of its
+//!   kernels, decided by shape and device; elsewhere f32. [`Math::F16`] is f32's kernels and sums, with activations and
+//!   gradients kept as f16 between them (`shaders/half.wgsl`); each sample's gradients are scaled by a power of two on
+//!   their way back (`ops/scale.rs`). [`Math::Coop`] is that with convolutions on units that multiply matrices
+//!   (`ops/coop.rs`): a matrix never holds pixels of two samples, so what a sample's numbers are multiplied with is the
+//!   same in any batch.
 //! - Sums begin at a zero that compilers cannot see, for some move one that they see.
-//! - The seed of cross-entropy at the class itself is −Σ of the other probabilities, not p − 1, which would lose its digits.
-//! - In rules a product is looked at before it is added (`times` in `shaders/values.wgsl`): fused or not, the bits are the same, and
-//!   those of the CPU twin ([`reference::Walk`]). WGSL leaves the last digits of quotients, roots, logarithms and cosines to the adapter:
-//!   there the first two are taken digit by digit in whole numbers, the others (`shaders/normal.wgsl`) by their series.
-//! - Rounding within an L2 ball moves the threshold from a half upwards until the bytes fit; cutting fractions off always does.
+//! - The seed of cross-entropy at the class itself is −Σ of the other probabilities, not p − 1, which would lose its
+//!   digits.
+//! - In rules a product is looked at before it is added (`times` in `shaders/values.wgsl`): fused or not, the bits are
+//!   the same, and those of the CPU twin ([`reference::Walk`]). WGSL leaves the last digits of quotients, roots,
+//!   logarithms and cosines to the adapter: there the first two are taken digit by digit in whole numbers, the others
+//!   (`shaders/normal.wgsl`) by their series.
+//! - Rounding within an L2 ball moves the threshold from a half upwards until the bytes fit; cutting fractions off
+//!   always does.
 //!
 //! **Kernels**
-//! - Three families of kernels with the same bits ([`plan::Family`]): register tiles anywhere, weights handed round in subgroups on
-//!   software adapters, tiles of whole workgroups on hardware. A tuning ([`tune`]) chooses otherwise where that is faster.
-//! - Register tiles read their weights from slices that fit a uniform binding; where one tile does not fit, from a storage buffer,
-//!   slower. The other families read them as texels of any number.
-//! - A projection on a shortcut is a dispatch of its own, added as a residual: its own accumulator, as the canonical order asks.
-//! - Batch norm is folded into the convolution right before it; where there is none, it is a gain and a bias for each channel in one
-//!   `fma`, and the ReLU behind it is done there. Nothing is kept for the way back but that ReLU's bits. At the head of a residual body its
-//!   gradient takes what came round the body into the same `fma`.
-//! - Training mode is a type of its own ([`Training`], planned by [`plan::TrainingPlan`]): batch norm with the statistics of the batch
-//!   couples samples, so it is no [`attack::Engine`], and a model that was loaded for it is refused by [`Network`] and [`Reference`]. A
-//!   batch is never cut there. Sums take two steps, within a sample and over the samples, each in one order (`shaders/batch_norm.wgsl`);
-//!   what entered a batch norm is kept whole: ResNet-20 takes 933 kB a sample, ResNet-18 3.1 MB.
+//! - Three families of kernels with the same bits ([`plan::Family`]): register tiles anywhere, weights handed round in
+//!   subgroups on software adapters, tiles of whole workgroups on hardware. A tuning ([`tune`]) chooses otherwise where
+//!   that is faster.
+//! - Register tiles read their weights from slices that fit a uniform binding; where one tile does not fit, from a
+//!   storage buffer, slower. The other families read them as texels of any number.
+//! - A projection on a shortcut is a dispatch of its own, added as a residual: its own accumulator, as the canonical
+//!   order asks.
+//! - Batch norm is folded into the convolution right before it; where there is none, it is a gain and a bias for each
+//!   channel in one `fma`, and the ReLU behind it is done there. Nothing is kept for the way back but that ReLU's bits.
+//!   At the head of a residual body its gradient takes what came round the body into the same `fma`.
+//! - Training mode is a type of its own ([`Training`], planned by [`plan::TrainingPlan`]): batch norm with the
+//!   statistics of the batch couples samples, so it is no [`attack::Engine`], and a model that was loaded for it is
+//!   refused by [`Network`] and [`Reference`]. A batch is never cut there. Sums take two steps, within a sample and
+//!   over the samples, each in one order (`shaders/batch_norm.wgsl`); what entered a batch norm is kept whole:
+//!   ResNet-20 takes 933 kB a sample, ResNet-18 3.1 MB.
 //!
 //! **Rules**
-//! - What is done with a gradient is a [`attack::Rule`]: a dispatch for the whole batch. Where a sample has to be looked at as a whole it
-//!   has one workgroup (`shaders/rules.wgsl`), a memory of a few images, allocated when such a rule first runs, and a state of 64
-//!   bytes; so schedules, the best so far and success are decided on the device, each sample for itself. Between calls memory and
-//!   state can be taken out ([`attack::Trail`]): what has succeeded leaves the batch there, and the rest go on with the same bits.
-//! - A perturbation that all images share ([`Attack::uap`]) is found first ([`Attack::fit`]) and then put on one part of the data after
-//!   the other ([`Attack::perturbation`]). It and its sum of gradients stay on the device; one invocation adds up one value of all images
-//!   of a chunk and goes on where the chunk before left it (`shaders/shared.wgsl`). A sample that is marked adds nothing.
+//! - What is done with a gradient is a [`attack::Rule`]: a dispatch for the whole batch. Where a sample has to be
+//!   looked at as a whole it has one workgroup (`shaders/rules.wgsl`), a memory of a few images, allocated when such a
+//!   rule first runs, and a state of 64 bytes; so schedules, the best so far and success are decided on the device,
+//!   each sample for itself. Between calls memory and state can be taken out ([`attack::Trail`]): what has succeeded
+//!   leaves the batch there, and the rest go on with the same bits.
+//! - A perturbation that all images share ([`Attack::uap`]) is found first ([`Attack::fit`]) and then put on one part
+//!   of the data after the other ([`Attack::perturbation`]). It and its sum of gradients stay on the device; one
+//!   invocation adds up one value of all images of a chunk and goes on where the chunk before left it
+//!   (`shaders/shared.wgsl`). A sample that is marked adds nothing.
 //!
 //! **Work and what goes wrong**
-//! - A submission holds what takes a device about a quarter of a second, as the ones before it have shown (`gpu/pace.rs`): plans are cut
-//!   between any two dispatches, which changes no bit. A dispatch is never cut, but given fewer samples, so that none takes more than a
-//!   second; not where one perturbation is fitted to all images, whose chunks stay what they are, and not in training mode.
-//! - That work counts as done is not believed: each submission of a network's work ends by handing on a word, and whoever reads results
-//!   reads it too (`gpu/witness.rs`).
-//! - Every call to the GPU library that can fail asks for the device or the queue first; there tests let the n-th fail (`gpu/fault.rs`).
+//! - A submission holds what takes a device about a quarter of a second, as the ones before it have shown
+//!   (`gpu/pace.rs`): plans are cut between any two dispatches, which changes no bit. A dispatch is never cut, but
+//!   given fewer samples, so that none takes more than a second; not where one perturbation is fitted to all images,
+//!   whose chunks stay what they are, and not in training mode.
+//! - That work counts as done is not believed: each submission of a network's work ends by handing on a word, and
+//!   whoever reads results reads it too (`gpu/witness.rs`).
+//! - Every call to the GPU library that can fail asks for the device or the queue first; there tests let the n-th fail
+//!   (`gpu/fault.rs`).
 //!
 //! **Files**
-//! - A run is a row of parts, each whole or not there; shards and resumed runs are the same mechanism (`report/folder.rs`).
-//! - A layout is recognised by building it under the names that its checkpoints use and comparing all names and shapes: no table of
-//!   renamings, and no guess that is not checked. What shapes do not tell (strides, pools) a layout is known for ([`model::families`]).
-//! - A network of the user's own is data: a file of layers (`data/description.rs`) becomes the same [`model::Arch`] that known networks
-//!   are, checked layer by layer with the line it stands in. Its hash is part of what a run is.
-//! - Checkpoints of PyTorch are read by a pickle machine and a zip reader of our own (`data/`): the machine knows what tensors need and
-//!   calls nothing; the reader takes what PyTorch writes, stored entries without gaps, so that no entry can unpack to more than it is,
-//!   and headers that disagree are refused, where general readers of zip choose one of them.
-//! - Pictures are brought to one size in whole numbers (`data/framing.rs`), for pixels that depend on the processor would be other data.
+//! - A run is a row of parts, each whole or not there; shards and resumed runs are the same mechanism
+//!   (`report/folder.rs`).
+//! - A layout is recognised by building it under the names that its checkpoints use and comparing all names and shapes:
+//!   no table of renamings, and no guess that is not checked. What shapes do not tell (strides, pools) a layout is
+//!   known for ([`model::families`]).
+//! - A network of the user's own is data: a file of layers (`data/description.rs`) becomes the same [`model::Arch`]
+//!   that known networks are, checked layer by layer with the line it stands in. Its hash is part of what a run is.
+//! - Checkpoints of PyTorch are read by a pickle machine and a zip reader of our own (`data/`): the machine knows what
+//!   tensors need and calls nothing; the reader takes what PyTorch writes, stored entries without gaps, so that no
+//!   entry can unpack to more than it is, and headers that disagree are refused, where general readers of zip choose
+//!   one of them.
+//! - Pictures are brought to one size in whole numbers (`data/framing.rs`), for pixels that depend on the processor
+//!   would be other data.
 //!
 //! **Known limits**
-//! - A residual body begins with a convolution or a batch norm and ends with a convolution; in training mode it begins with a
-//!   convolution.
+//! - A residual body begins with a convolution or a batch norm and ends with a convolution; in training mode it begins
+//!   with a convolution.
 //! - Of activations there is ReLU alone.
 //! - On software adapters the gradient of strides 3 and 4 runs on the naive kernel.
-//! - On GL, which waits while work is handed over, a deadline is noticed only when the work has ended, and threads take turns
-//!   (`gpu/turns.rs`), for wgpu panics where one waits for 6 s: a host program's own calls have to keep out of the way
-//!   ([`Gpu::from_device`]).
+//! - On GL, which waits while work is handed over, a deadline is noticed only when the work has ended, and threads take
+//!   turns (`gpu/turns.rs`), for wgpu panics where one waits for 6 s: a host program's own calls have to keep out of
+//!   the way ([`Gpu::from_device`]).
 //! - No hardware GPU has run this yet.
 //!
 //! # Adding a rule
 //! 1. A variant of [`attack::Rule`] with the images it remembers, and the method that uses it.
-//! 2. Its kernel beside `shaders/rules.wgsl`, with its file in `kernel/files.rs` and its loops in `kernel/rounds.rs`; its dispatch in
-//!    `ops/step.rs`, and its place in the list of `Plan::new`; its twin in `reference/walk.rs`.
+//! 2. Its kernel beside `shaders/rules.wgsl`, with its file in `kernel/files.rs` and its loops in `kernel/rounds.rs`;
+//!    its dispatch in `ops/step.rs`, and its place in the list of `Plan::new`; its twin in `reference/walk.rs`.
 //! 3. Twin and kernel by bits in `tests/family.rs`; what its authors' code does, recorded, in `tests/libraries.rs`.
 //!
 //! # Adding a layer
 //! 1. A variant of [`model::Layer`] with its shape rule in `Layer::output`.
-//! 2. Forward and backward in `reference/layers.rs`, an arm each in `reference/network.rs`, checked by finite differences in
-//!    `reference.rs`.
-//! 3. A kernel for each direction in a file of `shaders/`, shapes beside the bindings; its file in `kernel/files.rs`, its loops in
-//!    `kernel/rounds.rs`.
+//! 2. Forward and backward in `reference/layers.rs`, an arm each in `reference/network.rs`, checked by finite
+//!    differences in `reference.rs`.
+//! 3. A kernel for each direction in a file of `shaders/`, shapes beside the bindings; its file in `kernel/files.rs`,
+//!    its loops in `kernel/rounds.rs`.
 //! 4. A file in `ops/` that turns the layer into dispatches, and an arm each in `plan::forward` and `plan::backward`.
 //! 5. Random shapes against the reference in `tests/kernels.rs`; bits alone and in batches in `tests/invariance.rs`.
 

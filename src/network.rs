@@ -69,12 +69,13 @@ impl Default for Options {
 
 /// A network on a GPU. `Send` and `Sync`: any thread may run it, and runs take turns.
 ///
-/// A progress callback is called in the middle of a run, or while its run waits for its turn; then it is told of 0 sample-steps,
-/// and may stop it there. Where it asks the same network for anything that runs, it gets [`Error::Usage`], for the run it would
-/// wait for is its own. Another network is free to it, unless that one is busy: two threads in the middle of two networks that
-/// wait for each other's would wait for ever, so that gets [`Error::Usage`] too. Nor may a callback wait for another thread that
-/// runs its network, which nothing here can see. The plain questions ([`Network::plan`], [`Network::gpu_bytes`], …) are free to
-/// it. A callback that panics leaves the network usable.
+/// A progress callback is called in the middle of a run, or while its run waits for its turn; then it is told of 0
+/// sample-steps, and may stop it there. Where it asks the same network for anything that runs, it gets
+/// [`Error::Usage`], for the run it would wait for is its own. Another network is free to it, unless that one is busy:
+/// two threads in the middle of two networks that wait for each other's would wait for ever, so that gets
+/// [`Error::Usage`] too. Nor may a callback wait for another thread that runs its network, which nothing here can see.
+/// The plain questions ([`Network::plan`], [`Network::gpu_bytes`], …) are free to it. A callback that panics leaves the
+/// network usable.
 #[derive(Debug)]
 pub struct Network {
     gpu: Gpu,
@@ -267,13 +268,14 @@ impl Network {
     /// Waits for its turn to run; `progress` is asked meanwhile whether to go on waiting.
     fn lock(&self, progress: &mut dyn FnMut(u64) -> bool) -> Result<Running<'_>> {
         self.turn.take(progress)?;
-        // Whoever had the turn is about to let go of it. Nobody panics between two changes that belong together, so what a panic
-        // leaves behind is sound.
+        // Whoever had the turn is about to let go of it. Nobody panics between two changes that belong together, so
+        // what a panic leaves behind is sound.
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         Ok(Running { state, turn: &self.turn })
     }
 
-    /// Runs `work` on one chunk after the other, with memory and bindings for its size. `progress` is asked before each.
+    /// Runs `work` on one chunk after the other, with memory and bindings for its size. `progress` is asked before
+    /// each.
     fn each_chunk(
         &self,
         samples: usize,
@@ -304,8 +306,8 @@ impl Network {
             if !progress(0) {
                 return Err(Error::Cancelled);
             }
-            // No dispatch takes so long that a watchdog wakes, as far as the device's pace is known. Balanced chunks: 10 samples by 8 are
-            // 5 and 5, so that the device is never almost idle.
+            // No dispatch takes so long that a watchdog wakes, as far as the device's pace is known. Balanced chunks:
+            // 10 samples by 8 are 5 and 5, so that the device is never almost idle.
             let (left, most) = (samples - at, most.min(self.gpu.pace().samples(self.plan.largest_dispatch())));
             let n = left.div_ceil(left.div_ceil(most));
             work(&self.ready(&mut running.state, n, remembers)?, at..at + n, progress)?;
@@ -458,8 +460,8 @@ impl Chunk<'_> {
         self.write(self.net.plan.ids.zero_gradients, &vec![0_u32; self.n])
     }
 
-    /// Records and submits `work`, cut into submissions between any two dispatches. `done` is told of each submission that
-    /// has ended, by the number of dispatches in it that `counts` names; at most two are under way.
+    /// Records and submits `work`, cut into submissions between any two dispatches. `done` is told of each submission
+    /// that has ended, by the number of dispatches in it that `counts` names; at most two are under way.
     fn run<'b>(
         &self,
         work: impl Iterator<Item = (&'b Bound, &'b Dispatch)>,
@@ -486,8 +488,8 @@ impl Chunk<'_> {
         Ok((cell.get().expect("set above"), dispatch))
     }
 
-    /// Random starts, where any sample asks for one, and the steps of `job` from x on; x0 is in place, and x where `from` does
-    /// not say.
+    /// Random starts, where any sample asks for one, and the steps of `job` from x on; x0 is in place, and x where
+    /// `from` does not say.
     fn steps(
         &self,
         job: &Job<'_>,

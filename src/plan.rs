@@ -1,5 +1,5 @@
-//! A plan: the list of dispatches that run a network forward and backward, and the memory they share. Pure data, made from
-//! a model and a device's limits; the batch size is no part of it, so every batch runs the same kernels.
+//! A plan: the list of dispatches that run a network forward and backward, and the memory they share. Pure data, made
+//! from a model and a device's limits; the batch size is no part of it, so every batch runs the same kernels.
 //!
 //! Forward keeps one bit for each ReLU and one byte for each max-pool output. Activations and gradients are needed only
 //! until their last reader, so they take turns in a few slots.
@@ -335,8 +335,8 @@ impl Plan {
     }
 }
 
-/// Results are read back through one buffer: the largest of them, and up to two words and their alignment beside it; and the word of
-/// `gpu/witness.rs` once.
+/// Results are read back through one buffer: the largest of them, and up to two words and their alignment beside it;
+/// and the word of `gpu/witness.rs` once.
 fn read_back(input: Dims, classes: usize) -> u64 {
     input.len().max(classes) as u64 * 4 + 8
 }
@@ -552,7 +552,8 @@ fn forward<'m>(
                         "the body of a residual block must begin with a convolution or a batch norm",
                     );
                 }
-                // A body that ended with a ReLU would have it fused into its last convolution, before the shortcut is added.
+                // A body that ended with a ReLU would have it fused into its last convolution, before the shortcut is
+                // added.
                 if !matches!(body.last(), Some(Layer::Conv2d(_))) {
                     return unsupported(layer, "the body of a residual block must end with a convolution");
                 }
@@ -652,9 +653,9 @@ fn backward(build: &mut Build, model: &Model, tape: &[Node], dy: Value, extra: O
 }
 
 /// Gives every activation a slot that is free from its first writer to its last reader, and puts the slots among the
-/// resources. A free slot that is large enough is taken first, the smallest such; else the largest one grows.
-/// Texels of f32 and of f16 never share a slot. Where the slots are textures there is a stage, too, as large as the largest of them:
-/// its place is returned.
+/// resources. A free slot that is large enough is taken first, the smallest such; else the largest one grows. Texels of
+/// f32 and of f16 never share a slot. Where the slots are textures there is a stage, too, as large as the largest of
+/// them: its place is returned.
 fn assign_slots(
     activations: &[Activation],
     dispatches: &mut [Dispatch],
@@ -667,7 +668,8 @@ fn assign_slots(
             last_use.insert(*id, at);
         }
     }
-    // What dispatches that do the batch in parts read is read again by the next part, after the last of them has written.
+    // What dispatches that do the batch in parts read is read again by the next part, after the last of them has
+    // written.
     for (at, d) in dispatches.iter().enumerate().rev().filter(|(_, d)| matches!(d.grid, Grid::Parts { .. })) {
         let bound: Vec<usize> = d.bindings.iter().map(|(_, id)| *id).filter(|id| *id >= ACTIVATIONS).collect();
         let handed_on = bound.iter().filter(|id| activations[**id - ACTIVATIONS].is_passing);
@@ -775,7 +777,8 @@ mod tests {
     use super::*;
     use crate::kernel::Kernel;
 
-    /// What the first part's last dispatch writes must not lie where the second part's first one reads, nor where its second does.
+    /// What the first part's last dispatch writes must not lie where the second part's first one reads, nor where its
+    /// second does.
     #[test]
     fn what_parts_read_is_kept_until_the_last_has_written() {
         let dispatch = |grid: Grid, bindings: &[(&'static str, usize)]| Dispatch {

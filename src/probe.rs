@@ -1,5 +1,5 @@
-//! What a device can do at most, measured: arithmetic, copies, and what dispatches cost by themselves. Kernels are told as
-//! shares of these, for data sheets are about other machines.
+//! What a device can do at most, measured: arithmetic, copies, and what dispatches cost by themselves. Kernels are told
+//! as shares of these, for data sheets are about other machines.
 
 use crate::error::Result;
 use crate::gpu::{Gpu, Storage};

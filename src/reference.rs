@@ -1,7 +1,8 @@
 //! The same networks and the same attack on the CPU, in plain f64 loops: what the GPU is compared with, and what runs
 //! where there is no GPU. Readable first; only the steps ([`Walk`]) are f32 and agree with the GPU bit for bit.
 //!
-//! Imports only `error`, `model`, `attack` and a number of `weights`. Imports run one way; a file imports only from those above it:
+//! Imports only `error`, `model`, `attack` and a number of `weights`. Imports run one way; a file imports only from
+//! those above it:
 //!
 //! | file | what it is |
 //! |---|---|

@@ -1,5 +1,5 @@
-//! Work on a thread of its own, as a future that any executor can poll: [`Task`]. Nothing but the standard library, so a host
-//! program keeps its own runtime, or none.
+//! Work on a thread of its own, as a future that any executor can poll: [`Task`]. Nothing but the standard library, so
+//! a host program keeps its own runtime, or none.
 
 use crate::attack::{Attack, Engine, Outcome};
 use crate::error::{Error, Result};
@@ -16,9 +16,10 @@ use std::task::{Context, Poll, Waker};
 /// `Send`, `Sync` and `Unpin` for every `T: Send`. A panic of the work comes out as [`Error::Internal`].
 ///
 /// # Cancelling
-/// An attack looks at [`Control`] whenever a submission of steps has ended, and stops there: at most the one submission that is
-/// under way already (well under a second on most devices) still runs. It looks as well before each chunk whose logits are taken,
-/// and while it waits for its turn on a network that another one runs. Other work stops where it asks the control.
+/// An attack looks at [`Control`] whenever a submission of steps has ended, and stops there: at most the one submission
+/// that is under way already (well under a second on most devices) still runs. It looks as well before each chunk whose
+/// logits are taken, and while it waits for its turn on a network that another one runs. Other work stops where it asks
+/// the control.
 ///
 /// ```no_run
 /// # use signstep::{Attack, Network, Task, attack::Engine};
@@ -66,8 +67,8 @@ enum Stage<T> {
 }
 
 impl Control {
-    /// Tells that so much more is done (of an attack: sample-steps), and learns whether to go on. In the shape of a progress
-    /// callback: `&mut |n| control.advance(n)`.
+    /// Tells that so much more is done (of an attack: sample-steps), and learns whether to go on. In the shape of a
+    /// progress callback: `&mut |n| control.advance(n)`.
     pub fn advance(&self, done: u64) -> bool {
         self.0.done.fetch_add(done, Ordering::SeqCst);
         !self.is_cancelled()

@@ -1,9 +1,9 @@
 //! What lies on the device: resources as data ([`Resource`]), and as allocated memory ([`Allocated`]). No arithmetic.
 //!
 //! An activation is a row of texels of four channels, `[N, ⌈C/4⌉, H, W]`, addressed by one index. It lies in a storage
-//! buffer or in a 2D texture [`TEXTURE_WIDTH`] texels wide, whichever the adapter reads faster; kernels see only the index.
-//! Textures are only read. What kernels write lies in a buffer first, the stage, and is copied: where reading a texture is cheap
-//! writing one is not (`benches/NOTES.md`).
+//! buffer or in a 2D texture [`TEXTURE_WIDTH`] texels wide, whichever the adapter reads faster; kernels see only the
+//! index. Textures are only read. What kernels write lies in a buffer first, the stage, and is copied: where reading a
+//! texture is cheap writing one is not (`benches/NOTES.md`).
 
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Held, Storage, TEXTURE_WIDTH};
@@ -12,8 +12,8 @@ use std::fmt;
 /// Bytes of such a row, of f32.
 pub(crate) const ROW: u64 = TEXTURE_WIDTH * 16;
 
-/// Rows of a texture for so many texels: an odd number, and never one. Some drivers compile a kernel anew for textures whose
-/// sides are powers of two; so every batch, of whatever size, runs what was compiled for the first.
+/// Rows of a texture for so many texels: an odd number, and never one. Some drivers compile a kernel anew for textures
+/// whose sides are powers of two; so every batch, of whatever size, runs what was compiled for the first.
 fn rows(texels: u64) -> u64 {
     texels.div_ceil(TEXTURE_WIDTH).max(3) | 1
 }
@@ -38,8 +38,8 @@ pub enum Kind {
     Memory,
     /// Blocks of sixteen bytes (`attack::Sample` is four of them).
     Samples,
-    /// Eight bytes: texels on their way to textures, so many whatever the batch and the rest for each sample. One stage serves all
-    /// that a plan writes, one after the other.
+    /// Eight bytes: texels on their way to textures, so many whatever the batch and the rest for each sample. One stage
+    /// serves all that a plan writes, one after the other.
     Stage(u64),
     /// Texels of four f32, so many whatever the batch: what dispatches that do a part of it at a time hand on
     /// ([`crate::kernel::Grid::Parts`]).
@@ -127,8 +127,8 @@ impl Resource {
         }
     }
 
-    /// Bytes that a driver takes for it: those that keep textures in tiles of four by four texels round rows up, by a third
-    /// where there are three.
+    /// Bytes that a driver takes for it: those that keep textures in tiles of four by four texels round rows up, by a
+    /// third where there are three.
     pub fn charged(&self, n: u64, storage: Storage) -> Option<u64> {
         let bytes = self.bytes(n, storage)?;
         match (&self.kind, storage) {
@@ -140,8 +140,8 @@ impl Resource {
     }
 }
 
-/// Stages, of whatever stands for one. What is handed on within a part of a batch has a stage of its own, for what leaves the parts is
-/// copied behind the last of them.
+/// Stages, of whatever stands for one. What is handed on within a part of a batch has a stage of its own, for what
+/// leaves the parts is copied behind the last of them.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Stages<T> {
     batch: Option<T>,
@@ -209,7 +209,8 @@ impl<'a> Lent<'a> {
 pub(crate) enum Allocated {
     Buffer(Held<wgpu::Buffer>),
     Texture(Held<wgpu::TextureView>),
-    /// A part of a buffer; bindings reach over `slack` bytes more than are asked for. For tests ([`crate::trial::guarded`]).
+    /// A part of a buffer; bindings reach over `slack` bytes more than are asked for. For tests
+    /// ([`crate::trial::guarded`]).
     Part {
         buffer: Held<wgpu::Buffer>,
         offset: u64,
@@ -311,8 +312,8 @@ pub(crate) struct Staged {
 }
 
 impl Staged {
-    /// Of the first `bytes` of `stage` to `texels`, rounded up to rows. Kernels that write some channels each follow one another,
-    /// so behind the last of them all lie on the stage.
+    /// Of the first `bytes` of `stage` to `texels`, rounded up to rows. Kernels that write some channels each follow
+    /// one another, so behind the last of them all lie on the stage.
     pub fn new(stage: &Allocated, texels: &wgpu::TextureView, bytes: u64) -> Self {
         let texture = texels.texture().clone();
         let row = TEXTURE_WIDTH * u64::from(texture.format().block_copy_size(None).unwrap_or(16));

@@ -1,8 +1,10 @@
-//! A network in training mode: batch norm takes the statistics of the batch that it is given, as PyTorch's `train()` does.
+//! A network in training mode: batch norm takes the statistics of the batch that it is given, as PyTorch's `train()`
+//! does.
 //!
-//! This is the mode that attacks must *not* run in, and it is here to show why. The loss of one sample depends on all images of
-//! the batch, and so does its gradient: what is promised of [`Network`](crate::Network), the same bits alone and in any batch,
-//! cannot hold. So it is a type of its own that is no [`Engine`](crate::attack::Engine): no attack takes it.
+//! This is the mode that attacks must *not* run in, and it is here to show why. The loss of one sample depends on all
+//! images of the batch, and so does its gradient: what is promised of [`Network`](crate::Network), the same bits alone
+//! and in any batch, cannot hold. So it is a type of its own that is no [`Engine`](crate::attack::Engine): no attack
+//! takes it.
 
 use crate::attack::{Gradient, Health, Job, Logits, Loss, Sample};
 use crate::error::{Error, Result};
@@ -16,15 +18,15 @@ use crate::weights::{self, Tensors};
 use std::cell::OnceCell;
 use std::sync::{Mutex, PoisonError};
 
-/// A network in training mode: batch norm with the statistics of the batch it is given. The whole slice of images is *one*
-/// batch, and samples are coupled.
+/// A network in training mode: batch norm with the statistics of the batch it is given. The whole slice of images is
+/// *one* batch, and samples are coupled.
 ///
-/// Mean and variance (biased, eps 1e-5) are taken over all pixels of all images, and the gradient goes through them. Running
-/// statistics are neither used nor updated. Nothing else depends on the mode: a network without any batch norm gives the bits
-/// of [`Network`](crate::Network).
+/// Mean and variance (biased, eps 1e-5) are taken over all pixels of all images, and the gradient goes through them.
+/// Running statistics are neither used nor updated. Nothing else depends on the mode: a network without any batch norm
+/// gives the bits of [`Network`](crate::Network).
 ///
-/// Results are the same from run to run on one device, in one order of the images. A value that is not finite in one image
-/// reaches all of them, and all are marked.
+/// Results are the same from run to run on one device, in one order of the images. A value that is not finite in one
+/// image reaches all of them, and all are marked.
 ///
 /// ```no_run
 /// # use signstep::{Adapter, Gpu, Training, attack::{Loss, Sample}};
@@ -88,8 +90,8 @@ impl Training {
         Self::load_with(gpu, safetensors, &Options::default())
     }
 
-    /// The same as `options` say. A batch is never cut: one larger than [`Options::batch`] or [`Options::memory`] allows is
-    /// refused when it comes.
+    /// The same as `options` say. A batch is never cut: one larger than [`Options::batch`] or [`Options::memory`]
+    /// allows is refused when it comes.
     ///
     /// # Errors
     /// As [`Training::load`], and [`Error::Usage`] for an arithmetic other than f32 ([`Options::math`]).
@@ -163,8 +165,9 @@ impl Training {
     /// Logits `[N, K]` of images `[N, C, H, W]`, all of them one batch.
     ///
     /// # Errors
-    /// Those of the device; [`Error::Data`] when the length is no multiple of an image, or where a batch norm would have one
-    /// value a channel, which has no variance; [`Error::OutOfMemory`] for a batch that does not fit, for it cannot be cut.
+    /// Those of the device; [`Error::Data`] when the length is no multiple of an image, or where a batch norm would
+    /// have one value a channel, which has no variance; [`Error::OutOfMemory`] for a batch that does not fit, for it
+    /// cannot be cut.
     pub fn logits(&self, images: &[f32]) -> Result<Logits> {
         let mut out = Logits { logits: Vec::new(), health: Vec::new() };
         self.on_batch(images, |run| {
@@ -178,12 +181,12 @@ impl Training {
         Ok(out)
     }
 
-    /// Gradient of the *sum* of all samples' losses with respect to every image, through the statistics of the batch. Each loss
-    /// is that of [`Engine::loss_gradient`](crate::attack::Engine::loss_gradient).
+    /// Gradient of the *sum* of all samples' losses with respect to every image, through the statistics of the batch.
+    /// Each loss is that of [`Engine::loss_gradient`](crate::attack::Engine::loss_gradient).
     ///
     /// # Errors
-    /// As [`Training::logits`]; [`Error::Data`] for samples that do not fit, [`Error::Usage`] where the network has too few
-    /// classes for the loss.
+    /// As [`Training::logits`]; [`Error::Data`] for samples that do not fit, [`Error::Usage`] where the network has too
+    /// few classes for the loss.
     pub fn loss_gradient(&self, images: &[f32], samples: &[Sample], loss: Loss) -> Result<Gradient> {
         let n = self.samples(images)?;
         if samples.len() != n {

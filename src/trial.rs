@@ -1,7 +1,8 @@
-//! One piece of a plan alone: some of its dispatches, on random data, checked against another kernel's results and timed.
+//! One piece of a plan alone: some of its dispatches, on random data, checked against another kernel's results and
+//! timed.
 //!
-//! What is only read lies there in several copies that take turns, so that no cache serves it twice; what is written lies
-//! there once, so that a dispatch waits for the one before it, as in a network.
+//! What is only read lies there in several copies that take turns, so that no cache serves it twice; what is written
+//! lies there once, so that a dispatch waits for the one before it, as in a network.
 
 mod guard;
 
@@ -87,8 +88,8 @@ impl fmt::Debug for Clock<'_> {
 }
 
 impl<'a> Clock<'a> {
-    /// The best clock for a device: `process` (CPU time of this process) on software adapters, timestamps where there are
-    /// some, else wall time.
+    /// The best clock for a device: `process` (CPU time of this process) on software adapters, timestamps where there
+    /// are some, else wall time.
     pub fn of(gpu: &Gpu, process: &'a dyn Fn() -> Duration) -> Self {
         if gpu.summary().kind == "software" {
             Clock::Process(process)
@@ -225,8 +226,8 @@ impl Trial {
         Ok(Trial { gpu: gpu.clone(), copies: bounds, written, storage, samples: setup.samples, turn: Cell::new(0) })
     }
 
-    /// Runs everything once and gives what was written, but for what a dispatch hands on to a later one: floats before words, in
-    /// the order of names.
+    /// Runs everything once and gives what was written, but for what a dispatch hands on to a later one: floats before
+    /// words, in the order of names.
     ///
     /// # Errors
     /// Those of the device.
@@ -414,8 +415,8 @@ impl Scatter {
     }
 }
 
-/// Puts random data where a kernel called `name` finds it: texels and gradients in [−1, 1), pixels in [0, 1), sign bits of
-/// any kind, places in a pooling window of at least 2×2. Counters and marks begin at zero, as before every run.
+/// Puts random data where a kernel called `name` finds it: texels and gradients in [−1, 1), pixels in [0, 1), sign bits
+/// of any kind, places in a pooling window of at least 2×2. Counters and marks begin at zero, as before every run.
 fn fill(
     gpu: &Gpu,
     resource: &Resource,
@@ -504,8 +505,8 @@ fn run_on_texels(
     })
 }
 
-/// How far what one kernel wrote is from what another one wrote: 0 where every bit is the same, else the largest distance of
-/// any output. Of floats it is ‖got − want‖ / ‖want‖, of bits the share that differs.
+/// How far what one kernel wrote is from what another one wrote: 0 where every bit is the same, else the largest
+/// distance of any output. Of floats it is ‖got − want‖ / ‖want‖, of bits the share that differs.
 ///
 /// # Errors
 /// What is wrong, in words: NaN or infinity, differences in bits where `tolerance` is none, a distance above it.

@@ -1,6 +1,6 @@
-//! Tiles by measurement: every tile that a device offers is tried for every shape of a network, on random data. One that gives
-//! other bits than the naive kernel is refused, whatever its speed; of the others the fastest is taken where it beats the
-//! default clearly. Results of a network therefore never depend on a tuning, only their time does.
+//! Tiles by measurement: every tile that a device offers is tried for every shape of a network, on random data. One
+//! that gives other bits than the naive kernel is refused, whatever its speed; of the others the fastest is taken where
+//! it beats the default clearly. Results of a network therefore never depend on a tuning, only their time does.
 
 use crate::error::{Error, Result};
 use crate::gpu::Gpu;
@@ -62,11 +62,12 @@ impl<'a> Work<'a> {
     }
 }
 
-/// Tries every tile for every shape of `model`, in batches of `samples`; `tell` hears of each choice, and ends it all by
-/// answering `false`.
+/// Tries every tile for every shape of `model`, in batches of `samples`; `tell` hears of each choice, and ends it all
+/// by answering `false`.
 ///
 /// # Errors
-/// [`Error::Cancelled`], [`Error::OutOfMemory`] for a batch beyond the device's limits, [`Error::Internal`] where not even the default gives the naive kernel's bits, those of the device.
+/// [`Error::Cancelled`], [`Error::OutOfMemory`] for a batch beyond the device's limits, [`Error::Internal`] where not
+/// even the default gives the naive kernel's bits, those of the device.
 pub fn tune(
     gpu: &Gpu,
     model: &Model,

@@ -1,10 +1,10 @@
 //! Weights: safetensors bytes in, a [`Model`] out, or an error that names the tensor. No files, no GPU.
 //!
-//! Strict on purpose: a tensor that is missing, left over, of another shape or not finite is refused, and so is a header
-//! that the format forbids but common readers let pass. Batch norm is folded here, in f64, into the convolution before
-//! it, unless the network is loaded for training mode ([`load_training`]). Names stay as a checkpoint has them: what wrappers
-//! put around them is taken off, and the layouts of the common families are known by their own names ([`model::families`]).
-//! Imports only `error` and `model`; of the files below, each imports only from those above it.
+//! Strict on purpose: a tensor that is missing, left over, of another shape or not finite is refused, and so is a
+//! header that the format forbids but common readers let pass. Batch norm is folded here, in f64, into the convolution
+//! before it, unless the network is loaded for training mode ([`load_training`]). Names stay as a checkpoint has them:
+//! what wrappers put around them is taken off, and the layouts of the common families are known by their own names
+//! ([`model::families`]). Imports only `error` and `model`; of the files below, each imports only from those above it.
 //!
 //! | file | what it is |
 //! |---|---|
@@ -74,9 +74,9 @@ pub fn load(bytes: &[u8]) -> Result<Model> {
     load_bytes(bytes, None, Norms::Folded)
 }
 
-/// Reads the same bytes as the weights of `arch`, a network of one's own, whose layers name the tensors. What the metadata say
-/// of an architecture is not looked at. Mean and deviation may stand in the metadata or in front of the layers
-/// ([`Layer::Normalise`]); where they stand in both they must be the same.
+/// Reads the same bytes as the weights of `arch`, a network of one's own, whose layers name the tensors. What the
+/// metadata say of an architecture is not looked at. Mean and deviation may stand in the metadata or in front of the
+/// layers ([`Layer::Normalise`]); where they stand in both they must be the same.
 ///
 /// # Errors
 /// As [`load`] and [`from_layers`].
@@ -84,8 +84,8 @@ pub fn load_as(bytes: &[u8], arch: &Arch) -> Result<Model> {
     load_bytes(bytes, Some(arch), Norms::Folded)
 }
 
-/// Reads the same bytes for training mode ([`crate::Training`]): every [`Layer::BatchNorm`] stays a layer, with its gain and
-/// bias among the parameters. Its running statistics are checked as in [`load`], and dropped.
+/// Reads the same bytes for training mode ([`crate::Training`]): every [`Layer::BatchNorm`] stays a layer, with its
+/// gain and bias among the parameters. Its running statistics are checked as in [`load`], and dropped.
 ///
 /// # Errors
 /// As [`load`].
@@ -131,7 +131,8 @@ fn load_bytes(bytes: &[u8], arch: Option<&Arch>, norms: Norms) -> Result<Model> 
 ///
 /// # Errors
 /// [`Error::Model`] naming the layer or tensor: shapes that do not fit, two layers of one name, tensors missing, left
-/// over or not finite, a body of a residual block that does not end with a convolution, a [`Layer::Normalise`] that is not first.
+/// over or not finite, a body of a residual block that does not end with a convolution, a [`Layer::Normalise`] that is
+/// not first.
 pub fn from_layers(layers: Vec<Layer>, input: Dims, tensors: Tensors) -> Result<Model> {
     build("custom", layers, input, tensors, Norms::Folded)
 }

@@ -19,8 +19,8 @@ pub trait Engine {
     /// Those of the device; [`Error::Data`] when the length is no multiple of an image.
     fn logits(&self, images: &[f32]) -> Result<Logits>;
 
-    /// As [`Engine::logits`], for a caller who may wish to stop: `progress` is told of 0 sample-steps now and then, while others have
-    /// the engine and between parts of the work, and stops it by answering `false`.
+    /// As [`Engine::logits`], for a caller who may wish to stop: `progress` is told of 0 sample-steps now and then,
+    /// while others have the engine and between parts of the work, and stops it by answering `false`.
     ///
     /// # Errors
     /// As [`Engine::logits`], and [`Error::Cancelled`].
@@ -44,18 +44,18 @@ pub trait Engine {
     /// As [`Engine::input_gradient`]; [`Error::Usage`] where the network has too few classes for the loss.
     fn loss_gradient(&self, images: &[f32], samples: &[Sample], loss: Loss) -> Result<Gradient>;
 
-    /// Takes `steps` steps from `x0`, or from where an earlier call ended, each sample its own. `progress` is told how many
-    /// sample-steps have ended since it was last called (0 where it is only asked whether to go on); when it answers `false` the run
-    /// ends with [`Error::Cancelled`].
+    /// Takes `steps` steps from `x0`, or from where an earlier call ended, each sample its own. `progress` is told how
+    /// many sample-steps have ended since it was last called (0 where it is only asked whether to go on); when it
+    /// answers `false` the run ends with [`Error::Cancelled`].
     ///
     /// # Errors
     /// As [`Engine::logits`].
     fn iterate(&self, job: &Job<'_>, progress: &mut dyn FnMut(u64) -> bool) -> Result<Iterated>;
 
-    /// Fits one perturbation to all samples of `fit`, whose clean images `images` gives: g ← Σ ∇ over the samples in their order,
-    /// each at its clean image with the perturbation on it; then a step along the sign of g within the ball. The bits depend on
-    /// the samples and their order, but not on how they are cut into chunks. A sample in which NaN or infinity arises is marked
-    /// and adds nothing from then on. `progress` as in [`Engine::iterate`].
+    /// Fits one perturbation to all samples of `fit`, whose clean images `images` gives: g ← Σ ∇ over the samples in
+    /// their order, each at its clean image with the perturbation on it; then a step along the sign of g within the
+    /// ball. The bits depend on the samples and their order, but not on how they are cut into chunks. A sample in which
+    /// NaN or infinity arises is marked and adds nothing from then on. `progress` as in [`Engine::iterate`].
     ///
     /// # Errors
     /// As [`Engine::logits`], those of `images`, and [`Error::Usage`] for samples that differ in eps or step size.

@@ -1,9 +1,9 @@
-//! One perturbation for all images (Moosavi-Dezfooli et al. 2017, arXiv:1610.08401), found by steps along the sign of the sum of
-//! all gradients, as Shafahi et al. 2020 (arXiv:1811.11304) find it.
+//! One perturbation for all images (Moosavi-Dezfooli et al. 2017, arXiv:1610.08401), found by steps along the sign of
+//! the sum of all gradients, as Shafahi et al. 2020 (arXiv:1811.11304) find it.
 //!
-//! First it is fitted to all images together ([`Attack::fit`]), then it is put on each and delivered like any attack's images.
-//! Here alone do images depend on each other. Gradients are added up in the order of the samples, so how these are cut into
-//! chunks and batches changes no bit; which samples there are does.
+//! First it is fitted to all images together ([`Attack::fit`]), then it is put on each and delivered like any attack's
+//! images. Here alone do images depend on each other. Gradients are added up in the order of the samples, so how these
+//! are cut into chunks and batches changes no bit; which samples there are does.
 
 use super::check::{check_images, check_labels};
 use super::clean::look_at_clean;
@@ -29,12 +29,13 @@ pub(crate) struct Entrants {
 }
 
 impl Attack {
-    /// Fits the perturbation of `uap` to images that are read a part at a time: `images` gives those of a range of samples, is
-    /// asked for all of them first (at most `held` at a time), and again in each step for those that take part, unless these fit
-    /// on the device at once. It must give the same whenever it is asked, and must not run the engine.
+    /// Fits the perturbation of `uap` to images that are read a part at a time: `images` gives those of a range of
+    /// samples, is asked for all of them first (at most `held` at a time), and again in each step for those that take
+    /// part, unless these fit on the device at once. It must give the same whenever it is asked, and must not run the
+    /// engine.
     ///
-    /// Those that are attacked take part: right when clean (or [`Attack::attack_all`]), and not at their target already. What
-    /// comes out is delivered by [`Attack::perturbation`], which [`Attack::run`] does by itself.
+    /// Those that are attacked take part: right when clean (or [`Attack::attack_all`]), and not at their target
+    /// already. What comes out is delivered by [`Attack::perturbation`], which [`Attack::run`] does by itself.
     ///
     /// # Errors
     /// As [`Attack::run_with`], those of `images`, and [`Error::Usage`] for another method.
@@ -75,7 +76,8 @@ impl Attack {
         Ok(entrants.spread(fitted))
     }
 
-    /// Adds to `entrants` those of the samples of `range` that take part; `seen` is what the network says of them when clean.
+    /// Adds to `entrants` those of the samples of `range` that take part; `seen` is what the network says of them when
+    /// clean.
     pub(crate) fn enter(
         &self,
         entrants: &mut Entrants,

@@ -25,8 +25,8 @@ pub(super) struct Judge<'a> {
 }
 
 impl<'a> Judge<'a> {
-    /// Before the first attempt, when the clean images are what would be delivered: they come as their logits, `[N, k]`, and whether
-    /// each is right.
+    /// Before the first attempt, when the clean images are what would be delivered: they come as their logits, `[N,
+    /// k]`, and whether each is right.
     pub(super) fn new(
         k: usize,
         labels: &'a [i64],

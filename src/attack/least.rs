@@ -19,8 +19,9 @@ pub struct Rung {
 /// What [`Attack::least`] gives.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Least {
-    /// Of each sample at the smallest radius that turned it; where none did, at the largest. What tells of float iterates
-    /// (`float_logits`, `success_float`) is of the largest radius; steps and gradients without a sign are those of all.
+    /// Of each sample at the smallest radius that turned it; where none did, at the largest. What tells of float
+    /// iterates (`float_logits`, `success_float`) is of the largest radius; steps and gradients without a sign are
+    /// those of all.
     pub outcome: Outcome,
     /// Index of that radius in the ladder, `None` where the largest did not turn it.
     pub rungs: Vec<Option<usize>>,
@@ -43,10 +44,10 @@ impl Place {
 }
 
 impl Attack {
-    /// Runs with the last radius of `ladder` (in rising order), and then searches for the first that turns each sample. Eps
-    /// and step size of the attack itself are not used, though they must make sense ([`Attack::validate`]), and [`Attack::each`]
-    /// is not looked at. Whatever is found is a success at its radius
-    /// and was none at the radius before; where success does not rise with the radius, a smaller one might do as well.
+    /// Runs with the last radius of `ladder` (in rising order), and then searches for the first that turns each sample.
+    /// Eps and step size of the attack itself are not used, though they must make sense ([`Attack::validate`]), and
+    /// [`Attack::each`] is not looked at. Whatever is found is a success at its radius and was none at the radius
+    /// before; where success does not rise with the radius, a smaller one might do as well.
     ///
     /// # Errors
     /// As [`Attack::run_with`]; [`Error::Usage`] for a ladder that is empty or falls.

@@ -1,5 +1,6 @@
-//! Losses: what an attack follows. Each is a function of the logits z of one sample, of the class it is followed for, and, with
-//! a target, of the true label. Untargeted attacks climb the loss of the label, targeted ones descend that of the target.
+//! Losses: what an attack follows. Each is a function of the logits z of one sample, of the class it is followed for,
+//! and, with a target, of the true label. Untargeted attacks climb the loss of the label, targeted ones descend that of
+//! the target.
 
 use crate::error::{Error, Result};
 use std::fmt;

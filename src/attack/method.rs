@@ -1,5 +1,5 @@
-//! Methods: which attacks there are, what each of them can do, and what its authors' code does unless told otherwise. Imports only
-//! `error` and the losses.
+//! Methods: which attacks there are, what each of them can do, and what its authors' code does unless told otherwise.
+//! Imports only `error` and the losses.
 
 use super::loss::Loss;
 use crate::error::{Error, Result};
@@ -14,25 +14,27 @@ pub enum Method {
     Fgsm,
     /// Iterative FGSM, also called BIM (Kurakin et al. 2017, arXiv:1607.02533): no random start.
     Ifgsm,
-    /// Projected gradient descent (Madry et al. 2018, arXiv:1706.06083): as `ifgsm`, from a random place of the ball, as
-    /// often as there are restarts.
+    /// Projected gradient descent (Madry et al. 2018, arXiv:1706.06083): as `ifgsm`, from a random place of the ball,
+    /// as often as there are restarts.
     Pgd,
     /// Momentum iterative FGSM (Dong et al. 2018, arXiv:1710.06081).
     Mifgsm,
     /// Nesterov iterative FGSM (Lin et al. 2020, arXiv:1908.06281): the gradient is taken where momentum will have led.
     Nifgsm,
-    /// Auto-PGD (Croce & Hein 2020, arXiv:2003.01690): the step size halves by itself, and the best point is remembered.
+    /// Auto-PGD (Croce & Hein 2020, arXiv:2003.01690): the step size halves by itself, and the best point is
+    /// remembered.
     Apgd,
-    /// Auto-PGD aimed at one class after the other, the most likely first (same paper); any class but the label is a success.
+    /// Auto-PGD aimed at one class after the other, the most likely first (same paper); any class but the label is a
+    /// success.
     ApgdT,
-    /// The Square attack (Andriushchenko et al. 2020, arXiv:1912.00049): random search that looks at losses alone. What it
-    /// turns and gradients do not was hidden from them.
+    /// The Square attack (Andriushchenko et al. 2020, arXiv:1912.00049): random search that looks at losses alone. What
+    /// it turns and gradients do not was hidden from them.
     Square,
-    /// FAB (Croce & Hein 2020, arXiv:1907.02044), aimed at one class after the other, the most likely first: the smallest
-    /// perturbation that it finds; any class but the label is a success.
+    /// FAB (Croce & Hein 2020, arXiv:1907.02044), aimed at one class after the other, the most likely first: the
+    /// smallest perturbation that it finds; any class but the label is a success.
     FabT,
-    /// One perturbation for all images (Moosavi-Dezfooli et al. 2017, arXiv:1610.08401), by steps along the sign of the sum of
-    /// their gradients (Shafahi et al. 2020, arXiv:1811.11304).
+    /// One perturbation for all images (Moosavi-Dezfooli et al. 2017, arXiv:1610.08401), by steps along the sign of the
+    /// sum of their gradients (Shafahi et al. 2020, arXiv:1811.11304).
     Uap,
 }
 

@@ -1,7 +1,8 @@
 //! The attack: what is asked for ([`Attack`]), what runs it ([`Engine`]), what comes out ([`Outcome`]).
 //!
-//! Everything an image's fate depends on is its own: label, target, eps, step size, schedule, random numbers, best so far,
-//! health. Nothing here looks at two samples at once, but for `uap`, whose one perturbation is all samples' own (`fit.rs`).
+//! Everything an image's fate depends on is its own: label, target, eps, step size, schedule, random numbers, best so
+//! far, health. Nothing here looks at two samples at once, but for `uap`, whose one perturbation is all samples' own
+//! (`fit.rs`).
 //!
 //! ```text
 //! settings ─ check ─► clean images ─ engine ─► logits ─ targets ─► a Sample each ─ request ─► Job ─ engine ─► iterates

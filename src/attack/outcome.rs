@@ -20,8 +20,8 @@ pub struct Outcome {
     pub clean_logits: Vec<f32>,
     /// `[N, K]` of what is delivered
     pub adversarial_logits: Vec<f32>,
-    /// `[N, K]` of the float iterate before it was rounded: of the first restart whose float iterate succeeds, else of the
-    /// delivered one; equals `adversarial_logits` when floats are delivered
+    /// `[N, K]` of the float iterate before it was rounded: of the first restart whose float iterate succeeds, else of
+    /// the delivered one; equals `adversarial_logits` when floats are delivered
     pub float_logits: Vec<f32>,
     /// Right when clean.
     pub clean_correct: Vec<bool>,
@@ -39,16 +39,19 @@ pub struct Outcome {
     pub l2: Vec<f32>,
     /// Pixels whose gradient had no sign, added up over all steps of all restarts.
     pub zero_gradients: Vec<u64>,
-    /// The one perturbation that was put on all attacked images, `[C, H, W]` (`uap`); of the float iterate, before rounding.
+    /// The one perturbation that was put on all attacked images, `[C, H, W]` (`uap`); of the float iterate, before
+    /// rounding.
     pub perturbation: Option<Vec<f32>>,
-    /// Which attempt is delivered (restarts, those of the first class that `apgd-t` or `fab-t` aims at first); 0 for a sample that was left alone.
+    /// Which attempt is delivered (restarts, those of the first class that `apgd-t` or `fab-t` aims at first); 0 for a
+    /// sample that was left alone.
     pub restart: Vec<u32>,
     /// Steps taken, of all restarts together; 0 for a sample that was left alone.
     pub steps_taken: Vec<u64>,
     /// Healthy, or where NaN or infinity arose.
     pub health: Vec<Health>,
     /// eps that 8 bits can deliver: floor(255·eps)/255; eps itself in L2 and when floats are delivered. That of
-    /// [`Attack::eps`](super::Attack::eps), even where samples have radii of their own ([`Attack::each`](super::Attack::each)).
+    /// [`Attack::eps`](super::Attack::eps), even where samples have radii of their own
+    /// ([`Attack::each`](super::Attack::each)).
     pub effective_eps: f32,
 }
 
@@ -86,10 +89,11 @@ impl Outcome {
         self.steps_taken.iter().sum()
     }
 
-    /// Puts the clean image, and what the network says of it, in the place of whatever was made of each sample that is marked in
-    /// [`Outcome::health`], and withholds success from it: [`Attack::least`](super::Attack::least) may have turned it at a
-    /// radius, and met NaN at a smaller one. Where the pixels lie on the device ([`Attack::run_buffers`](super::Attack::run_buffers))
-    /// there are none here to replace: whoever has the buffers copies the clean image over.
+    /// Puts the clean image, and what the network says of it, in the place of whatever was made of each sample that is
+    /// marked in [`Outcome::health`], and withholds success from it: [`Attack::least`](super::Attack::least) may have
+    /// turned it at a radius, and met NaN at a smaller one. Where the pixels lie on the device
+    /// ([`Attack::run_buffers`](super::Attack::run_buffers)) there are none here to replace: whoever has the buffers
+    /// copies the clean image over.
     pub fn withhold_unhealthy(&mut self) {
         let n = self.len().max(1);
         let (one, k) = (self.clean.len() / n, self.clean_logits.len() / n);

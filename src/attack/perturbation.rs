@@ -1,4 +1,5 @@
-//! One perturbation for all images: what an engine is asked to fit ([`Fit`]), what comes of it, and how it is put on an image.
+//! One perturbation for all images: what an engine is asked to fit ([`Fit`]), what comes of it, and how it is put on an
+//! image.
 
 use super::health::Health;
 use super::loss::Loss;
@@ -9,8 +10,8 @@ use std::ops::Range;
 /// A perturbation to be fitted to samples, which have one radius and one step size.
 #[derive(Clone, Copy, Debug)]
 pub struct Fit<'a> {
-    /// `[N]`: class, direction, eps and step size count. The sum climbs the loss of those that ascend, and descends that of the
-    /// others.
+    /// `[N]`: class, direction, eps and step size count. The sum climbs the loss of those that ascend, and descends
+    /// that of the others.
     pub samples: &'a [Sample],
     /// What is followed.
     pub loss: Loss,
@@ -34,8 +35,8 @@ impl Fit<'_> {
     }
 }
 
-/// Where the clean images of a fit come from: `[n, C, H, W]` of the samples of a range. Asked again in every step, unless all
-/// fit on the device at once.
+/// Where the clean images of a fit come from: `[n, C, H, W]` of the samples of a range. Asked again in every step,
+/// unless all fit on the device at once.
 pub type Source<'a> = dyn FnMut(Range<usize>) -> Result<Vec<f32>> + 'a;
 
 /// One perturbation for all images, and what fitting it met in each.
@@ -43,7 +44,8 @@ pub type Source<'a> = dyn FnMut(Range<usize>) -> Result<Vec<f32>> + 'a;
 pub struct Perturbation {
     /// `[C, H, W]`, pixel units; no value larger than eps.
     pub values: Vec<f32>,
-    /// `[N]`: steps that the sample took part in. Empty, as the two below, where the samples are not those it was fitted to.
+    /// `[N]`: steps that the sample took part in. Empty, as the two below, where the samples are not those it was
+    /// fitted to.
     pub steps_taken: Vec<u64>,
     /// `[N]`: pixels without a sign, added up over all steps.
     pub zero_gradients: Vec<u64>,

@@ -1,5 +1,5 @@
-//! Between a run and its images: a run says which samples are tried and judges what became of them, and whoever has the images takes
-//! the steps.
+//! Between a run and its images: a run says which samples are tried and judges what became of them, and whoever has the
+//! images takes the steps.
 
 use super::engine::Logits;
 use super::health::Health;
@@ -8,12 +8,12 @@ use crate::error::Result;
 
 /// The images of a run, wherever they lie.
 pub(crate) trait Pixels {
-    /// Snaps the clean images to k/255 where bytes are delivered, and looks at them: their logits, and the largest move. From
-    /// here on what would be delivered is the clean images.
+    /// Snaps the clean images to k/255 where bytes are delivered, and looks at them: their logits, and the largest
+    /// move. From here on what would be delivered is the clean images.
     fn clean(&mut self, progress: &mut dyn FnMut(u64) -> bool) -> Result<(Logits, f32)>;
 
-    /// Takes an attack's steps with the images of `rows`. `verdict` is told of one after the other; where it says so the image,
-    /// rounded where bytes are delivered, takes the place of what would have been delivered.
+    /// Takes an attack's steps with the images of `rows`. `verdict` is told of one after the other; where it says so
+    /// the image, rounded where bytes are delivered, takes the place of what would have been delivered.
     fn attempt(
         &mut self,
         rows: &[usize],

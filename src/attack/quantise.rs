@@ -34,17 +34,17 @@ pub fn quantise(x: f32, x0: f32, budget: i32) -> f32 {
     }
 }
 
-/// Sum of squared grey levels that an L2 radius (pixel units of [0, 1]) allows: ⌊(255·eps)²⌋, with room for eps having been
-/// rounded to f32.
+/// Sum of squared grey levels that an L2 radius (pixel units of [0, 1]) allows: ⌊(255·eps)²⌋, with room for eps having
+/// been rounded to f32.
 pub fn budget_l2(eps: f32) -> u32 {
     // As large as it gets, it stays the largest word.
     ((255.0 * f64::from(eps)).powi(2) * (1.0 + 1e-6) + 1e-6).floor() as u32
 }
 
-/// One delivered image: `x` rounded to k/255 with a sum of squared grey levels from the clean `x0` (which lies on the grid
-/// already) of `budget` at most. A fraction of a level is rounded away from the clean pixel where it is no less than a
-/// threshold: a half, or as much more (in 512ths) as it takes to stay in the ball; where one is reached fractions are cut off,
-/// which never leaves the ball.
+/// One delivered image: `x` rounded to k/255 with a sum of squared grey levels from the clean `x0` (which lies on the
+/// grid already) of `budget` at most. A fraction of a level is rounded away from the clean pixel where it is no less
+/// than a threshold: a half, or as much more (in 512ths) as it takes to stay in the ball; where one is reached
+/// fractions are cut off, which never leaves the ball.
 pub fn quantise_l2(x: &[f32], x0: &[f32], budget: u32) -> Vec<f32> {
     // As `shaders/quantise.wgsl`, in f32.
     let moved = |(x, x0): (&f32, &f32), threshold: u32| {

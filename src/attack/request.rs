@@ -60,7 +60,8 @@ impl Attack {
     /// The steps after which samples are looked at; the last is the last step.
     pub(super) fn stops(&self) -> Vec<u32> {
         let shares: &[u64] = match self.method {
-            // It proposes nothing more for a sample that has succeeded: to stop changes no bit, and saves most of its steps.
+            // It proposes nothing more for a sample that has succeeded: to stop changes no bit, and saves most of its
+            // steps.
             Method::Square => &[2, 5, 10, 20, 40, 70, 100],
             _ if self.early_stop => &[10, 20, 40, 70, 100],
             _ => &[100],

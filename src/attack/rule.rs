@@ -3,8 +3,8 @@
 use super::norm::Norm;
 use super::sample::Sample;
 
-/// What is done with a gradient. The kernels are in `shaders/step.wgsl`, in `shaders/rules.wgsl` and
-/// `shaders/fab.wgsl` where a sample is looked at as a whole, in `shaders/square.wgsl` where there is no gradient; their twins are in
+/// What is done with a gradient. The kernels are in `shaders/step.wgsl`, in `shaders/rules.wgsl` and `shaders/fab.wgsl`
+/// where a sample is looked at as a whole, in `shaders/square.wgsl` where there is no gradient; their twins are in
 /// [`crate::reference`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[non_exhaustive]
@@ -12,8 +12,8 @@ pub enum Rule {
     /// x ← x ± α·sign(∇), clamped to the L∞ ball: FGSM, I-FGSM, PGD.
     #[default]
     Sign,
-    /// g ← μ·g + ∇/mean|∇|, x ← x ± α·sign(g), clamped to the L∞ ball: MI-FGSM (Dong et al. 2018, arXiv:1710.06081). The
-    /// paper divides by Σ|∇|, its code by the mean; the signs are the same. A zero gradient adds nothing.
+    /// g ← μ·g + ∇/mean|∇|, x ← x ± α·sign(g), clamped to the L∞ ball: MI-FGSM (Dong et al. 2018, arXiv:1710.06081).
+    /// The paper divides by Σ|∇|, its code by the mean; the signs are the same. A zero gradient adds nothing.
     Momentum,
     /// As [`Rule::Momentum`], with the gradient taken at x ± α·μ·g: NI-FGSM (Lin et al. 2020, arXiv:1908.06281).
     Lookahead,
@@ -21,12 +21,12 @@ pub enum Rule {
     L2,
     /// Auto-PGD (Croce & Hein 2020, arXiv:2003.01690), in either norm.
     Apgd(Norm),
-    /// Random search by squares that become smaller (Andriushchenko et al. 2020, arXiv:1912.00049), in either norm: it looks at
-    /// losses alone, so it finds what hides from gradients.
+    /// Random search by squares that become smaller (Andriushchenko et al. 2020, arXiv:1912.00049), in either norm: it
+    /// looks at losses alone, so it finds what hides from gradients.
     Square(Norm),
-    /// A step beyond the plane on which the class and the label change places, found from the gradient, and back towards the
-    /// clean image after every success: FAB (Croce & Hein 2020, arXiv:1907.02044), in either norm. It follows
-    /// [`super::Loss::Difference`]; neither step size nor direction means anything to it.
+    /// A step beyond the plane on which the class and the label change places, found from the gradient, and back
+    /// towards the clean image after every success: FAB (Croce & Hein 2020, arXiv:1907.02044), in either norm. It
+    /// follows [`super::Loss::Difference`]; neither step size nor direction means anything to it.
     Fab(Norm),
 }
 
@@ -91,8 +91,8 @@ pub(crate) const NEAREST: usize = 0;
 pub(crate) const KEPT: usize = 0;
 
 /// What a sample remembers from one step to the next, but for images. The same 64 bytes lie in WGSL's `State`
-/// (`shaders/sample.wgsl`); all but the first three are [`Rule::Apgd`]'s, `best` and `found` those of [`Rule::Square`] and
-/// [`Rule::Fab`] as well.
+/// (`shaders/sample.wgsl`); all but the first three are [`Rule::Apgd`]'s, `best` and `found` those of [`Rule::Square`]
+/// and [`Rule::Fab`] as well.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct State {
@@ -129,9 +129,9 @@ pub struct State {
 }
 
 impl State {
-    /// Before the first step. The schedule is that of the paper's code: n steps are first checked after 0.22·n of them, each
-    /// later check 0.03·n sooner after the one before, never sooner than 0.06·n; for 100 steps after 22, 41, 57, 70, 80, 87,
-    /// 93 and 99.
+    /// Before the first step. The schedule is that of the paper's code: n steps are first checked after 0.22·n of them,
+    /// each later check 0.03·n sooner after the one before, never sooner than 0.06·n; for 100 steps after 22, 41, 57,
+    /// 70, 80, 87, 93 and 99.
     pub fn begin(sample: &Sample) -> Self {
         let share = |percent: u64| ((u64::from(sample.steps) * percent / 100) as u32).max(1);
         State {

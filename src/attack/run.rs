@@ -1,5 +1,5 @@
-//! One run of an attack: clean logits, targets, restarts, and what came out. Where the pixels lie, on the host or on the device, is
-//! [`Pixels`]' affair.
+//! One run of an attack: clean logits, targets, restarts, and what came out. Where the pixels lie, on the host or on
+//! the device, is [`Pixels`]' affair.
 
 use super::check::{check_images, check_labels};
 use super::engine::{Engine, Logits};
@@ -20,20 +20,21 @@ impl Attack {
     /// Attacks images `[N, C, H, W]` (pixels, [0, 1] unless the bounds say otherwise) with their true `labels` `[N]`.
     ///
     /// # Errors
-    /// [`Error::Usage`](crate::Error::Usage) for a configuration that makes no sense, [`Error::Data`](crate::Error::Data) for lengths,
-    /// labels or targets that do not fit, and those of the engine. NaN in an image is no error: the sample is marked in
-    /// [`Outcome::health`], and its neighbours are as if it were not there.
+    /// [`Error::Usage`](crate::Error::Usage) for a configuration that makes no sense,
+    /// [`Error::Data`](crate::Error::Data) for lengths, labels or targets that do not fit, and those of the engine. NaN
+    /// in an image is no error: the sample is marked in [`Outcome::health`], and its neighbours are as if it were not
+    /// there.
     pub fn run(&self, engine: &dyn Engine, images: &[f32], labels: &[i64]) -> Result<Outcome> {
         self.run_with(engine, images, labels, &mut |_| true)
     }
 
-    /// As [`Attack::run`]; `progress` is told how many sample-steps have ended since it was last called, and cancels the
-    /// run by answering `false`. It is told of 0 where it is only asked whether to go on: while another thread has the engine, and
-    /// before each chunk of images that is classified.
+    /// As [`Attack::run`]; `progress` is told how many sample-steps have ended since it was last called, and cancels
+    /// the run by answering `false`. It is told of 0 where it is only asked whether to go on: while another thread has
+    /// the engine, and before each chunk of images that is classified.
     ///
-    /// The total is samples × steps × [`Attack::attempts`] at most, which is the number of restarts, for `apgd-t` and `fab-t` times
-    /// that of the classes aimed at: samples that are not attacked take no steps, and a sample that has succeeded is not tried
-    /// again.
+    /// The total is samples × steps × [`Attack::attempts`] at most, which is the number of restarts, for `apgd-t` and
+    /// `fab-t` times that of the classes aimed at: samples that are not attacked take no steps, and a sample that has
+    /// succeeded is not tried again.
     ///
     /// # Errors
     /// As [`Attack::run`], and [`Error::Cancelled`](crate::Error::Cancelled).

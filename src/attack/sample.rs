@@ -2,8 +2,8 @@
 
 use crate::error::{Error, Result};
 
-/// One sample's own parameters. The same 64 bytes lie in WGSL's `Sample` (`shaders/sample.wgsl`). The default goes nowhere:
-/// name what matters and end with `..Sample::default()`.
+/// One sample's own parameters. The same 64 bytes lie in WGSL's `Sample` (`shaders/sample.wgsl`). The default goes
+/// nowhere: name what matters and end with `..Sample::default()`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
 pub struct Sample {
@@ -13,16 +13,18 @@ pub struct Sample {
     pub id: u32,
     /// Which restart this is; random numbers follow it.
     pub restart: u32,
-    /// 1 where the first step is taken from a random place of the ball (of finite radius), 0 where from the clean image.
+    /// 1 where the first step is taken from a random place of the ball (of finite radius), 0 where from the clean
+    /// image.
     pub start: u32,
     /// Radius of the ball in pixel units of [0, 1]; may be infinite.
     pub eps: f32,
-    /// Step length in pixel units; 0 leaves the sample where it is. With [`Rule::Apgd`](super::Rule::Apgd) the first step's.
+    /// Step length in pixel units; 0 leaves the sample where it is. With [`Rule::Apgd`](super::Rule::Apgd) the first
+    /// step's.
     pub step_size: f32,
     /// +1 ascends (untargeted), −1 descends (targeted).
     pub direction: f32,
-    /// Whole grey levels that what is delivered may differ from the clean image ([`budget`](super::budget); in L2 the sum of their
-    /// squares, [`budget_l2`](super::budget_l2)). The steps do not look at it.
+    /// Whole grey levels that what is delivered may differ from the clean image ([`budget`](super::budget); in L2 the
+    /// sum of their squares, [`budget_l2`](super::budget_l2)). The steps do not look at it.
     pub levels: u32,
     /// The true class.
     pub label: u32,
@@ -31,7 +33,8 @@ pub struct Sample {
     /// Share of the accumulated gradient that is kept ([`Rule::Momentum`](super::Rule::Momentum),
     /// [`Rule::Lookahead`](super::Rule::Lookahead)).
     pub momentum: f32,
-    /// Steps of the whole attack, however many calls they take: [`Rule::Apgd`](super::Rule::Apgd)'s schedule follows it.
+    /// Steps of the whole attack, however many calls they take: [`Rule::Apgd`](super::Rule::Apgd)'s schedule follows
+    /// it.
     pub steps: u32,
     /// Steps over which [`Rule::Square`](super::Rule::Square)'s schedule is stretched.
     pub stretch: u32,

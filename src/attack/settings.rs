@@ -18,7 +18,8 @@ pub struct Own {
     pub step_size: f32,
 }
 
-/// A configured attack. Start with [`Attack::fgsm`], [`Attack::pgd`], [`Attack::apgd`] or another, end with [`Attack::run`].
+/// A configured attack. Start with [`Attack::fgsm`], [`Attack::pgd`], [`Attack::apgd`] or another, end with
+/// [`Attack::run`].
 #[derive(Clone, Debug, PartialEq)]
 #[must_use = "an attack does nothing until it is run"]
 pub struct Attack {
@@ -45,8 +46,8 @@ pub struct Attack {
 }
 
 impl Attack {
-    /// An attack by `method` inside the ball of radius `eps` (pixel units of [0, 1]), everything else as the method's authors
-    /// have it: untargeted, one restart, delivered in 8 bits.
+    /// An attack by `method` inside the ball of radius `eps` (pixel units of [0, 1]), everything else as the method's
+    /// authors have it: untargeted, one restart, delivered in 8 bits.
     pub fn new(method: Method, norm: Norm, eps: f32) -> Self {
         Attack {
             method,
@@ -83,8 +84,8 @@ impl Attack {
         Self::new(Method::Ifgsm, Norm::Linf, eps)
     }
 
-    /// Projected gradient descent inside the ball of radius `eps` (pixel units of [0, 1]) from a random place of it: ten
-    /// steps of 2.5·eps/steps and one restart unless told otherwise, untargeted, delivered in 8 bits.
+    /// Projected gradient descent inside the ball of radius `eps` (pixel units of [0, 1]) from a random place of it:
+    /// ten steps of 2.5·eps/steps and one restart unless told otherwise, untargeted, delivered in 8 bits.
     pub fn pgd(norm: Norm, eps: f32) -> Self {
         Self::new(Method::Pgd, norm, eps)
     }
@@ -99,38 +100,41 @@ impl Attack {
         Self::new(Method::Nifgsm, Norm::Linf, eps)
     }
 
-    /// Auto-PGD inside the ball of radius `eps` from a random place on its edge: 100 steps that begin with 2·eps and are
-    /// halved where the loss does not rise. Where a point on the way is a success the latest such is delivered, else the
-    /// one with the highest loss.
+    /// Auto-PGD inside the ball of radius `eps` from a random place on its edge: 100 steps that begin with 2·eps and
+    /// are halved where the loss does not rise. Where a point on the way is a success the latest such is delivered,
+    /// else the one with the highest loss.
     pub fn apgd(norm: Norm, eps: f32) -> Self {
         Self::new(Method::Apgd, norm, eps)
     }
 
-    /// Targeted Auto-PGD: as [`Attack::apgd`] with the targeted DLR loss, aimed at the nine most likely wrong classes of
-    /// the clean image one after the other ([`Attack::classes`]); any class but the label is a success.
+    /// Targeted Auto-PGD: as [`Attack::apgd`] with the targeted DLR loss, aimed at the nine most likely wrong classes
+    /// of the clean image one after the other ([`Attack::classes`]); any class but the label is a success.
     pub fn apgd_t(norm: Norm, eps: f32) -> Self {
         Self::new(Method::ApgdT, norm, eps)
     }
 
-    /// The Square attack inside the ball of radius `eps`: it begins with stripes (in L2 with tiles), and makes 5000 proposals,
-    /// each looked at in a forward pass and kept where the margin rises or the image is a success; a sample's first success is
-    /// its last proposal. No gradient is taken. The first squares' share of the image (0.8) and their schedule are those of the
-    /// paper's code; they may lie anywhere in the image, and each sample has its own.
+    /// The Square attack inside the ball of radius `eps`: it begins with stripes (in L2 with tiles), and makes 5000
+    /// proposals, each looked at in a forward pass and kept where the margin rises or the image is a success; a
+    /// sample's first success is its last proposal. No gradient is taken. The first squares' share of the image (0.8)
+    /// and their schedule are those of the paper's code; they may lie anywhere in the image, and each sample has its
+    /// own.
     ///
-    /// A success on the way is one of the float image: rounding to 8 bits can undo it, in L2 above all. More restarts help.
+    /// A success on the way is one of the float image: rounding to 8 bits can undo it, in L2 above all. More restarts
+    /// help.
     pub fn square(norm: Norm, eps: f32) -> Self {
         Self::new(Method::Square, norm, eps)
     }
 
-    /// Targeted FAB: the smallest perturbation in `norm` that 100 steps find, aimed at the nine most likely wrong classes of
-    /// the clean image one after the other ([`Attack::classes`]), until one lies within the ball of radius `eps`. Steps
-    /// begin at the clean image, in further restarts at a random place halfway to the edge.
+    /// Targeted FAB: the smallest perturbation in `norm` that 100 steps find, aimed at the nine most likely wrong
+    /// classes of the clean image one after the other ([`Attack::classes`]), until one lies within the ball of radius
+    /// `eps`. Steps begin at the clean image, in further restarts at a random place halfway to the edge.
     pub fn fab_t(norm: Norm, eps: f32) -> Self {
         Self::new(Method::FabT, norm, eps)
     }
 
-    /// One perturbation for all images, no value of it larger than `eps`: ten steps of 2.5·eps/steps along the sign of the sum of
-    /// their gradients. It is in [`Outcome::perturbation`](super::Outcome::perturbation); [`Attack::perturbation`] puts it on other images.
+    /// One perturbation for all images, no value of it larger than `eps`: ten steps of 2.5·eps/steps along the sign of
+    /// the sum of their gradients. It is in [`Outcome::perturbation`](super::Outcome::perturbation);
+    /// [`Attack::perturbation`] puts it on other images.
     pub fn uap(eps: f32) -> Self {
         Self::new(Method::Uap, Norm::Linf, eps)
     }
@@ -159,15 +163,16 @@ impl Attack {
         self
     }
 
-    /// Over how many steps the schedule of `square` is stretched: as many as there are, unless told otherwise, as in the paper's code.
-    /// AutoAttack takes 5000 of a schedule of 10,000.
+    /// Over how many steps the schedule of `square` is stretched: as many as there are, unless told otherwise, as in
+    /// the paper's code. AutoAttack takes 5000 of a schedule of 10,000.
     pub fn schedule_over(mut self, steps: u32) -> Self {
         self.stretch = Some(steps);
         self
     }
 
-    /// Whether a sample stops once its *rounded* iterate succeeds. It is looked at after a tenth of the steps, two, four and
-    /// seven; what has succeeded is delivered as it is then, and the rest go on without it, which changes nobody's bits.
+    /// Whether a sample stops once its *rounded* iterate succeeds. It is looked at after a tenth of the steps, two,
+    /// four and seven; what has succeeded is delivered as it is then, and the rest go on without it, which changes
+    /// nobody's bits.
     pub fn early_stop(mut self, yes: bool) -> Self {
         self.early_stop = yes;
         self
@@ -192,21 +197,22 @@ impl Attack {
         self
     }
 
-    /// How often a sample is tried, each time from another random place (`pgd`, `apgd`, `apgd-t`, `square`, and `fab-t` but
-    /// for the first time). The first restart that succeeds *as
-    /// delivered* counts, and the sample is left alone from then on; where none succeeds, the restart whose delivered image
-    /// has the highest attack loss counts (untargeted: cross-entropy on the label; targeted: minus that on the target), the
-    /// earliest of equals. So more restarts never lower the success.
+    /// How often a sample is tried, each time from another random place (`pgd`, `apgd`, `apgd-t`, `square`, and `fab-t`
+    /// but for the first time). The first restart that succeeds *as delivered* counts, and the sample is left alone
+    /// from then on; where none succeeds, the restart whose delivered image has the highest attack loss counts
+    /// (untargeted: cross-entropy on the label; targeted: minus that on the target), the earliest of equals. So more
+    /// restarts never lower the success.
     ///
-    /// Samples that were wrong when clean and are stepped all the same ([`Attack::attack_all`]) can have no success: they
-    /// run every restart. A sample in which NaN or infinity arises runs no further one.
+    /// Samples that were wrong when clean and are stepped all the same ([`Attack::attack_all`]) can have no success:
+    /// they run every restart. A sample in which NaN or infinity arises runs no further one.
     pub fn restarts(mut self, restarts: u32) -> Self {
         self.restarts = restarts;
         self
     }
 
-    /// Whether the first step is taken from a random place of the ball (`pgd`, `apgd`, `apgd-t`, `square`: their default) or from the clean image.
-    /// The place depends on the seed, the sample's id, the restart and the pixel, and scales with eps.
+    /// Whether the first step is taken from a random place of the ball (`pgd`, `apgd`, `apgd-t`, `square`: their
+    /// default) or from the clean image. The place depends on the seed, the sample's id, the restart and the pixel, and
+    /// scales with eps.
     pub fn random_start(mut self, yes: bool) -> Self {
         self.random_start = yes;
         self
@@ -229,8 +235,8 @@ impl Attack {
         self
     }
 
-    /// Id of the first sample, for a batch that is a part of a larger data set. Random numbers follow the id, by its lower 32 bits:
-    /// samples whose ids are 2³² apart share theirs.
+    /// Id of the first sample, for a batch that is a part of a larger data set. Random numbers follow the id, by its
+    /// lower 32 bits: samples whose ids are 2³² apart share theirs.
     pub fn first_id(mut self, id: u64) -> Self {
         self.first_id = id;
         self
@@ -254,8 +260,8 @@ impl Attack {
         self
     }
 
-    /// Puts this perturbation on the images instead of fitting one to them: on others than those it was fitted to, or on these a
-    /// part at a time (`uap`).
+    /// Puts this perturbation on the images instead of fitting one to them: on others than those it was fitted to, or
+    /// on these a part at a time (`uap`).
     pub fn perturbation(mut self, perturbation: impl Into<Perturbation>) -> Self {
         self.perturbation = Some(perturbation.into());
         self
@@ -286,7 +292,8 @@ impl Attack {
         self.loss
     }
 
-    /// How often a sample is tried at most: restarts, for each of the classes that `apgd-t` and `fab-t` aim at among `classes`.
+    /// How often a sample is tried at most: restarts, for each of the classes that `apgd-t` and `fab-t` aim at among
+    /// `classes`.
     pub fn attempts(&self, classes: usize) -> u64 {
         let aims = if self.method.chooses_targets() { self.classes.min(classes.saturating_sub(1) as u32) } else { 1 };
         u64::from(self.restarts) * u64::from(aims)
@@ -311,7 +318,8 @@ impl Attack {
         self.restarts
     }
 
-    /// Gradients and forward passes that so many steps cost, taken in so many attempts, what is delivered looked at included.
+    /// Gradients and forward passes that so many steps cost, taken in so many attempts, what is delivered looked at
+    /// included.
     pub fn cost(&self, steps: u64, attempts: u64) -> (u64, u64) {
         let ends = u64::from(self.rule().looks_at_the_last()) + 1 + u64::from(self.delivers_bytes());
         let rule = self.rule();
@@ -329,8 +337,8 @@ impl Attack {
         self.quantise && self.bounds == Some((0.0, 1.0))
     }
 
-    /// Step length in pixel units: as set, else eps for `fgsm`, 2·eps for `apgd` and `apgd-t`, eps/steps for `mifgsm` and
-    /// `nifgsm`, else 2.5·eps/steps (2/255 for ten steps of 8/255).
+    /// Step length in pixel units: as set, else eps for `fgsm`, 2·eps for `apgd` and `apgd-t`, eps/steps for `mifgsm`
+    /// and `nifgsm`, else 2.5·eps/steps (2/255 for ten steps of 8/255).
     pub fn effective_step_size(&self) -> f32 {
         self.step_size.unwrap_or_else(|| self.method.default_step_size(f64::from(self.eps), self.steps) as f32)
     }

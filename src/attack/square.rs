@@ -19,8 +19,8 @@ pub(crate) fn halvings(iteration: u32, steps: u32) -> usize {
     HALVINGS.iter().filter(|share| iteration >= first_at(**share, steps)).count()
 }
 
-/// Sides of the squares after 0 to 9 halvings, in pixels: a square covers a share of 0.8/2^k of each channel, and is smaller
-/// than the image. In L2 sides are odd, and three at least where the image allows it.
+/// Sides of the squares after 0 to 9 halvings, in pixels: a square covers a share of 0.8/2^k of each channel, and is
+/// smaller than the image. In L2 sides are odd, and three at least where the image allows it.
 pub(crate) fn sides(norm: Norm, d: Dims) -> [u32; 10] {
     let most = (d.h.min(d.w) as u32).saturating_sub(1).max(1);
     std::array::from_fn(|k| {
@@ -38,8 +38,8 @@ pub(crate) fn tile(d: Dims) -> usize {
     (d.h.min(d.w) / 5).max(1)
 }
 
-/// A hill above a valley in a square of `side`, `[side, side]`, each of length √½: the paper's η. Both fall from their middle
-/// by sums of 1/k².
+/// A hill above a valley in a square of `side`, `[side, side]`, each of length √½: the paper's η. Both fall from their
+/// middle by sums of 1/k².
 pub(crate) fn hills(side: usize) -> Vec<f32> {
     let half = |rows: usize| -> Vec<f64> {
         let (middle, centre) = (rows / 2, side / 2);

@@ -21,8 +21,8 @@ pub enum Targets {
 }
 
 impl Targets {
-    /// The target class of each sample among `k` classes, −1 for none. `logits` are those of the clean images; `seed`, and the `id` of a
-    /// sample, are what random classes follow.
+    /// The target class of each sample among `k` classes, −1 for none. `logits` are those of the clean images; `seed`,
+    /// and the `id` of a sample, are what random classes follow.
     pub(super) fn resolve(
         &self,
         labels: &[i64],

@@ -1,5 +1,6 @@
-//! What an adapter answered when it was asked about its habits, kept for the next start of the program: a file for each adapter and
-//! driver beside the tunings. Whatever is wrong with it, the adapter is asked again, and nobody need hear of it.
+//! What an adapter answered when it was asked about its habits, kept for the next start of the program: a file for each
+//! adapter and driver beside the tunings. Whatever is wrong with it, the adapter is asked again, and nobody need hear
+//! of it.
 
 use super::cache::{folder, kept, replace, sealed};
 use crate::error::Result;
@@ -8,8 +9,8 @@ use crate::{Gpu, kernel, tune};
 use std::path::PathBuf;
 use std::time::UNIX_EPOCH;
 
-/// The file of a device, and what it holds for: the device, and this very program, for the libraries in it turn shaders into what
-/// drivers run. None where there is no folder, or the program cannot be told from another.
+/// The file of a device, and what it holds for: the device, and this very program, for the libraries in it turn shaders
+/// into what drivers run. None where there is no folder, or the program cannot be told from another.
 fn file(gpu: &Gpu) -> Option<(PathBuf, String)> {
     let device = tune::key(gpu);
     let program = std::env::current_exe().and_then(std::fs::metadata).ok()?;

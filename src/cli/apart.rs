@@ -1,5 +1,5 @@
-//! Results stay apart from what they are made of: an output folder that would discard an input, or become part of the data, is
-//! refused before anything is opened for writing.
+//! Results stay apart from what they are made of: an output folder that would discard an input, or become part of the
+//! data, is refused before anything is opened for writing.
 
 use super::images::DataArgs;
 use super::network::NetworkArgs;
@@ -17,8 +17,8 @@ pub(super) fn inputs<'a>(network: &'a NetworkArgs, data: &'a DataArgs) -> Vec<In
     named.into_iter().filter_map(|(flag, path)| Some((flag, path.as_deref()?))).collect()
 }
 
-/// Refuses a folder `out`, in which the command may write and discard what has one of `names`, where an input is among these,
-/// or where it lies in the folder of the data.
+/// Refuses a folder `out`, in which the command may write and discard what has one of `names`, where an input is among
+/// these, or where it lies in the folder of the data.
 ///
 /// # Errors
 /// [`Error::Usage`] naming both.
@@ -34,7 +34,8 @@ pub(super) fn check(out: &Path, names: &[&str], inputs: &[Input<'_>]) -> Result<
                 "--out {out} {how} the folder of {flag} {shown}, where results would be taken for data: {WAY_OUT}"
             )));
         }
-        // What is found under the name may be a link: it goes when results take its place, and with it the input's path.
+        // What is found under the name may be a link: it goes when results take its place, and with it the input's
+        // path.
         let is_in = |name: &&&str| input.starts_with(folder.join(name)) || input.starts_with(place(&folder.join(name)));
         if let Some(name) = names.iter().find(is_in) {
             return Err(Error::Usage(format!(

@@ -1,5 +1,5 @@
-//! `signstep attack`: fills in defaults, checks that model, data and request fit together, and runs what the folder does not
-//! hold yet, one chunk of images after the other.
+//! `signstep attack`: fills in defaults, checks that model, data and request fit together, and runs what the folder
+//! does not hold yet, one chunk of images after the other.
 
 use super::engine::{Place, PlaceArgs, Runner};
 use super::flags::{bounds, bytes, distance, distances, named, positive};
@@ -43,20 +43,20 @@ pub(super) struct AttackArgs {
     /// Any class but the label will do: the same as --targets none
     #[arg(long, conflicts_with = "targets", help_heading = "Attack")]
     untargeted: bool,
-    /// What is followed: ce (cross-entropy), margin (Carlini & Wagner) or dlr (difference of logits ratio) [default: ce; for
-    /// apgd-t: dlr; for square: margin; fab-t follows the difference of two logits]
+    /// What is followed: ce (cross-entropy), margin (Carlini & Wagner) or dlr (difference of logits ratio) [default:
+    /// ce; for apgd-t: dlr; for square: margin; fab-t follows the difference of two logits]
     #[arg(long, value_name = "NAME", help_heading = "Attack")]
     loss: Option<String>,
-    /// Radius in the norm, or inf; several with commas between them, 0 among them, are run at once, with a row for each image
-    /// and radius [default: what the weights suggest for linf, else 8/255; for l2: 0.5]
+    /// Radius in the norm, or inf; several with commas between them, 0 among them, are run at once, with a row for each
+    /// image and radius [default: what the weights suggest for linf, else 8/255; for l2: 0.5]
     #[arg(long, value_name = "DISTANCE[,…]", allow_hyphen_values = true, help_heading = "Attack")]
     eps: Option<String>,
-    /// Find the smallest radius up to eps that turns each image, by bisection: in whole grey levels, or in l2 and without
-    /// 8-bit values in 64ths of eps
+    /// Find the smallest radius up to eps that turns each image, by bisection: in whole grey levels, or in l2 and
+    /// without 8-bit values in 64ths of eps
     #[arg(long, help_heading = "Attack")]
     min_eps: bool,
-    /// Step length [default: 2.5·eps/steps; for fgsm: eps; for mifgsm and nifgsm: eps/steps; for apgd and apgd-t, of the
-    /// first step: 2·eps; fab-t and square have none]
+    /// Step length [default: 2.5·eps/steps; for fgsm: eps; for mifgsm and nifgsm: eps/steps; for apgd and apgd-t, of
+    /// the first step: 2·eps; fab-t and square have none]
     #[arg(
         long,
         visible_aliases = ["alpha", "eps-step"],
@@ -81,8 +81,8 @@ pub(super) struct AttackArgs {
     /// Stop with an image once it is turned as delivered: looked at after a tenth of the steps, two, four and seven
     #[arg(long, help_heading = "Attack")]
     early_stop: bool,
-    /// Smallest and largest pixel value, or none for inputs that are no pixels; files of images hold values in [0, 1] whatever they
-    /// are
+    /// Smallest and largest pixel value, or none for inputs that are no pixels; files of images hold values in [0, 1]
+    /// whatever they are
     #[arg(long, value_name = "LO,HI|none", default_value = "0,1", allow_hyphen_values = true, help_heading = "Attack")]
     bounds: String,
     /// Deliver floats instead of 8-bit values
@@ -94,8 +94,8 @@ pub(super) struct AttackArgs {
     /// Seed of everything random
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Attack")]
     seed: u64,
-    /// Deliver images in which NaN or infinity arises as they were, marked in the tensor `health`, in place of ending with exit
-    /// code 7; the others are as they would be without them
+    /// Deliver images in which NaN or infinity arises as they were, marked in the tensor `health`, in place of ending
+    /// with exit code 7; the others are as they would be without them
     #[arg(long, help_heading = "Attack")]
     keep_going: bool,
     #[command(flatten)]
@@ -349,8 +349,8 @@ impl Job {
         Ok(())
     }
 
-    /// Attacks the samples from `first` to `end`, each with all its radii; gives the rung of the ladder that each was turned on,
-    /// if there is one, and the time that it took, without the compilation of kernels.
+    /// Attacks the samples from `first` to `end`, each with all its radii; gives the rung of the ladder that each was
+    /// turned on, if there is one, and the time that it took, without the compilation of kernels.
     fn attack(&mut self, first: usize, end: usize, bar: &ProgressBar) -> Result<Attacked> {
         let (pixels, compiled) = (self.pixels(first, end)?, self.runner.compile_time());
         let (config, engine) = (&self.config, self.runner.engine());

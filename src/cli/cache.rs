@@ -1,6 +1,6 @@
-//! The folder for what can be found out again (tunings, what adapters answered, pipelines where they are kept), and the files of text
-//! in it: what a file holds for in its first line, then the checksum of the rest, then the rest. A file that holds for something
-//! else, or that is broken, is as good as none.
+//! The folder for what can be found out again (tunings, what adapters answered, pipelines where they are kept), and the
+//! files of text in it: what a file holds for in its first line, then the checksum of the rest, then the rest. A file
+//! that holds for something else, or that is broken, is as good as none.
 
 use crate::data;
 use crate::error::{Error, Result};

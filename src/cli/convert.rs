@@ -1,4 +1,5 @@
-//! `signstep convert`: a checkpoint of PyTorch into safetensors, read as data and recognised by the engine before it is written.
+//! `signstep convert`: a checkpoint of PyTorch into safetensors, read as data and recognised by the engine before it is
+//! written.
 
 use super::apart;
 use super::flags::distance;
@@ -30,12 +31,12 @@ pub(super) struct ConvertArgs {
     /// Weights to write (safetensors)
     #[arg(value_name = "OUT")]
     output: PathBuf,
-    /// Entry of the checkpoint that holds the tensors [default: the one of state_dict, model_state_dict, net and model that is
-    /// there, else the whole]
+    /// Entry of the checkpoint that holds the tensors [default: the one of state_dict, model_state_dict, net and model
+    /// that is there, else the whole]
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
-    /// Name of the architecture, or the layers of one of your own, as they are described in a file, which later commands are to be
-    /// given too [default: none is written, for the tensors tell it]
+    /// Name of the architecture, or the layers of one of your own, as they are described in a file, which later
+    /// commands are to be given too [default: none is written, for the tensors tell it]
     #[arg(long, value_name = "NAME|FILE.toml", help_heading = "Metadata")]
     arch: Option<String>,
     /// Mean of each channel, in pixels of [0, 1]: the network reads (x - mean) / std

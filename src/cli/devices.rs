@@ -13,8 +13,8 @@ pub(super) struct DevicesArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Show limits and features too, and what adapters do where the standard leaves it open: asked now, whatever is kept
-    /// (SIGNSTEP_CACHE)
+    /// Show limits and features too, and what adapters do where the standard leaves it open: asked now, whatever is
+    /// kept (SIGNSTEP_CACHE)
     #[arg(short, long)]
     verbose: bool,
 }

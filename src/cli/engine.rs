@@ -13,10 +13,12 @@ use std::time::Duration;
 /// What a command runs on.
 #[derive(Args, Debug)]
 pub(super) struct DeviceArgs {
-    /// Device: part of its name, its index in `signstep devices`, or reference (CPU, f64, slow; `tune` has no use for it)
+    /// Device: part of its name, its index in `signstep devices`, or reference (CPU, f64, slow; `tune` has no use for
+    /// it)
     #[arg(long, value_name = "NAME|INDEX|reference", help_heading = "Running")]
     pub device: Option<String>,
-    /// Give up where one submission, of about a quarter of a second, takes the device longer than this (30s, 5m): exit code 6
+    /// Give up where one submission, of about a quarter of a second, takes the device longer than this (30s, 5m): exit
+    /// code 6
     #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration, help_heading = "Running")]
     pub deadline: Duration,
 }
@@ -26,9 +28,9 @@ pub(super) struct DeviceArgs {
 pub(super) struct PlaceArgs {
     #[command(flatten)]
     pub device: DeviceArgs,
-    /// Arithmetic: f32, where every sum has one order whatever the device; fast, whatever is fastest on this one, with other roundings;
-    /// f16, activations kept in half the memory; coop, f16 on units that multiply matrices, in programs that have the feature
-    /// cooperative-matrix
+    /// Arithmetic: f32, where every sum has one order whatever the device; fast, whatever is fastest on this one, with
+    /// other roundings; f16, activations kept in half the memory; coop, f16 on units that multiply matrices, in
+    /// programs that have the feature cooperative-matrix
     #[arg(long, value_name = "f32|fast|f16|coop", default_value_t, help_heading = "Running")]
     pub math: Math,
 }

@@ -1,4 +1,5 @@
-//! `signstep eval`: how many images stay right whatever is tried. One attack after the other, each on those that are left.
+//! `signstep eval`: how many images stay right whatever is tried. One attack after the other, each on those that are
+//! left.
 
 use super::apart;
 use super::attack::{advise_of_radius, advise_of_snapping, default_eps, progress_bar};
@@ -33,9 +34,10 @@ pub(super) struct EvalArgs {
     /// Read only the first N images
     #[arg(long, value_name = "N", help_heading = "Input")]
     limit: Option<usize>,
-    /// Attacks in their order, with commas between them: a method each, and after colons what it shall differ in (steps,
-    /// step-size, restarts, loss, momentum, targets, classes, and of square schedule, the steps over which its squares shrink), as in fgsm,pgd:steps=40:restarts=5,apgd:loss=dlr
-    /// [default: apgd:loss=ce,apgd-t; with fewer than 4 classes: apgd:loss=ce,apgd:loss=margin]
+    /// Attacks in their order, with commas between them: a method each, and after colons what it shall differ in
+    /// (steps, step-size, restarts, loss, momentum, targets, classes, and of square schedule, the steps over which its
+    /// squares shrink), as in fgsm,pgd:steps=40:restarts=5,apgd:loss=dlr [default: apgd:loss=ce,apgd-t; with fewer than
+    /// 4 classes: apgd:loss=ce,apgd:loss=margin]
     #[arg(long, value_name = "LIST", help_heading = "Attack")]
     attacks: Option<String>,
     /// A list that is known by name, with its own settings
@@ -47,8 +49,8 @@ pub(super) struct EvalArgs {
     /// Radius in the norm [default: what the weights suggest for linf, else 8/255; for l2: 0.5]
     #[arg(long, value_name = "DISTANCE", allow_hyphen_values = true, help_heading = "Attack")]
     eps: Option<String>,
-    /// Smallest and largest pixel value, or none for inputs that are no pixels; files of images hold values in [0, 1] whatever they
-    /// are
+    /// Smallest and largest pixel value, or none for inputs that are no pixels; files of images hold values in [0, 1]
+    /// whatever they are
     #[arg(long, value_name = "LO,HI|none", default_value = "0,1", allow_hyphen_values = true, help_heading = "Attack")]
     bounds: String,
     /// Deliver floats instead of 8-bit values
@@ -57,8 +59,8 @@ pub(super) struct EvalArgs {
     /// Seed of everything random
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Attack")]
     seed: u64,
-    /// Go on where NaN or infinity arises, in place of ending with exit code 7: an image in which it does is delivered as it was,
-    /// marked in the tensor `health`, and counts as neither turned nor robust
+    /// Go on where NaN or infinity arises, in place of ending with exit code 7: an image in which it does is delivered
+    /// as it was, marked in the tensor `health`, and counts as neither turned nor robust
     #[arg(long, help_heading = "Attack")]
     keep_going: bool,
     #[command(flatten)]
@@ -72,10 +74,12 @@ pub(super) struct EvalArgs {
     /// Largest number of images in memory at once; results do not depend on it [default: what memory holds]
     #[arg(long, value_name = "N", help_heading = "Running")]
     chunk: Option<usize>,
-    /// Do not begin an attack that would end later than this after the start (90s, 10m, 1h 30m); what is left out is said
+    /// Do not begin an attack that would end later than this after the start (90s, 10m, 1h 30m); what is left out is
+    /// said
     #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Running")]
     time_budget: Option<Duration>,
-    /// Exit code 1 where a rate is lower: clean_accuracy, or robust_accuracy (the lower of float and delivered); can be repeated
+    /// Exit code 1 where a rate is lower: clean_accuracy, or robust_accuracy (the lower of float and delivered); can be
+    /// repeated
     #[arg(long, value_name = "RATE=FRACTION", help_heading = "Output")]
     fail_under: Vec<String>,
     /// Folder for eval.json and eval.safetensors [default: none is written]

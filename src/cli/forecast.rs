@@ -10,8 +10,8 @@ const TELLING: Duration = Duration::from_millis(50);
 /// A chunk takes no longer than this, as far as that can be foreseen: so much is lost when the run is interrupted.
 const CHUNK: Duration = Duration::from_secs(30);
 
-/// Copies of an image on the host at the peak of an attack, each of 4 bytes a pixel: as read (and the bytes of the file),
-/// clean, the rows that move, their iterates (and the best so far), as rounded, as delivered.
+/// Copies of an image on the host at the peak of an attack, each of 4 bytes a pixel: as read (and the bytes of the
+/// file), clean, the rows that move, their iterates (and the best so far), as rounded, as delivered.
 const COPIES: u64 = 9;
 
 /// Copies of an image's logits: clean, of the iterate, of what is delivered, each of the rows that move and of all.
@@ -20,9 +20,9 @@ const LOGITS: u64 = 8;
 /// Everything else that is kept for an image.
 const OTHER: u64 = 128;
 
-/// The time that a step of one sample takes: a forward pass, and a backward pass where the attack follows gradients, measured
-/// on the first images of the run.
-/// The first measurement warms up; then the batch grows until it takes long enough to be told.
+/// The time that a step of one sample takes: a forward pass, and a backward pass where the attack follows gradients,
+/// measured on the first images of the run. The first measurement warms up; then the batch grows until it takes long
+/// enough to be told.
 pub(super) fn step_time(runner: &Runner, images: &[f32], labels: &[i64], gradients: bool) -> Result<Duration> {
     let classes: Vec<u32> = labels.iter().map(|y| *y as u32).collect();
     let one = images.len() / labels.len().max(1);
@@ -37,8 +37,8 @@ pub(super) fn step_time(runner: &Runner, images: &[f32], labels: &[i64], gradien
     };
     let mut n = 1;
     let mut time = measure(n)?;
-    // However long the first takes: drivers compile when they first run something, for ten times as long as it then takes. The
-    // reference has nothing to compile, and may take a minute.
+    // However long the first takes: drivers compile when they first run something, for ten times as long as it then
+    // takes. The reference has nothing to compile, and may take a minute.
     if time >= TELLING && matches!(runner, Runner::Reference(_)) {
         return Ok(time);
     }
@@ -66,8 +66,8 @@ pub(super) fn images_in(memory: u64, pixels: usize, classes: usize) -> usize {
     usize::try_from(memory / each).unwrap_or(usize::MAX).max(1)
 }
 
-/// Images in one part: as many as memory holds, and no more than half a minute does, but enough of them to keep a device
-/// busy; whole batches where there are several.
+/// Images in one part: as many as memory holds, and no more than half a minute does, but enough of them to keep a
+/// device busy; whole batches where there are several.
 pub(super) fn chunk(held: usize, batch: usize, step: Duration, steps: u64) -> usize {
     let one = duration(step, 1, steps).as_secs_f64().max(1e-9);
     let timely = (CHUNK.as_secs_f64() / one) as usize;

@@ -1,5 +1,5 @@
-//! Ctrl-C: the first one ends a run as soon as the chunk under way is kept, an evaluation and a study as soon as it is heard; the
-//! second one ends the program at once.
+//! Ctrl-C: the first one ends a run as soon as the chunk under way is kept, an evaluation and a study as soon as it is
+//! heard; the second one ends the program at once.
 
 use super::tell::complain;
 use signal_hook::consts::SIGINT;

@@ -1,5 +1,5 @@
-//! The command line: the commands, each with its arguments in a file of its own, and the exit codes that they end with. Results go to
-//! standard output, everything else to standard error (`cli/tell.rs`).
+//! The command line: the commands, each with its arguments in a file of its own, and the exit codes that they end with.
+//! Results go to standard output, everything else to standard error (`cli/tell.rs`).
 
 mod answers;
 mod apart;
@@ -102,7 +102,8 @@ enum Command {
     /// List the devices that can be used
     #[command(after_help = format!("Examples:\n  signstep devices\n  signstep devices --json -v\n\n{ENVIRONMENT}"))]
     Devices(devices::DevicesArgs),
-    /// Find the fastest kernels for a network on this device, and keep them for later runs; results do not depend on them
+    /// Find the fastest kernels for a network on this device, and keep them for later runs; results do not depend on
+    /// them
     #[command(after_help = format!(
         "Examples:\n  signstep tune\n  signstep tune --model net.safetensors --batch 64\n\n{ENVIRONMENT}"
     ))]

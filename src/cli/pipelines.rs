@@ -1,6 +1,6 @@
-//! The driver's compiled pipelines from one start of the program to the next (feature `pipeline-cache`): a file for each adapter
-//! and driver beside the tunings, before what it holds the SHA-256 of that and of what it holds for. A file that is damaged, or of
-//! another version, is as good as none, and made anew.
+//! The driver's compiled pipelines from one start of the program to the next (feature `pipeline-cache`): a file for
+//! each adapter and driver beside the tunings, before what it holds the SHA-256 of that and of what it holds for. A
+//! file that is damaged, or of another version, is as good as none, and made anew.
 
 use super::cache::{folder, replace};
 use crate::error::Result;
@@ -21,7 +21,8 @@ fn checksum(key: &str, compiled: &[u8]) -> String {
 /// Opens an adapter with what is kept for it.
 pub(super) fn open(choice: &Adapter) -> Result<Gpu> {
     let Some(folder) = folder() else { return Gpu::new(choice) };
-    // Which adapter it is, is known once it is open; so the file is of the request, of all adapters there are, and of this program.
+    // Which adapter it is, is known once it is open; so the file is of the request, of all adapters there are, and of
+    // this program.
     let all: Vec<_> = Gpu::list().into_iter().map(|a| (a.name, a.backend, a.driver)).collect();
     let key = format!("{choice:?} {all:?} {} {:016x}", env!("CARGO_PKG_VERSION"), kernel::fingerprint());
     let path = folder.join(format!("pipelines-{:016x}.bin", kernel::hash(key.as_bytes())));

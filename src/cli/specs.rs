@@ -230,8 +230,8 @@ impl Spec {
 }
 
 impl Display for Spec {
-    /// In words, for a paper: `apgd-t (dlr, 9 classes, 100 steps, 1 restart)`. Whatever was asked for in another way than the method
-    /// has it is there, so that two that run differently read differently.
+    /// In words, for a paper: `apgd-t (dlr, 9 classes, 100 steps, 1 restart)`. Whatever was asked for in another way
+    /// than the method has it is there, so that two that run differently read differently.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({}", self.method.name(), self.loss.name())?;
         if let Some(classes) = self.classes {

@@ -28,7 +28,8 @@ pub(super) struct StudyArgs {
     network: NetworkArgs,
     #[command(flatten)]
     data: DataArgs,
-    /// Read only the first N images; of those that are right when clean as many are used as a power of two [default: 640]
+    /// Read only the first N images; of those that are right when clean as many are used as a power of two [default:
+    /// 640]
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
     /// Radius in linf [default: what the weights suggest, else 8/255]
@@ -37,7 +38,8 @@ pub(super) struct StudyArgs {
     /// Rows from 0 to 13, ranges of them, and figures, with commas between them: 0,2-4,figures [default: all]
     #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
     rows: Option<String>,
-    /// Images in row 0, which runs the question's examples on a ResNet-18 [default: 32 as printed; on software adapters 8]
+    /// Images in row 0, which runs the question's examples on a ResNet-18 [default: 32 as printed; on software adapters
+    /// 8]
     #[arg(long, value_name = "N")]
     examples: Option<usize>,
     /// Seed of everything random

@@ -1,5 +1,5 @@
-//! What is told, and where: answers on standard output, everything else on standard error, without anything that could move a
-//! terminal's cursor.
+//! What is told, and where: answers on standard output, everything else on standard error, without anything that could
+//! move a terminal's cursor.
 
 use crate::error::{Error, Result};
 use crate::report::{self, Report};

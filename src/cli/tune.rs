@@ -1,5 +1,5 @@
-//! `signstep tune`: finds the fastest tiles for a network on this device and keeps them in a file, which every later command
-//! reads.
+//! `signstep tune`: finds the fastest tiles for a network on this device and keeps them in a file, which every later
+//! command reads.
 
 use super::engine::{DeviceArgs, Place};
 use super::network::{NetworkArgs, load_model};

@@ -1,4 +1,5 @@
-//! Tunings, kept for later commands: a file for each adapter and driver, which says what it holds for and carries a checksum.
+//! Tunings, kept for later commands: a file for each adapter and driver, which says what it holds for and carries a
+//! checksum.
 
 use super::cache::{folder, kept, replace, sealed};
 use super::tell::warn;
@@ -12,8 +13,8 @@ fn file(folder: &Path, gpu: &Gpu) -> PathBuf {
     folder.join(format!("tiles-{:016x}.txt", kernel::hash(tune::key(gpu).as_bytes())))
 }
 
-/// What is known of a device; nothing where there is no file. A file that holds for another device, or that is broken, is as
-/// good as none: what is in it can be measured again.
+/// What is known of a device; nothing where there is no file. A file that holds for another device, or that is broken,
+/// is as good as none: what is in it can be measured again.
 pub(super) fn known(gpu: &Gpu) -> Tuning {
     folder().map(|folder| read(&file(&folder, gpu), &tune::key(gpu))).unwrap_or_default()
 }

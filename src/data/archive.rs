@@ -1,6 +1,7 @@
-//! The zip files that `torch.save` writes: every entry stored, none compressed. That is all that is read, so nothing can
-//! unpack to more than the file holds. Strict where readers of zip differ from each other: headers at the entries must agree
-//! with the directory at the end, entries must lie one behind the other without a gap, and every checksum must hold.
+//! The zip files that `torch.save` writes: every entry stored, none compressed. That is all that is read, so nothing
+//! can unpack to more than the file holds. Strict where readers of zip differ from each other: headers at the entries
+//! must agree with the directory at the end, entries must lie one behind the other without a gap, and every checksum
+//! must hold.
 
 use super::pickle::shown;
 use flate2::Crc;

@@ -1,9 +1,11 @@
-//! Checkpoints of PyTorch (`torch.save` of a state dict), as data: the old format, five pickles and then the storages one after
-//! the other, and the new one, a zip archive of a pickle and a file for each storage. Nothing is executed (`pickle.rs`), nothing
-//! is unpacked (`archive.rs`), and every tensor is found to lie within its storage before one is read.
+//! Checkpoints of PyTorch (`torch.save` of a state dict), as data: the old format, five pickles and then the storages
+//! one after the other, and the new one, a zip archive of a pickle and a file for each storage. Nothing is executed
+//! (`pickle.rs`), nothing is unpacked (`archive.rs`), and every tensor is found to lie within its storage before one is
+//! read.
 //!
-//! Memory: the pickle, at most 16 MiB, and what it says, at most 64 MiB more; then, for one tensor at a time, the piece of its
-//! storage that it spans. The tensors of a file may come to twice its size, for some may share a storage, and not to more.
+//! Memory: the pickle, at most 16 MiB, and what it says, at most 64 MiB more; then, for one tensor at a time, the piece
+//! of its storage that it spans. The tensors of a file may come to twice its size, for some may share a storage, and
+//! not to more.
 
 use super::archive::{self, Entry, read_at};
 use super::pickle::{Global, Id, Pickle, Storage, Value, shown};
@@ -33,7 +35,8 @@ const KEYS: [&str; 4] = ["state_dict", "model_state_dict", "net", "model"];
 /// Why a checkpoint is refused.
 type Detail<T> = std::result::Result<T, String>;
 
-/// True for the first bytes of a checkpoint in either format; 32 are enough, and no other file that this crate reads begins so.
+/// True for the first bytes of a checkpoint in either format; 32 are enough, and no other file that this crate reads
+/// begins so.
 pub fn is_checkpoint(bytes: &[u8]) -> bool {
     let head = &bytes[..bytes.len().min(32)];
     is_zip(head) || head.first() == Some(&0x80) && head.windows(MAGIC.len()).any(|window| window == MAGIC)
@@ -83,12 +86,12 @@ impl Checkpoint<File> {
 }
 
 impl<F: Read + Seek> Checkpoint<F> {
-    /// Reads everything but the values, and checks that these are there. Tensors `num_batches_tracked` are left out: they count
-    /// what training did.
+    /// Reads everything but the values, and checks that these are there. Tensors `num_batches_tracked` are left out:
+    /// they count what training did.
     ///
     /// # Errors
-    /// [`Error::Model`] naming `place`, and the offset, entry or tensor: whatever is not a dictionary of tensors of floating
-    /// point.
+    /// [`Error::Model`] naming `place`, and the offset, entry or tensor: whatever is not a dictionary of tensors of
+    /// floating point.
     pub fn new(place: &str, mut file: F, key: Option<&str>) -> Result<Self> {
         let tensors = open(&mut file, key).map_err(|detail| Error::model(place, detail))?;
         Ok(Checkpoint { place: place.to_string(), file, tensors })
@@ -219,8 +222,8 @@ fn zip(file: &mut (impl Read + Seek), length: u64, key: Option<&str>) -> Detail<
     tensors(&pickle, key, &places)
 }
 
-/// The old format: magic number, version, facts about the machine, the state dict, keys of storages; the storages in that order,
-/// each behind its number of values.
+/// The old format: magic number, version, facts about the machine, the state dict, keys of storages; the storages in
+/// that order, each behind its number of values.
 fn legacy(file: &mut (impl Read + Seek), length: u64, key: Option<&str>) -> Detail<Vec<Tensor>> {
     let bytes = read(file, 0, length.min(MAX_PICKLE))?;
     let mut at = 0;

@@ -1,6 +1,6 @@
-//! A network of the user's own as a file: its layers in TOML, which become the same data that networks known by name are made of.
-//! Written for people, so every mistake is told with its line and its layer; and read as any file of unknown origin, so size, depth
-//! and number of layers are bounded, and nothing is left out silently.
+//! A network of the user's own as a file: its layers in TOML, which become the same data that networks known by name
+//! are made of. Written for people, so every mistake is told with its line and its layer; and read as any file of
+//! unknown origin, so size, depth and number of layers are bounded, and nothing is left out silently.
 
 use super::{read, sha256};
 use crate::error::{Error, Result};
@@ -70,8 +70,8 @@ impl Description {
     /// Names are those of the tensors (`conv1.weight`). What enters a layer follows from those before it.
     ///
     /// # Errors
-    /// [`Error::Model`] naming file, line and layer: what is no TOML, a key that is not known, a layer that cannot take what
-    /// enters it, two layers of one name, more than 4096 layers, more than 4 residual blocks inside one another.
+    /// [`Error::Model`] naming file, line and layer: what is no TOML, a key that is not known, a layer that cannot take
+    /// what enters it, two layers of one name, more than 4096 layers, more than 4 residual blocks inside one another.
     pub fn open(path: &Path) -> Result<Self> {
         let place = path.display().to_string();
         let bytes = read(path, MAX_FILE).map_err(|e| match e {

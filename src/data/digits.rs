@@ -5,8 +5,8 @@ use super::{Source, tensors};
 use crate::error::{Error, Result};
 use crate::weights;
 
-/// `images` u8 [1797, 1, 8, 8], `labels` i64; the metadata key `held_out` says how many of the first rows were kept from
-/// training.
+/// `images` u8 [1797, 1, 8, 8], `labels` i64; the metadata key `held_out` says how many of the first rows were kept
+/// from training.
 static BYTES: &[u8] = include_bytes!("../../weights/digits.safetensors");
 
 /// The digits that the embedded network has never seen.

@@ -1,7 +1,8 @@
-//! Pictures of different sizes to one: the shorter side resized, then the middle cut out, to the byte as torchvision's `Resize` and
-//! `CenterCrop` do it on pictures of Pillow. That is a filter in fixed point, one pass along the rows and one along the columns, each
-//! rounded to bytes, so that no machine comes to other pixels. Only what the crop shows is computed. Rows go first, as in every
-//! Pillow up to 12; 13 begins with the columns of pictures much taller than wide, where a byte may then be one off.
+//! Pictures of different sizes to one: the shorter side resized, then the middle cut out, to the byte as torchvision's
+//! `Resize` and `CenterCrop` do it on pictures of Pillow. That is a filter in fixed point, one pass along the rows and
+//! one along the columns, each rounded to bytes, so that no machine comes to other pixels. Only what the crop shows is
+//! computed. Rows go first, as in every Pillow up to 12; 13 begins with the columns of pictures much taller than wide,
+//! where a byte may then be one off.
 
 use super::records::{MAX_VALUES, image_dims};
 use crate::error::{Error, Result};
@@ -11,7 +12,8 @@ use std::fmt;
 
 /// Most values of a picture that is resized. It is held as bytes, and one at a time.
 const MAX_PICTURE: u64 = 1 << 26;
-/// Digits of a weight behind the binary point: as many as 32 bits have beside eight of a pixel and two for what exceeds it.
+/// Digits of a weight behind the binary point: as many as 32 bits have beside eight of a pixel and two for what exceeds
+/// it.
 const PRECISION: u32 = 32 - 8 - 2;
 
 type Framed<T> = std::result::Result<T, String>;
@@ -19,11 +21,12 @@ type Framed<T> = std::result::Result<T, String>;
 /// How pictures are brought to one size. Another one is another data set, so it is part of what a run is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Framing {
-    /// Pixels that the shorter side gets, the other in proportion (cut to whole pixels): bilinear, over all pixels that fall
-    /// together where it gets smaller (`Resize`, bilinear with antialiasing).
+    /// Pixels that the shorter side gets, the other in proportion (cut to whole pixels): bilinear, over all pixels that
+    /// fall together where it gets smaller (`Resize`, bilinear with antialiasing).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resize: Option<u32>,
-    /// Sides of the square that is cut out of the middle; where that is half a pixel off, to the even one (`CenterCrop`).
+    /// Sides of the square that is cut out of the middle; where that is half a pixel off, to the even one
+    /// (`CenterCrop`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub crop: Option<u32>,
 }

@@ -1,10 +1,11 @@
-//! Data sets and checkpoints in, tensors out. The only part of the library that touches files; each file here knows one format.
+//! Data sets and checkpoints in, tensors out. The only part of the library that touches files; each file here knows one
+//! format.
 //!
-//! A data set is opened once, when it is read from its first byte to its last, checked and hashed, and its pixels are then
-//! read piece by piece: memory holds the labels, and what was asked for. Nothing is allocated from what a header claims, and no
-//! file costs more memory than twice its size and a block: an image has at most 2^22 values, a set 2^24 samples, a header 8 MiB;
-//! a picture that is to be resized 2^26 values, of a byte each until it is.
-//! Errors name the file and the record, sample or line.
+//! A data set is opened once, when it is read from its first byte to its last, checked and hashed, and its pixels are
+//! then read piece by piece: memory holds the labels, and what was asked for. Nothing is allocated from what a header
+//! claims, and no file costs more memory than twice its size and a block: an image has at most 2^22 values, a set 2^24
+//! samples, a header 8 MiB; a picture that is to be resized 2^26 values, of a byte each until it is. Errors name the
+//! file and the record, sample or line.
 
 mod archive;
 mod checkpoint;
@@ -75,13 +76,13 @@ impl Source {
         self.labels.is_empty()
     }
 
-    /// Images of the samples in `range`, `[n, C, H, W]`, each value in [0, 1]; bytes are exactly `k as f32 / 255.0`, floats
-    /// are as they lie in the file. Ranges may come in any order; from gzip, one that lies before the last one read costs
-    /// unpacking the file anew.
+    /// Images of the samples in `range`, `[n, C, H, W]`, each value in [0, 1]; bytes are exactly `k as f32 / 255.0`,
+    /// floats are as they lie in the file. Ranges may come in any order; from gzip, one that lies before the last one
+    /// read costs unpacking the file anew.
     ///
     /// # Errors
-    /// [`Error::Data`] naming the file, and the record or sample: a file that has changed since it was opened, a picture
-    /// that cannot be decoded, a range that does not lie within the set.
+    /// [`Error::Data`] naming the file, and the record or sample: a file that has changed since it was opened, a
+    /// picture that cannot be decoded, a range that does not lie within the set.
     pub fn images(&mut self, range: Range<usize>) -> Result<Vec<f32>> {
         let fail = |detail: &str| Error::data(&self.name, format!("samples {range:?} of {}: {detail}", self.len()));
         if range.start > range.end || range.end > self.len() {
@@ -120,17 +121,18 @@ impl Source {
 ///
 /// A folder that holds several of these is refused as ambiguous; names that begin with a dot are not looked at.
 ///
-/// Pictures are samples in bytewise order of their path (`class/file`), and all of one size ([`open_framed`] takes others). They have one channel where
-/// all are grey, else three. Alpha, 16 bits, CMYK and animation are refused, and so is anything else inside the folder of
-/// a class. Pixels are taken as they are stored, as PyTorch's usual loaders do: no colour profile, no gamma, and no
-/// EXIF orientation is applied. JPEG leaves decoders some freedom, so that others may come to other pixels, a few grey
-/// levels away.
+/// Pictures are samples in bytewise order of their path (`class/file`), and all of one size ([`open_framed`] takes
+/// others). They have one channel where all are grey, else three. Alpha, 16 bits, CMYK and animation are refused, and
+/// so is anything else inside the folder of a class. Pixels are taken as they are stored, as PyTorch's usual loaders
+/// do: no colour profile, no gamma, and no EXIF orientation is applied. JPEG leaves decoders some freedom, so that
+/// others may come to other pixels, a few grey levels away.
 ///
 /// The whole of every file is checked, also beyond the limit: sizes, counts, labels (zero or more, and below the number
-/// of classes where these have names), floats (in [0, 1], not NaN); of pictures the headers, and that they have an end; their pixels
-/// when they are read. [`Source::sha256`] is that of the files' bytes one after the other (images, then labels, where they are apart),
-/// as `cat FILES | sha256sum` gives it; for pictures it is taken over each one's path (`class/file`), a zero byte, its
-/// length (u64, little-endian) and its bytes, in order, and then the same for `labels.csv`.
+/// of classes where these have names), floats (in [0, 1], not NaN); of pictures the headers, and that they have an end;
+/// their pixels when they are read. [`Source::sha256`] is that of the files' bytes one after the other (images, then
+/// labels, where they are apart), as `cat FILES | sha256sum` gives it; for pictures it is taken over each one's path
+/// (`class/file`), a zero byte, its length (u64, little-endian) and its bytes, in order, and then the same for
+/// `labels.csv`.
 ///
 /// # Errors
 /// [`Error::Data`] naming the file and the record, sample or line; [`Error::Usage`] for a limit of 0.
@@ -138,8 +140,9 @@ pub fn open(path: &Path, limit: Option<usize>) -> Result<Source> {
     open_framed(path, limit, Framing::default())
 }
 
-/// The same for a folder of pictures that need not be of one size, for `framing` brings them to one. Only then a picture may be
-/// larger than an image: up to 2^26 values where it is resized. The hash is that of the files, whatever the framing.
+/// The same for a folder of pictures that need not be of one size, for `framing` brings them to one. Only then a
+/// picture may be larger than an image: up to 2^26 values where it is resized. The hash is that of the files, whatever
+/// the framing.
 ///
 /// # Errors
 /// As [`open`]; [`Error::Usage`] for a framing that makes no sense, or for data that are no pictures.

@@ -1,5 +1,5 @@
-//! NumPy arrays, one a file: `images.npy` and `labels.npy`. The header is a Python dictionary of three known keys, so it is
-//! read here, strictly: crates that read it bring a grammar of Python literals with them.
+//! NumPy arrays, one a file: `images.npy` and `labels.npy`. The header is a Python dictionary of three known keys, so
+//! it is read here, strictly: crates that read it bring a grammar of Python literals with them.
 
 use super::records::{Layout, Records, Values, labels};
 use super::stream::{Stream, Survey};

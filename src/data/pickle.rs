@@ -1,14 +1,14 @@
-//! Pickles as data. A pickle is a program for a stack machine that can call anything Python can import; this machine knows
-//! only the opcodes and the names that `torch.save` needs for tensors in dictionaries, and calls nothing: a call becomes a
-//! [`Value`] that says what would be called. Anything else is refused with its offset.
+//! Pickles as data. A pickle is a program for a stack machine that can call anything Python can import; this machine
+//! knows only the opcodes and the names that `torch.save` needs for tensors in dictionaries, and calls nothing: a call
+//! becomes a [`Value`] that says what would be called. Anything else is refused with its offset.
 //!
-//! Bounded: [`MAX_VALUES`] values, whatever the pickle says; text is borrowed from its bytes; values refer to each other by
-//! index, so that nothing here or in what reads them needs recursion.
+//! Bounded: [`MAX_VALUES`] values, whatever the pickle says; text is borrowed from its bytes; values refer to each
+//! other by index, so that nothing here or in what reads them needs recursion.
 
 use safetensors::tensor::Dtype;
 
-/// Most values that a pickle may push, those that it fetches again included. A network of 4,096 tensors with its optimiser takes
-/// a third of them.
+/// Most values that a pickle may push, those that it fetches again included. A network of 4,096 tensors with its
+/// optimiser takes a third of them.
 const MAX_VALUES: usize = 1 << 20;
 /// Most marks that may be open at once: what a pickle of tensors nests is ten deep.
 const MAX_MARKS: usize = 256;
@@ -461,7 +461,8 @@ impl<'a> Machine<'a> {
         items.iter().map(pair).collect()
     }
 
-    /// What a persistent id stands for: ("storage", class, key, device, values), and in the old format a sixth that is None.
+    /// What a persistent id stands for: ("storage", class, key, device, values), and in the old format a sixth that is
+    /// None.
     fn storage(&self, id: Id) -> Result<Storage<'a>> {
         let Value::Tuple(items) = &self.values[id as usize] else {
             return Err("a persistent id that is no tuple".into());

@@ -1,9 +1,9 @@
-//! One PNG or JPEG in memory: what its header says, and its pixels. What 8-bit grey and RGB cannot hold is refused, and so
-//! is a picture that is cut off, which decoders like to complete with grey. JPEG has no checksum: that data are spoilt or
-//! missing inside is noticed only where they are no longer JPEG.
+//! One PNG or JPEG in memory: what its header says, and its pixels. What 8-bit grey and RGB cannot hold is refused, and
+//! so is a picture that is cut off, which decoders like to complete with grey. JPEG has no checksum: that data are
+//! spoilt or missing inside is noticed only where they are no longer JPEG.
 //!
-//! JPEG leaves its decoders some freedom: on 40 images of CIFAR-10 in six flavours (grey; colour in full, half and quarter
-//! resolution; progressive; restart markers) these pixels lie within 4/255 of Pillow's, 0.33/255 on average.
+//! JPEG leaves its decoders some freedom: on 40 images of CIFAR-10 in six flavours (grey; colour in full, half and
+//! quarter resolution; progressive; restart markers) these pixels lie within 4/255 of Pillow's, 0.33/255 on average.
 
 use super::records::image_dims;
 use crate::model::Dims;
@@ -15,7 +15,8 @@ use zune_jpeg::zune_core::options::DecoderOptions;
 
 type Parsed<T> = std::result::Result<T, String>;
 
-/// Shape of a picture, from its header: one channel or three, `most` values. That it has an end is checked too, not what is between.
+/// Shape of a picture, from its header: one channel or three, `most` values. That it has an end is checked too, not
+/// what is between.
 pub(super) fn header(bytes: &[u8], most: u64) -> Parsed<Dims> {
     match kind(bytes)? {
         Kind::Png => open_png(bytes, most).map(|(_, dims)| dims),

@@ -11,8 +11,8 @@ use std::ops::Range;
 
 /// About as many bytes are read at once.
 const BLOCK: usize = 1 << 20;
-/// Most values of one image: 65,535 workgroups of 64 invocations step no more. Sizes of records stay small integers, and a
-/// file of a few bytes that promises or unpacks to more costs no more memory than such an image does.
+/// Most values of one image: 65,535 workgroups of 64 invocations step no more. Sizes of records stay small integers,
+/// and a file of a few bytes that promises or unpacks to more costs no more memory than such an image does.
 pub(super) const MAX_VALUES: u64 = 1 << 22;
 /// Most samples of a set: labels take 8 bytes each, however few a compressed file takes.
 const MAX_SAMPLES: u64 = 1 << 24;
@@ -194,8 +194,8 @@ impl Reader for Records {
     }
 }
 
-/// Reads `n` labels, checks all of them, and keeps the first `limit`. `classes`, where it is not zero, is how many there
-/// are.
+/// Reads `n` labels, checks all of them, and keeps the first `limit`. `classes`, where it is not zero, is how many
+/// there are.
 pub(super) fn labels(
     place: &str,
     survey: &mut Survey<'_>,

@@ -7,8 +7,8 @@ use std::path::Path;
 /// Longest line, in bytes.
 const MAX_LINE: u64 = 64;
 
-/// Reads one target class a line for `n` samples; −1 stands for none. A byte order mark at the beginning and empty lines at the end
-/// are no matter.
+/// Reads one target class a line for `n` samples; −1 stands for none. A byte order mark at the beginning and empty
+/// lines at the end are no matter.
 ///
 /// # Errors
 /// [`Error::Data`] naming the line: no integer, not below `classes`, or not `n` lines.

@@ -1,5 +1,5 @@
-//! Data sets in safetensors: `images` (u8 in [0, 255], or floats in [0, 1]; `[N, C, H, W]`) and `labels` (integers; `[N]`).
-//! Other tensors are ignored. Metadata `classes` (JSON list) names the classes.
+//! Data sets in safetensors: `images` (u8 in [0, 255], or floats in [0, 1]; `[N, C, H, W]`) and `labels` (integers;
+//! `[N]`). Other tensors are ignored. Metadata `classes` (JSON list) names the classes.
 
 use super::records::{Layout, Records, Values, labels};
 use super::stream::{Stream, Survey};

@@ -71,8 +71,8 @@ impl Slot {
 /// The file appears at `path` whole, by rename, or not at all; a file that was there before is replaced.
 ///
 /// # Errors
-/// [`Error::Output`] naming the file: what the system said, or a tensor whose shape does not fit its values, or one name
-/// twice.
+/// [`Error::Output`] naming the file: what the system said, or a tensor whose shape does not fit its values, or one
+/// name twice.
 pub fn write_safetensors(path: &Path, tensors: &[(&str, View<'_>)], metadata: &BTreeMap<String, String>) -> Result<()> {
     let slot = |(name, view): &(&str, View<'_>)| Slot {
         name: (*name).to_string(),
@@ -170,7 +170,8 @@ fn header(order: &[&Slot], metadata: &BTreeMap<String, String>) -> std::result::
     }
     let entries: Vec<String> = entries.iter().map(|(name, entry)| format!("{}:{entry}", text(name))).collect();
     let mut header = format!("{{{}}}", entries.join(","));
-    // The length before the header has eight bytes, so the data start aligned when the header's length is a multiple of 8.
+    // The length before the header has eight bytes, so the data start aligned when the header's length is a multiple of
+    // 8.
     header.push_str(&" ".repeat(header.len().next_multiple_of(8) - header.len()));
     Ok(header)
 }

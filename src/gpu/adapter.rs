@@ -156,7 +156,8 @@ fn choose(choice: &Adapter, adapters: &[wgpu::Adapter]) -> Result<usize> {
     })
 }
 
-/// Opens an adapter, with features of `more` as well where it has them, experimental ones among them if they are allowed.
+/// Opens an adapter, with features of `more` as well where it has them, experimental ones among them if they are
+/// allowed.
 pub(super) fn open(
     choice: &Adapter,
     more: wgpu::Features,

@@ -1,5 +1,5 @@
-//! Faults on demand, for tests: the n-th call to the GPU library fails as it could fail, for every n. Without a plan there is
-//! nothing here but one question to an empty cell.
+//! Faults on demand, for tests: the n-th call to the GPU library fails as it could fail, for every n. Without a plan
+//! there is nothing here but one question to an empty cell.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -58,7 +58,8 @@ impl Faults {
         self.calls.load(Ordering::SeqCst)
     }
 
-    /// Counts a call, and lets it fail if it is the one; a fault that this call cannot have waits for the next one that can.
+    /// Counts a call, and lets it fail if it is the one; a fault that this call cannot have waits for the next one that
+    /// can.
     pub(super) fn strike(&self, device: &wgpu::Device, can_be_refused: bool) {
         let call = self.calls.fetch_add(1, Ordering::SeqCst) + 1;
         let is_due = |(n, fault): &mut (u64, Fault)| *n <= call && (can_be_refused || *fault != Fault::Refused);

@@ -4,7 +4,8 @@
 pub(super) const COOPERATIVE: wgpu::Features =
     wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX.union(wgpu::Features::SHADER_F16);
 
-/// What a device multiplies at a time, by the invocations of a subgroup together: side × side numbers of f16 by as many, added up in f32.
+/// What a device multiplies at a time, by the invocations of a subgroup together: side × side numbers of f16 by as
+/// many, added up in f32.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CoopMatrix {
     /// 8 or 16.

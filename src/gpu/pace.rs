@@ -1,6 +1,7 @@
-//! How much work a submission holds: near a quarter of a second of it, as submissions before it have shown on this device. So
-//! watchdogs stay asleep (Windows ends work after 2 s, GL's fences are waited for no longer than 2.1 s), progress is told and a wish to
-//! stop is heard in time. Where a plan is cut changes no bit: the same dispatches run in the same order.
+//! How much work a submission holds: near a quarter of a second of it, as submissions before it have shown on this
+//! device. So watchdogs stay asleep (Windows ends work after 2 s, GL's fences are waited for no longer than 2.1 s),
+//! progress is told and a wish to stop is heard in time. Where a plan is cut changes no bit: the same dispatches run in
+//! the same order.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -44,8 +45,8 @@ impl Pace {
         usize::try_from(most).unwrap_or(usize::MAX).max(1)
     }
 
-    /// Learns that a submission of `flops` took between `least` and `most`: what the host did meanwhile may hide the device's
-    /// end. It is shortened only for what it surely took, and lengthened only by what it surely did not.
+    /// Learns that a submission of `flops` took between `least` and `most`: what the host did meanwhile may hide the
+    /// device's end. It is shortened only for what it surely took, and lengthened only by what it surely did not.
     pub(crate) fn learn(&self, flops: u64, least: Duration, most: Duration) {
         let (now, target) = (self.flops(), TARGET.as_secs_f64());
         let factor = |took: Duration| (target / took.as_secs_f64().max(1e-9)).clamp(1.0 / CHANGE, CHANGE);

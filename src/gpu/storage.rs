@@ -8,6 +8,7 @@ pub(crate) const TEXTURE_WIDTH: u64 = 2048;
 pub enum Storage {
     /// A storage buffer of `vec4<f32>`.
     Buffer,
-    /// A 2D texture of rgba32float, written by way of a buffer: up to a third faster on software adapters (`benches/NOTES.md`).
+    /// A 2D texture of rgba32float, written by way of a buffer: up to a third faster on software adapters
+    /// (`benches/NOTES.md`).
     Texture,
 }

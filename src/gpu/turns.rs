@@ -1,5 +1,6 @@
-//! GL has one context for all threads, and wgpu panics where a thread waits for it for 6 s. So on GL threads take turns before they
-//! reach the library, in the order in which they came and for as long as it takes. Other back ends need none of this.
+//! GL has one context for all threads, and wgpu panics where a thread waits for it for 6 s. So on GL threads take turns
+//! before they reach the library, in the order in which they came and for as long as it takes. Other back ends need
+//! none of this.
 
 use std::ops::Deref;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -8,7 +9,8 @@ use std::thread::ThreadId;
 /// For all devices of a process: a context may be of several, where a host program handed over its device twice.
 static TURNS: Turns = Turns::new();
 
-/// Whose turn it is. A thread that has its turn may take it again, for what is dropped in the midst of a call takes one, too.
+/// Whose turn it is. A thread that has its turn may take it again, for what is dropped in the midst of a call takes
+/// one, too.
 #[derive(Debug)]
 struct Turns {
     line: Mutex<Line>,
@@ -33,8 +35,8 @@ pub(crate) struct Turn {
     _stays: std::marker::PhantomData<*const ()>,
 }
 
-/// Waits for this thread's turn, on GL. Whoever has it runs nobody else's code and takes no other lock that is held while a
-/// turn is waited for.
+/// Waits for this thread's turn, on GL. Whoever has it runs nobody else's code and takes no other lock that is held
+/// while a turn is waited for.
 pub(super) fn take(is_gl: bool) -> Option<Turn> {
     is_gl.then(|| TURNS.take())
 }

@@ -1,7 +1,8 @@
-//! Whether work that counts as done was done. Metal does not say: a submission that the system ends early, because it took long or
-//! memory was short, counts as finished like any other (wgpu issue 9545), and what it had to write is stale. So every submission of a
-//! network's work (not what `trial.rs` times) ends by handing on a word, from where the one before it left it, and whoever reads results
-//! reads the word with them. Where a submission was ended early the word is lost, and stays lost until a call is refused.
+//! Whether work that counts as done was done. Metal does not say: a submission that the system ends early, because it
+//! took long or memory was short, counts as finished like any other (wgpu issue 9545), and what it had to write is
+//! stale. So every submission of a network's work (not what `trial.rs` times) ends by handing on a word, from where the
+//! one before it left it, and whoever reads results reads the word with them. Where a submission was ended early the
+//! word is lost, and stays lost until a call is refused.
 
 use super::turns::Held;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -16,7 +17,8 @@ pub(super) const BYTES: u64 = 8;
 #[derive(Debug)]
 pub(super) struct Witness {
     places: [Held<wgpu::Buffer>; 3],
-    /// Where it is. Held while a submission is recorded and handed over, so that the word goes the way that submissions go.
+    /// Where it is. Held while a submission is recorded and handed over, so that the word goes the way that submissions
+    /// go.
     at: Mutex<usize>,
 }
 
@@ -62,8 +64,8 @@ impl Witness {
         *at = to;
     }
 
-    /// Puts the word where it should be, for a submission that was refused has not handed it on. Which one was refused nobody tells: a word
-    /// that was lost in work that nobody has read yet is found again, too.
+    /// Puts the word where it should be, for a submission that was refused has not handed it on. Which one was refused
+    /// nobody tells: a word that was lost in work that nobody has read yet is found again, too.
     pub(super) fn renew(&self, queue: &wgpu::Queue) {
         let at = self.turn();
         queue.write_buffer(&self.places[*at], 0, &WORD.to_le_bytes());

@@ -1,4 +1,5 @@
-//! Calls to the GPU library: in turn and in scopes, submitted, waited for and read back. What it reports becomes errors.
+//! Calls to the GPU library: in turn and in scopes, submitted, waited for and read back. What it reports becomes
+//! errors.
 
 use super::fault::Fault;
 use super::witness::{self, Witness};
@@ -24,8 +25,8 @@ impl Gpu {
         self.0.faults.get().is_some_and(|faults| faults.take(fault))
     }
 
-    /// Runs calls to the GPU library, in turn where there are turns, and gives whatever it complains of as an error. Scopes
-    /// belong to a thread: `calls` must not hand work to another one, nor wait for it.
+    /// Runs calls to the GPU library, in turn where there are turns, and gives whatever it complains of as an error.
+    /// Scopes belong to a thread: `calls` must not hand work to another one, nor wait for it.
     pub(crate) fn scope<T>(&self, what: &str, calls: impl FnOnce() -> Result<T>) -> Result<T> {
         let _turn = turns::take(self.submits_and_waits());
         self.alive()?;
@@ -38,7 +39,8 @@ impl Gpu {
         let internal = pollster::block_on(internal.pop());
         let memory = pollster::block_on(memory.pop());
         if memory.is_some() || validation.is_some() || internal.is_some() {
-            // What is made on a lost device is invalid, and that it is lost is told when all that it had to do has ended.
+            // What is made on a lost device is invalid, and that it is lost is told when all that it had to do has
+            // ended.
             let _ = self.poll(wgpu::PollType::Wait { submission_index: None, timeout: Some(FAREWELL) });
             self.alive()?;
             // A host's device tells its host alone.
@@ -111,7 +113,8 @@ impl Gpu {
         self.submit_with(encoder, None)
     }
 
-    /// The same; where results are read, `staging` gets a word at an offset that says whether all work up to here was done.
+    /// The same; where results are read, `staging` gets a word at an offset that says whether all work up to here was
+    /// done.
     fn submit_with(
         &self,
         mut encoder: wgpu::CommandEncoder,

@@ -29,7 +29,8 @@ impl Access {
         let buffer = |ty| wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None };
         match (self, storage) {
             (Access::Uniform, _) => buffer(wgpu::BufferBindingType::Uniform),
-            // Storage textures, though nothing is stored: they have no levels of detail, which some adapters compute for each load.
+            // Storage textures, though nothing is stored: they have no levels of detail, which some adapters compute
+            // for each load.
             (Access::ActivationRead, Storage::Texture) => wgpu::BindingType::StorageTexture {
                 access: wgpu::StorageTextureAccess::ReadOnly,
                 format: texel_format(is_half),

@@ -1,4 +1,5 @@
-//! From a dispatch as data to commands: its pipeline, its memory bound, and the order in which parts of a batch are recorded.
+//! From a dispatch as data to commands: its pipeline, its memory bound, and the order in which parts of a batch are
+//! recorded.
 
 use super::{Access, Dispatch};
 use crate::error::{Error, Result};
@@ -32,8 +33,8 @@ impl Dispatch {
         self.bind_ready(gpu, n, &self.ready(gpu, None)?, lent)
     }
 
-    /// What binding this dispatch takes, however often; with a pipeline of other text ([`Dispatch::pipeline_of`]) where one
-    /// is given.
+    /// What binding this dispatch takes, however often; with a pipeline of other text ([`Dispatch::pipeline_of`]) where
+    /// one is given.
     pub(crate) fn ready(&self, gpu: &Gpu, other: Option<Arc<Pipeline>>) -> Result<Ready> {
         let source = self.kernel.source()?;
         let types = self.kernel.types(&source);
@@ -103,8 +104,8 @@ impl Bound {
     }
 }
 
-/// Records dispatches, and behind each the copy of what it leaves on the stage. Those that hand on a part of the batch wait for the
-/// one that ends with it, and are recorded part by part.
+/// Records dispatches, and behind each the copy of what it leaves on the stage. Those that hand on a part of the batch
+/// wait for the one that ends with it, and are recorded part by part.
 pub(crate) struct Recorder<'r> {
     encoder: &'r mut wgpu::CommandEncoder,
     pass: Option<wgpu::ComputePass<'static>>,

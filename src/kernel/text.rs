@@ -13,8 +13,8 @@
 //! | `//# for v in A..B` … `//# end` | the lines in between, once for each value; `v` is one letter, `$v` is the value, `$(2*v+1)` is arithmetic |
 //! | `//# if A == B` (also `!=`, `<`, `>=`; a number alone: whether it is not zero) … `//# else` … `//# end` | one of the two |
 //!
-//! Bindings are numbered in the order in which they appear. Shapes enter as `const` lines; the batch size never does. `half.wgsl` and
-//! `wide.wgsl` stand in front of a kernel that has [`Kernel::halves`] or is [`Kernel::wide`].
+//! Bindings are numbered in the order in which they appear. Shapes enter as `const` lines; the batch size never does.
+//! `half.wgsl` and `wide.wgsl` stand in front of a kernel that has [`Kernel::halves`] or is [`Kernel::wide`].
 
 use super::binding::{Access, declared};
 use super::expression::Scope;

@@ -1,8 +1,9 @@
-//! Families of networks that other people's checkpoints hold: recognised by the names and shapes of their tensors, and built
-//! under these very names, so that nothing has to be renamed. Depth, widths and the number of classes are read from shapes; what
-//! shapes do not tell (strides, pools, the side of an image) is what the layout is known for.
+//! Families of networks that other people's checkpoints hold: recognised by the names and shapes of their tensors, and
+//! built under these very names, so that nothing has to be renamed. Depth, widths and the number of classes are read
+//! from shapes; what shapes do not tell (strides, pools, the side of an image) is what the layout is known for.
 //!
-//! A guess need not be right: whoever asks compares all names and shapes with those the guess asks for, and refuses by name.
+//! A guess need not be right: whoever asks compares all names and shapes with those the guess asks for, and refuses by
+//! name.
 
 use super::networks::{halve, linear, norm};
 use super::{Arch, Conv2d, Dims, Layer, Shortcut};
@@ -255,9 +256,9 @@ fn residual(t: Tensors<'_>) -> Option<Arch> {
     }))
 }
 
-/// Pre-activation ResNets for 3×32×32 images (He et al. 2016): four stages of 64 to 512 channels, `layerN.B.bn1`, `.conv1`,
-/// `.bn2`, `.conv2`, and `shortcut.0` that takes what the first batch norm and ReLU of a block give. There are two layouts, with
-/// a batch norm `bn` behind the last block and without.
+/// Pre-activation ResNets for 3×32×32 images (He et al. 2016): four stages of 64 to 512 channels, `layerN.B.bn1`,
+/// `.conv1`, `.bn2`, `.conv2`, and `shortcut.0` that takes what the first batch norm and ReLU of a block give. There
+/// are two layouts, with a batch norm `bn` behind the last block and without.
 pub fn preact_resnet(blocks: [usize; 4], last_norm: bool, classes: usize) -> Arch {
     let widths = [64, 128, 256, 512];
     let stage = |s: usize| Stage { blocks: blocks[s], inner: widths[s], outputs: widths[s] };
@@ -275,9 +276,9 @@ pub fn preact_resnet(blocks: [usize; 4], last_norm: bool, classes: usize) -> Arc
     .arch(format!("preact-resnet{}", 2 * blocks.iter().sum::<usize>() + 2))
 }
 
-/// Wide ResNets for 3×32×32 images (Zagoruyko and Komodakis 2016): three stages of 16, 32 and 64 times `width` channels with
-/// `blocks` blocks each, 6·blocks + 4 layers deep; `wrn-28-10` has four blocks. `blockN.layer.B.bn1`, …, `.convShortcut`, `bn1`,
-/// `fc`.
+/// Wide ResNets for 3×32×32 images (Zagoruyko and Komodakis 2016): three stages of 16, 32 and 64 times `width` channels
+/// with `blocks` blocks each, 6·blocks + 4 layers deep; `wrn-28-10` has four blocks. `blockN.layer.B.bn1`, …,
+/// `.convShortcut`, `bn1`, `fc`.
 pub fn wide_resnet(blocks: usize, width: usize, classes: usize) -> Arch {
     let stage = |channels: usize| Stage { blocks, inner: channels * width, outputs: channels * width };
     wide_resnet_of([16, 32, 64].map(stage).to_vec(), (3, 16), classes)
@@ -306,8 +307,8 @@ fn wide(t: Tensors<'_>) -> Option<Arch> {
     Some(wide_resnet_of(stages, (t.side("conv1", 1)?, stem), t.outputs(WIDE.last)?))
 }
 
-/// VGG: `features.N` in the order of `Sequential`, pools counted, then `classifier`, a layer or three. Convolutions between the
-/// five pools, by depth.
+/// VGG: `features.N` in the order of `Sequential`, pools counted, then `classifier`, a layer or three. Convolutions
+/// between the five pools, by depth.
 const VGG: [(usize, [usize; 5]); 4] =
     [(11, [1, 1, 2, 2, 2]), (13, [2, 2, 2, 2, 2]), (16, [2, 2, 3, 3, 3]), (19, [2, 2, 4, 4, 4])];
 
@@ -351,8 +352,8 @@ fn vgg(t: Tensors<'_>) -> Option<Arch> {
     Some(Arch { name: format!("vgg{depth}{suffix}"), input: Dims::new(colours, side, side), layers })
 }
 
-/// The small network of Wong and Kolter (2018), `Sequential`: convolutions 4×4 of stride 2 called `0` and `2`, linear layers `5`
-/// and `7`. For 1×28×28 and 3×32×32 images.
+/// The small network of Wong and Kolter (2018), `Sequential`: convolutions 4×4 of stride 2 called `0` and `2`, linear
+/// layers `5` and `7`. For 1×28×28 and 3×32×32 images.
 fn wong(t: Tensors<'_>) -> Option<Arch> {
     let [first, second, hidden, classes] = ["0", "2", "5", "7"].map(|name| t.outputs(name));
     let (first, second, hidden, classes) = (first?, second?, hidden?, classes?);
@@ -371,8 +372,9 @@ fn wong(t: Tensors<'_>) -> Option<Arch> {
     Some(Arch { name: "wong-cnn".into(), input: Dims::new(colours, side, side), layers })
 }
 
-/// The network of Madry et al. (2018) for MNIST: convolutions 5×5 of 32 and 64 channels, each with a max-pool behind it, and two
-/// linear layers, of 1,024 and the classes. As `Sequential` (`0`, `3`, `7`, `9`), or `conv1`, `conv2`, `fc1`, `fc2`.
+/// The network of Madry et al. (2018) for MNIST: convolutions 5×5 of 32 and 64 channels, each with a max-pool behind
+/// it, and two linear layers, of 1,024 and the classes. As `Sequential` (`0`, `3`, `7`, `9`), or `conv1`, `conv2`,
+/// `fc1`, `fc2`.
 fn madry(t: Tensors<'_>) -> Option<Arch> {
     let names = [["0", "3", "7", "9"], ["conv1", "conv2", "fc1", "fc2"]];
     let names = names.into_iter().find(|names| names.iter().all(|name| t.outputs(name).is_some()))?;
@@ -392,8 +394,8 @@ fn madry(t: Tensors<'_>) -> Option<Arch> {
     Some(Arch { name: "madry-cnn".into(), input: Dims::new(1, 28, 28), layers })
 }
 
-/// The network of Zhang et al. (2019) for MNIST: four convolutions 3×3 without padding, a max-pool behind each second one, and
-/// three linear layers. `feature_extractor.convN`, `classifier.fcN`.
+/// The network of Zhang et al. (2019) for MNIST: four convolutions 3×3 without padding, a max-pool behind each second
+/// one, and three linear layers. `feature_extractor.convN`, `classifier.fcN`.
 fn trades(t: Tensors<'_>) -> Option<Arch> {
     let classes = t.outputs("classifier.fc3")?;
     let conv = |i: usize, io| conv_with_bias(&format!("feature_extractor.conv{i}"), io, 3, 1, 0);

@@ -1,8 +1,8 @@
 //! Networks as data: layers, the shapes between them, and the parameters that go with them. No GPU here.
 //!
-//! A [`Model`] is what weights are loaded into: [`Layer`]s in order, with batch norm already folded into the convolution
-//! before it (but for training mode), and one [`Params`] for each layer that has any. Both the engine and the CPU reference
-//! read it.
+//! A [`Model`] is what weights are loaded into: [`Layer`]s in order, with batch norm already folded into the
+//! convolution before it (but for training mode), and one [`Params`] for each layer that has any. Both the engine and
+//! the CPU reference read it.
 
 mod families;
 mod networks;
@@ -106,9 +106,10 @@ pub enum Layer {
     },
     /// Convolution.
     Conv2d(Conv2d),
-    /// Batch norm: `NAME.weight`, `.bias`, `.running_mean`, `.running_var`, all `[channels]`; eps 1e-5. In evaluation mode it
-    /// is folded into the convolution before it when weights are loaded, or becomes a [`Layer::Affine`] where none is right
-    /// before it; in training mode ([`crate::Training`]) it is a layer that takes mean and variance of the batch.
+    /// Batch norm: `NAME.weight`, `.bias`, `.running_mean`, `.running_var`, all `[channels]`; eps 1e-5. In evaluation
+    /// mode it is folded into the convolution before it when weights are loaded, or becomes a [`Layer::Affine`] where
+    /// none is right before it; in training mode ([`crate::Training`]) it is a layer that takes mean and variance of
+    /// the batch.
     BatchNorm {
         /// Name of the tensors.
         name: String,
@@ -292,8 +293,8 @@ fn first_norm<'a>(layers: impl IntoIterator<Item = &'a Layer>) -> Option<&'a str
 /// Most values in one sample of any layer: far beyond what a GPU buffer holds, and no product of sides overflows.
 pub(crate) const MAX_VALUES: usize = 1 << 30;
 
-/// Weights of one convolution (`[K, C, R, S]`) or linear layer (`[K, C·H·W]`), outermost axis first, and its bias `[K]`; of a
-/// batch norm that was not folded, or an affine layer, its gain and bias, both `[C]`.
+/// Weights of one convolution (`[K, C, R, S]`) or linear layer (`[K, C·H·W]`), outermost axis first, and its bias
+/// `[K]`; of a batch norm that was not folded, or an affine layer, its gain and bias, both `[C]`.
 #[derive(Clone, Default, PartialEq)]
 pub struct Params {
     /// Outputs first.
@@ -327,8 +328,8 @@ pub struct Model {
     pub arch: String,
     /// Shape of one image.
     pub input: Dims,
-    /// In order, [`Layer::Normalise`] first if the weights ask for it. A [`Layer::BatchNorm`] among them makes this a network for
-    /// training mode, which evaluation refuses.
+    /// In order, [`Layer::Normalise`] first if the weights ask for it. A [`Layer::BatchNorm`] among them makes this a
+    /// network for training mode, which evaluation refuses.
     pub layers: Vec<Layer>,
     /// By the name of the layer.
     pub params: BTreeMap<String, Params>,

@@ -59,8 +59,8 @@ pub fn digits_cnn() -> Arch {
     }
 }
 
-/// LeNet-5 as robustness papers on MNIST have it: two convolutions, each with a max-pool behind it, and two linear layers.
-/// 0.65 million parameters.
+/// LeNet-5 as robustness papers on MNIST have it: two convolutions, each with a max-pool behind it, and two linear
+/// layers. 0.65 million parameters.
 pub fn lenet5() -> Arch {
     Arch {
         name: "lenet5".into(),
@@ -80,24 +80,24 @@ pub fn lenet5() -> Arch {
     }
 }
 
-/// The ResNets for CIFAR (He et al. 2015, section 4.2): three stages of 16, 32 and 64 channels with `blocks` blocks each,
-/// 6·blocks + 2 layers deep. `resnet20` to `resnet110` in the paper (3, 5, 7, 9 and 18 blocks), with `-b` behind the name
-/// where shortcuts are projections.
+/// The ResNets for CIFAR (He et al. 2015, section 4.2): three stages of 16, 32 and 64 channels with `blocks` blocks
+/// each, 6·blocks + 2 layers deep. `resnet20` to `resnet110` in the paper (3, 5, 7, 9 and 18 blocks), with `-b` behind
+/// the name where shortcuts are projections.
 pub fn resnet(blocks: usize, shortcuts: Shortcuts) -> Arch {
     let suffix = if shortcuts == Shortcuts::Projection { "-b" } else { "" };
     let stages = [(16, blocks), (32, blocks), (64, blocks)];
     residual(format!("resnet{}{suffix}", 6 * blocks + 2), &stages, shortcuts)
 }
 
-/// ResNet-18 for 3×32×32 images: four stages of 64 to 512 channels with two blocks each, a 3×3 convolution in front and no
-/// max-pool, projections where the shape changes. 11.2 million parameters.
+/// ResNet-18 for 3×32×32 images: four stages of 64 to 512 channels with two blocks each, a 3×3 convolution in front and
+/// no max-pool, projections where the shape changes. 11.2 million parameters.
 pub fn resnet18() -> Arch {
     let stages = [(64, 2), (128, 2), (256, 2), (512, 2)];
     residual("resnet18".into(), &stages, Shortcuts::Projection)
 }
 
-/// Stages of (channels, blocks), each but the first halving the sides: `conv1`, `bn1`, `layerL.B.convN`, `layerL.B.bnN`,
-/// `layerL.B.shortcut.N`, `linear`.
+/// Stages of (channels, blocks), each but the first halving the sides: `conv1`, `bn1`, `layerL.B.convN`,
+/// `layerL.B.bnN`, `layerL.B.shortcut.N`, `linear`.
 fn residual(name: String, stages: &[(usize, usize)], shortcuts: Shortcuts) -> Arch {
     let mut inputs = stages[0].0;
     let mut layers = vec![conv("conv1", 3, inputs, 1, false), norm("bn1", inputs), Layer::Relu];

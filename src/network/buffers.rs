@@ -1,8 +1,8 @@
-//! Images in buffers of the host program, on the same device: attacked, classified and differentiated without a pixel going
-//! through the host's memory. What the host reads is logits, losses and marks.
+//! Images in buffers of the host program, on the same device: attacked, classified and differentiated without a pixel
+//! going through the host's memory. What the host reads is logits, losses and marks.
 //!
-//! Work is put on the device's one queue in the order of the calls: what the host program submitted before a call is seen by
-//! it, and when a call returns its results are complete.
+//! Work is put on the device's one queue in the order of the calls: what the host program submitted before a call is
+//! seen by it, and when a call returns its results are complete.
 
 use super::{Chunk, Network, append, mark};
 use crate::attack::{
@@ -16,13 +16,13 @@ use std::ops::Range;
 use wgpu::{Buffer, BufferUsages};
 
 impl Network {
-    /// Logits of images `[samples, C, H, W]` f32 in a buffer of this device, which needs the usage `COPY_SRC`: bit for bit
-    /// those of [`Engine::logits`]. A buffer of another device is refused, but wgpu cannot tell one of another *instance*
-    /// from its own: what is read then is not said.
+    /// Logits of images `[samples, C, H, W]` f32 in a buffer of this device, which needs the usage `COPY_SRC`: bit for
+    /// bit those of [`Engine::logits`]. A buffer of another device is refused, but wgpu cannot tell one of another
+    /// *instance* from its own: what is read then is not said.
     ///
     /// # Errors
-    /// [`Error::Usage`] for a buffer without that usage, mapped or of another device; [`Error::Data`] for one that is too
-    /// small; those of the device.
+    /// [`Error::Usage`] for a buffer without that usage, mapped or of another device; [`Error::Data`] for one that is
+    /// too small; those of the device.
     pub fn logits_buffer(&self, images: &Buffer, samples: usize) -> Result<Logits> {
         self.check_buffer("images", images, samples, BufferUsages::COPY_SRC)?;
         let ids = self.plan.ids;
@@ -38,13 +38,13 @@ impl Network {
         Ok(out)
     }
 
-    /// Writes the gradient `[N, C, H, W]` of each sample's cross-entropy on its class into `gradient`, for images
-    /// `[N, C, H, W]` in a buffer of this device: bit for bit that of [`Engine::input_gradient`]. `images` needs the usage
+    /// Writes the gradient `[N, C, H, W]` of each sample's cross-entropy on its class into `gradient`, for images `[N,
+    /// C, H, W]` in a buffer of this device: bit for bit that of [`Engine::input_gradient`]. `images` needs the usage
     /// `COPY_SRC`, `gradient` `COPY_DST`. The vector [`Gradient::gradient`] of the answer is empty.
     ///
     /// # Errors
-    /// As [`Network::logits_buffer`], and [`Error::Data`] for a class out of range. What is in `gradient` after an error is
-    /// not said.
+    /// As [`Network::logits_buffer`], and [`Error::Data`] for a class out of range. What is in `gradient` after an
+    /// error is not said.
     pub fn input_gradient_buffer(&self, images: &Buffer, classes: &[u32], gradient: &Buffer) -> Result<Gradient> {
         let n = classes.len();
         let samples: Vec<Sample> = classes.iter().map(|&class| Sample { class, ..Sample::default() }).collect();
@@ -92,8 +92,8 @@ impl Network {
         if samples == 0 {
             return Ok(());
         }
-        // That a buffer is mapped, destroyed or of another device can only be found out by using it. What is written here is
-        // overwritten by what is asked for.
+        // That a buffer is mapped, destroyed or of another device can only be found out by using it. What is written
+        // here is overwritten by what is asked for.
         let probe = || {
             let scratch = self.gpu.device().create_buffer(&wgpu::BufferDescriptor {
                 label: Some("probe"),
@@ -165,20 +165,23 @@ impl Chunk<'_> {
 }
 
 impl Attack {
-    /// As [`Attack::run`], with the images `[N, C, H, W]` f32 in one buffer of the network's device and the adversarial ones
-    /// left in another: bit for bit those of [`Attack::run`]. `images` needs the usage `COPY_SRC`, `adversarial` `COPY_DST`;
-    /// either may be larger than needed. `images` must stay as it is until the call returns: each restart reads it again.
+    /// As [`Attack::run`], with the images `[N, C, H, W]` f32 in one buffer of the network's device and the adversarial
+    /// ones left in another: bit for bit those of [`Attack::run`]. `images` needs the usage `COPY_SRC`, `adversarial`
+    /// `COPY_DST`; either may be larger than needed. `images` must stay as it is until the call returns: each restart
+    /// reads it again.
     ///
     /// Both must be buffers of the network's own device ([`Gpu::device`](crate::Gpu::device)). One of another device is
     /// refused, but wgpu cannot tell a buffer of another *instance* from one of its own: do not give one.
     ///
-    /// The pixels stay on the device, so [`Outcome::clean`], [`Outcome::adversarial`], [`Outcome::linf`] and [`Outcome::l2`]
-    /// are empty. Everything else is as there, but for the work that `square` does: here a sample that has succeeded, which proposes
-    /// nothing more, keeps its place in the batch to the last step, and [`Outcome::steps_taken`] counts all of them.
+    /// The pixels stay on the device, so [`Outcome::clean`], [`Outcome::adversarial`], [`Outcome::linf`] and
+    /// [`Outcome::l2`] are empty. Everything else is as there, but for the work that `square` does: here a sample that
+    /// has succeeded, which proposes nothing more, keeps its place in the batch to the last step, and
+    /// [`Outcome::steps_taken`] counts all of them.
     ///
     /// # Errors
-    /// As [`Attack::run`]; [`Error::Usage`] for an attack that stops early, for a buffer without its usage, mapped or of another device, and for one buffer in
-    /// both places; [`Error::Data`] for one that is too small. What is in `adversarial` after an error is not said.
+    /// As [`Attack::run`]; [`Error::Usage`] for an attack that stops early, for a buffer without its usage, mapped or
+    /// of another device, and for one buffer in both places; [`Error::Data`] for one that is too small. What is in
+    /// `adversarial` after an error is not said.
     pub fn run_buffers(&self, net: &Network, images: &Buffer, labels: &[i64], adversarial: &Buffer) -> Result<Outcome> {
         self.run_buffers_with(net, images, labels, adversarial, &mut |_| true)
     }

@@ -5,8 +5,9 @@ use crate::kernel::{Dispatch, Grid, Kernel};
 use crate::model::{Dims, Params};
 use crate::tensor::Kind;
 
-/// Lanes that add up a plane, and those that add up what the samples bring: their number decides the order of sums, so it is the same
-/// on every device; a power of two, for sums are halved. Few, for planes are small and there are many of them.
+/// Lanes that add up a plane, and those that add up what the samples bring: their number decides the order of sums, so
+/// it is the same on every device; a power of two, for sums are halved. Few, for planes are small and there are many of
+/// them.
 const LANES: u32 = 64;
 
 /// A batch norm that has run forward.

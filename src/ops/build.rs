@@ -48,8 +48,8 @@ pub(crate) struct Build<'a> {
     pub sites: Vec<(Range<usize>, String)>,
 }
 
-/// An activation without a slot: texels of a sample, and whether they are of f16; or texels in all, where the parts of a batch have
-/// it one after the other.
+/// An activation without a slot: texels of a sample, and whether they are of f16; or texels in all, where the parts of
+/// a batch have it one after the other.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Activation {
     pub texels: u64,

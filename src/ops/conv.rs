@@ -1,4 +1,5 @@
-//! Convolution: `shaders/conv2d.wgsl`. The input gradient is a convolution with the weights transposed and turned by 180°.
+//! Convolution: `shaders/conv2d.wgsl`. The input gradient is a convolution with the weights transposed and turned by
+//! 180°.
 
 use super::gather::{Gather, Pass};
 use super::tile::{Family, SHARE, Tile, with_zeros};
@@ -142,8 +143,8 @@ fn broadcast(build: &mut Build, g: &Gather, tile: Tile, epilogue: Epilogue) {
     } else {
         (px * stride, g.padding, (px - 1) * stride + kernel)
     };
-    // Those around its own are its neighbours'. They can be had from the subgroup where a row of tiles never leaves it, and where
-    // the row's last tile is the image's end.
+    // Those around its own are its neighbours'. They can be had from the subgroup where a row of tiles never leaves it,
+    // and where the row's last tile is the image's end.
     let in_reach = SHARE.is_multiple_of(across)
         && (0..=kernel - stride).contains(&g.padding)
         && before.max(read - before - own) <= own

@@ -1,5 +1,5 @@
-//! Convolutions on units that multiply whole matrices: `shaders/coop.wgsl`. f16 by f16, added up in f32 in an order of the unit's own, so only
-//! for [`Math::Coop`].
+//! Convolutions on units that multiply whole matrices: `shaders/coop.wgsl`. f16 by f16, added up in f32 in an order of
+//! the unit's own, so only for [`Math::Coop`].
 
 use super::gather::{Gather, Pass};
 use super::workgroup::taps;
@@ -83,8 +83,8 @@ impl Cut {
     }
 }
 
-/// Weights as matrices, in the order in which workgroups read them: T channels read × T written, one after the other along the
-/// channels of a tile.
+/// Weights as matrices, in the order in which workgroups read them: T channels read × T written, one after the other
+/// along the channels of a tile.
 fn matrices(g: &Gather, cut: &Cut, tiles: u32) -> Vec<u8> {
     let side = cut.matrix.side as usize;
     let (i4, _) = g.blocks();

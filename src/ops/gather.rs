@@ -83,8 +83,8 @@ impl Gather<'_> {
         let wide = if self.y.dims.w > 4 { 8 } else { 4 };
         let lone = o4 == 1 && epilogue.relu.is_none();
         let (blocks, pixels) = match family {
-            // One block's accumulators at a time are in registers: sixteen of them. A tap that meets every second pixel, or
-            // few channels, leave room for more pixels.
+            // One block's accumulators at a time are in registers: sixteen of them. A tap that meets every second
+            // pixel, or few channels, leave room for more pixels.
             Family::Broadcast if lone => (1, wide),
             Family::Broadcast => (if o4 >= 4 { 4 } else { 2 }, if self.dilate == 2 || o4 < 4 { wide } else { 4 }),
             Family::Workgroup => (LARGEST.blocks, LARGEST.pixels),

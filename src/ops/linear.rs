@@ -1,4 +1,5 @@
-//! Fully connected layers: `shaders/linear.wgsl`. Weights are reordered so that the texels of a sample are read as they lie.
+//! Fully connected layers: `shaders/linear.wgsl`. Weights are reordered so that the texels of a sample are read as they
+//! lie.
 
 use super::tile::{Family, Tile, with_zeros};
 use super::workgroup::{Gemm, LARGEST};
@@ -13,7 +14,8 @@ fn flat(d: Dims, t: usize, j: usize) -> Option<usize> {
     (c < d.c).then(|| c * d.h * d.w + t % (d.h * d.w))
 }
 
-/// Texels of a sample that tiles of whole workgroups take at most: they loop two to three times for each, and loops are bounded.
+/// Texels of a sample that tiles of whole workgroups take at most: they loop two to three times for each, and loops are
+/// bounded.
 const LONGEST: usize = 12_000;
 
 /// A product of a matrix and the texels of each sample.

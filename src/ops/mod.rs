@@ -1,5 +1,5 @@
-//! Each layer's forward and input gradient side by side, as [`Dispatch`]es: constants, bindings and grids. Shapes become
-//! text here; the arithmetic is in `shaders/`.
+//! Each layer's forward and input gradient side by side, as [`Dispatch`]es: constants, bindings and grids. Shapes
+//! become text here; the arithmetic is in `shaders/`.
 //!
 //! Gradients are masked where they are *stored*: whoever computes the gradient of a ReLU's output zeroes it where the
 //! sign bit is clear, so every later reader finds the gradient before the ReLU.
@@ -87,8 +87,8 @@ pub(crate) fn texels(d: Dims) -> u64 {
     (d.c.div_ceil(4) * d.h * d.w) as u64
 }
 
-/// Workgroup size for `items` invocations a sample: whole vectors of eight lanes, at most 64 so that small samples waste
-/// little.
+/// Workgroup size for `items` invocations a sample: whole vectors of eight lanes, at most 64 so that small samples
+/// waste little.
 pub(crate) fn workgroup(items: u32) -> u32 {
     items.next_multiple_of(8).min(64)
 }
@@ -168,7 +168,8 @@ fn per_item(
 /// One slice of weights as the shaders' `struct Slice` lays it out: the first block, biases, weights; the bytes of a
 /// uniform binding.
 ///
-/// `value(block, strip index)` gives four outputs' weights, `bias(block)` their biases; blocks that do not exist are zero.
+/// `value(block, strip index)` gives four outputs' weights, `bias(block)` their biases; blocks that do not exist are
+/// zero.
 fn slice_bytes(
     first: usize,
     count: usize,
@@ -185,9 +186,9 @@ fn slice_bytes(
     bytemuck::cast_slice(&words).to_vec()
 }
 
-/// How `blocks` output blocks, in multiples of `tile`, are cut into slices that fit a uniform binding: blocks in a slice,
-/// number of slices, and whether they do fit. Where not even one tile fits, one slice holds everything and lies in a
-/// storage buffer.
+/// How `blocks` output blocks, in multiples of `tile`, are cut into slices that fit a uniform binding: blocks in a
+/// slice, number of slices, and whether they do fit. Where not even one tile fits, one slice holds everything and lies
+/// in a storage buffer.
 fn slices(blocks: usize, tile: usize, strip: usize, uniform_binding: u64) -> (usize, usize, bool) {
     let padded = blocks.next_multiple_of(tile);
     let fits = (uniform_binding as usize / 16).saturating_sub(1) / (1 + strip) / tile * tile;

@@ -25,7 +25,8 @@ pub(crate) fn normalise_forward(build: &mut Build, channels: usize, x: usize, y:
     build.push(d);
 }
 
-/// dx = dy / std, from texels to pixels; `unscale` is what each sample's gradients are multiplied by beforehand (`ops::scale`).
+/// dx = dy / std, from texels to pixels; `unscale` is what each sample's gradients are multiplied by beforehand
+/// (`ops::scale`).
 pub(crate) fn normalise_input_grad(build: &mut Build, channels: usize, dy: Value, dx: usize, unscale: Option<usize>) {
     let mut bindings = vec![("channels", channels), ("dy", dy.id), ("dx", dx)];
     bindings.extend(unscale.map(|id| ("unscale", id)));

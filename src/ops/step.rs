@@ -1,5 +1,6 @@
-//! The sign step and its kin, each one dispatch for the whole batch: `shaders/step.wgsl` where a pixel needs to know only
-//! itself, `shaders/rules.wgsl` and `shaders/fab.wgsl` where a sample is looked at as a whole, `shaders/square.wgsl` where there is no gradient.
+//! The sign step and its kin, each one dispatch for the whole batch: `shaders/step.wgsl` where a pixel needs to know
+//! only itself, `shaders/rules.wgsl` and `shaders/fab.wgsl` where a sample is looked at as a whole,
+//! `shaders/square.wgsl` where there is no gradient.
 
 use super::per_item;
 use super::{Build, Ids};
@@ -7,8 +8,8 @@ use crate::attack::{Norm, Rule, hills, sides, tile};
 use crate::kernel::{Dispatch, Grid, Kernel};
 use crate::model::Dims;
 
-/// Invocations that look at one sample together. Their number decides the order of sums, so it is the same on every device; a power
-/// of two, for sums are halved.
+/// Invocations that look at one sample together. Their number decides the order of sums, so it is the same on every
+/// device; a power of two, for sums are halved.
 pub(crate) const LANES: u32 = 256;
 
 /// Sides of squares as constants of `shaders/square.wgsl`.
@@ -56,8 +57,8 @@ pub(crate) fn random_start(build: &Build, d: Dims, ids: &Ids) -> Dispatch {
     per_item(build, "random_start", "start", len.div_ceil(4), vec![("LEN", len)], bindings, 4 * d.len() as u64)
 }
 
-/// What a rule other than the sign step does. `None` where a device has no workgroups of [`LANES`] or takes too few bindings, or an
-/// image has so many values that an invocation would go round too often.
+/// What a rule other than the sign step does. `None` where a device has no workgroups of [`LANES`] or takes too few
+/// bindings, or an image has so many values that an invocation would go round too often.
 pub(crate) fn steps(build: &mut Build, rule: Rule, d: Dims, ids: &Ids) -> Option<Steps> {
     if build.target.limits.workgroup_size < LANES {
         return None;

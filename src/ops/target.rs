@@ -1,4 +1,5 @@
-//! What a plan is made for: a device's limits and class, and what was asked for; and the families of kernels that it is offered.
+//! What a plan is made for: a device's limits and class, and what was asked for; and the families of kernels that it is
+//! offered.
 
 use super::tile::{Family, SHARE, Tile, Tuning, Variant, WHOLE};
 use super::{Math, workgroup};
@@ -22,7 +23,8 @@ pub struct Target {
     pub subgroup: u32,
     /// The largest one, 64 at most: workgroups in which values are handed round are multiples of it.
     pub subgroup_most: u32,
-    /// Whether the device is a program: memory operations then cost far more than arithmetic, and workgroup memory most.
+    /// Whether the device is a program: memory operations then cost far more than arithmetic, and workgroup memory
+    /// most.
     pub is_software: bool,
     /// Whether texels are stored two words at a time, as u64.
     pub wide: bool,
@@ -54,8 +56,8 @@ impl Default for Target {
 }
 
 impl Target {
-    /// Invocations in a workgroup that hands values round, for `items` a sample: whole subgroups, and no more than a small
-    /// image fills, for all of them work.
+    /// Invocations in a workgroup that hands values round, for `items` a sample: whole subgroups, and no more than a
+    /// small image fills, for all of them work.
     pub(crate) fn handing_round(&self, items: u32) -> u32 {
         items.next_multiple_of(self.subgroup_most).min(WHOLE)
     }

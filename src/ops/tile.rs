@@ -1,4 +1,5 @@
-//! Tiles: which of several kernels computes a layer, and how much of it one invocation does. Every tile gives the same bits.
+//! Tiles: which of several kernels computes a layer, and how much of it one invocation does. Every tile gives the same
+//! bits.
 
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
@@ -23,8 +24,8 @@ pub enum Variant {
 pub enum Family {
     /// Register tiles; every invocation reads its own weights, from a uniform buffer where they fit. Runs anywhere.
     Register,
-    /// Register tiles; the invocations of a subgroup read one weight each and hand them round. For adapters where memory
-    /// operations cost far more than arithmetic.
+    /// Register tiles; the invocations of a subgroup read one weight each and hand them round. For adapters where
+    /// memory operations cost far more than arithmetic.
     Broadcast,
     /// Tiles of a whole workgroup, staged in the memory that it shares. For hardware.
     Workgroup,
@@ -33,8 +34,8 @@ pub enum Family {
 const FAMILIES: [(Family, &str); 3] =
     [(Family::Register, "register"), (Family::Broadcast, "broadcast"), (Family::Workgroup, "workgroup")];
 
-/// What one invocation computes: blocks of four output channels × pixels of a row. In [`Family::Workgroup`], what a workgroup
-/// computes at most: of fewer channels more pixels, of any rows and samples.
+/// What one invocation computes: blocks of four output channels × pixels of a row. In [`Family::Workgroup`], what a
+/// workgroup computes at most: of fewer channels more pixels, of any rows and samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tile {
     /// By which kernels.
@@ -51,7 +52,8 @@ pub(crate) const SHARE: u32 = 8;
 /// Invocations in a workgroup of [`Family::Broadcast`] at most: whole subgroups, whatever their size.
 pub(crate) const WHOLE: u32 = 64;
 
-/// Texels as bytes, with zeros behind them: those that share read whole eights, and sums begin at the first of these zeros.
+/// Texels as bytes, with zeros behind them: those that share read whole eights, and sums begin at the first of these
+/// zeros.
 pub(super) fn with_zeros(mut texels: Vec<[f32; 4]>) -> Vec<u8> {
     texels.resize(texels.len().next_multiple_of(SHARE as usize) + SHARE as usize, [0.0; 4]);
     bytemuck::cast_slice(&texels).to_vec()

@@ -1,5 +1,5 @@
-//! Convolution 3×3 with a quarter of the products: `shaders/winograd.wgsl`. Other roundings than the definition's, so only for
-//! [`Math::Fast`].
+//! Convolution 3×3 with a quarter of the products: `shaders/winograd.wgsl`. Other roundings than the definition's, so
+//! only for [`Math::Fast`].
 
 use super::gather::{Gather, Pass};
 use super::tile::{Family, SHARE, with_zeros};
@@ -12,14 +12,15 @@ const SIDE: usize = 4;
 /// Places of a transformed tile.
 const PLACES: usize = 36;
 
-/// Blocks of four output channels in an invocation of the naive kernel, and of the one that ends a convolution: a word of signs.
+/// Blocks of four output channels in an invocation of the naive kernel, and of the one that ends a convolution: a word
+/// of signs.
 const BLOCKS: usize = 2;
 
 /// Blocks of four output channels in one invocation of the products; twice as many where they divide all there are.
 const GROUP: usize = 4;
 
-/// Texels that V or M takes, unless one sample or the tiles of a subgroup need more: so large are the parts of a batch that go through
-/// the three kernels at a time, for caches hold both, and their stages (`benches/NOTES.md`).
+/// Texels that V or M takes, unless one sample or the tiles of a subgroup need more: so large are the parts of a batch
+/// that go through the three kernels at a time, for caches hold both, and their stages (`benches/NOTES.md`).
 const PART: u64 = 160 << 10;
 
 /// Channels, read and written, from which this is faster than the definition (`benches/NOTES.md`).
@@ -35,7 +36,8 @@ const G: [[f64; 3]; 6] = [
     [0.0, 0.0, 1.0],
 ];
 
-/// Whether a layer is computed so: a question of its shape and of the device's class, not of the batch, nor of the variant.
+/// Whether a layer is computed so: a question of its shape and of the device's class, not of the batch, nor of the
+/// variant.
 pub(super) fn is_chosen(target: &Target, g: &Gather) -> bool {
     let (x, y) = (g.x.dims, g.y.dims);
     let is_fast_here = target.is_software && Family::best(target) == Family::Broadcast;
@@ -134,8 +136,8 @@ fn apart(build: &mut Build, g: &Gather, epilogue: Epilogue) {
 
     let size = build.target.handing_round(tiles.div_ceil(px));
     let shape = vec![("QT", qt as u32), ("PX", px), ("OT", groups as u32), ("WG", size), ("PART", part)];
-    // [36, OT, IC4, 4, QT], each of 4 output channels. Transformed for one block written and one read at a time, so that there is no
-    // second copy of all of them.
+    // [36, OT, IC4, 4, QT], each of 4 output channels. Transformed for one block written and one read at a time, so
+    // that there is no second copy of all of them.
     let mut texels = vec![[0.0; 4]; PLACES * m4 * i4 * 4];
     for (b, c4) in (0..m4).flat_map(|b| (0..i4).map(move |c4| (b, c4))) {
         for (p, u) in block(g, b, c4).into_iter().enumerate() {
@@ -176,7 +178,8 @@ fn push(
     build.push(Dispatch { kernel, layer: g.layer.into(), bindings, grid, flops });
 }
 
-/// Transformed weights of a block of four channels written and one read: [36][4 channels read], each of 4 output channels.
+/// Transformed weights of a block of four channels written and one read: [36][4 channels read], each of 4 output
+/// channels.
 fn block(g: &Gather, b: usize, c4: usize) -> [[[f32; 4]; 4]; PLACES] {
     let one = |i: usize, j: usize| transformed(|r, s| g.weights(b, 4 * c4 + i, r, s)[j]);
     let all: [[[f32; PLACES]; 4]; 4] = std::array::from_fn(|i| std::array::from_fn(|j| one(i, j)));

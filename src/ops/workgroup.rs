@@ -1,5 +1,5 @@
-//! Tiles of a whole workgroup: `shaders/workgroup.wgsl`. Convolutions and fully connected layers as products of matrices, and
-//! how much of one a workgroup does.
+//! Tiles of a whole workgroup: `shaders/workgroup.wgsl`. Convolutions and fully connected layers as products of
+//! matrices, and how much of one a workgroup does.
 
 use super::{Build, Consts, Epilogue, Family, Tile, Value, blocks};
 use crate::kernel::{Dispatch, Grid, Kernel};
@@ -10,20 +10,21 @@ pub(super) const TILES: [(u32, u32); 7] = [(32, 128), (16, 128), (16, 64), (8, 1
 /// What serves large batches, cut for each layer.
 pub(super) const LARGEST: Tile = Tile::new(Family::Workgroup, TILES[0].0, TILES[0].1);
 
-/// Invocations and bytes of shared memory that a tile takes at most: what WebGPU guarantees. Less memory leaves room for
-/// more workgroups at a time.
+/// Invocations and bytes of shared memory that a tile takes at most: what WebGPU guarantees. Less memory leaves room
+/// for more workgroups at a time.
 pub(super) const INVOCATIONS: u32 = 256;
 pub(super) const STORAGE: u32 = 16 << 10;
 
-/// Taps of a kernel that outputs of one phase meet, their row (or column) modulo `step`: every `step`-th. The twin of `first_tap` in
-/// `shaders/phase.wgsl`.
+/// Taps of a kernel that outputs of one phase meet, their row (or column) modulo `step`: every `step`-th. The twin of
+/// `first_tap` in `shaders/phase.wgsl`.
 pub(super) fn taps(kernel: usize, padding: i32, step: usize, phase: usize) -> impl Iterator<Item = usize> {
     let first = (padding - phase as i32).rem_euclid(step as i32) as usize;
     (first..kernel).step_by(step)
 }
 
 /// A convolution or a fully connected layer as a product: for each output block, line (input block and kernel row) and
-/// column, CB × 4 weights. A fully connected layer has one pixel, one row and one column, and its inputs are whole texels.
+/// column, CB × 4 weights. A fully connected layer has one pixel, one row and one column, and its inputs are whole
+/// texels.
 pub(super) struct Gemm<'a> {
     pub entry: &'static str,
     pub layer: &'a str,
@@ -104,7 +105,8 @@ impl Gemm<'_> {
         // The two blocks of a word of signs belong to one workgroup.
         let least = if relu { 2 } else { 1 };
         blocks = blocks.max(least);
-        // Half as many blocks and twice as many pixels, as long as more than a fifth of the work is for blocks that do not exist.
+        // Half as many blocks and twice as many pixels, as long as more than a fifth of the work is for blocks that do
+        // not exist.
         while blocks > least && o4.next_multiple_of(blocks / 2) * 5 <= o4.next_multiple_of(blocks) * 4 {
             blocks /= 2;
             pixels = (2 * pixels).min(pixels.max(INVOCATIONS));

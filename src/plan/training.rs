@@ -1,5 +1,6 @@
-//! The plan of a network in training mode: batch norm takes its statistics from the batch, so samples are coupled. Apart from
-//! [`Plan`](super::Plan), which has no dispatch that looks at two samples. What has no batch norm in it is planned as there.
+//! The plan of a network in training mode: batch norm takes its statistics from the batch, so samples are coupled.
+//! Apart from [`Plan`](super::Plan), which has no dispatch that looks at two samples. What has no batch norm in it is
+//! planned as there.
 //!
 //! What entered a batch norm is kept for the way back, as a whole activation; everything else as in any plan.
 

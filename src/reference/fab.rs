@@ -16,8 +16,8 @@ const FAR: f32 = 6.338_253e29;
 /// Below 2⁻⁶³ there is nothing to go, and devices would differ on what they multiply.
 const NEAR: f32 = 1.084_202_2e-19;
 
-/// The way of a point to a plane w·(point + way) = w·point − height, as short as can be in a norm and within bounds; as far as it
-/// goes where the plane lies beyond them.
+/// The way of a point to a plane w·(point + way) = w·point − height, as short as can be in a norm and within bounds; as
+/// far as it goes where the plane lies beyond them.
 #[derive(Clone, Copy, Debug)]
 pub struct Way<'a> {
     norm: Norm,
@@ -34,8 +34,8 @@ impl<'a> Way<'a> {
     /// The shortest way. Values of `w` are near 1 at most.
     pub fn to_plane(norm: Norm, point: &'a [f32], w: &'a [f32], height: f32, bounds: (f32, f32)) -> Self {
         let mut way = Way { norm, point, w, bounds, below: height >= 0.0, t: 0.0 };
-        // The largest step that does not pass the plane, one bit after the other, the highest first: bits of positive numbers
-        // are in their order, and rounding leaves sums in the order of the steps.
+        // The largest step that does not pass the plane, one bit after the other, the highest first: bits of positive
+        // numbers are in their order, and rounding leaves sums in the order of the steps.
         let mut bits = 0_u32;
         for bit in (0..31).rev() {
             let t = f32::from_bits(bits | 1 << bit);

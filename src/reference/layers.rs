@@ -1,5 +1,5 @@
-//! The layers, one sample at a time: forward, then the gradient with respect to the input. Planes are rows of `w` values, channels are
-//! planes. Imports only `model`.
+//! The layers, one sample at a time: forward, then the gradient with respect to the input. Planes are rows of `w`
+//! values, channels are planes. Imports only `model`.
 
 use crate::model::{Conv2d, Dims, Linear, Model, Shortcut};
 use std::collections::BTreeMap;

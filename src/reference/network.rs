@@ -23,8 +23,8 @@ impl Reference {
     /// Takes a network whose batch norm is folded, as [`crate::weights`] makes them.
     ///
     /// # Errors
-    /// [`Error::Model`] naming the layer when shapes do not fit or parameters are missing; [`Error::Usage`] where batch norm is
-    /// left, which is training mode ([`Training`](super::Training)).
+    /// [`Error::Model`] naming the layer when shapes do not fit or parameters are missing; [`Error::Usage`] where batch
+    /// norm is left, which is training mode ([`Training`](super::Training)).
     pub fn new(model: Model) -> Result<Self> {
         model.check()?;
         let params = params64(&model);

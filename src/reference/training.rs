@@ -1,5 +1,5 @@
-//! The same networks in training mode: batch norm with the statistics of the batch. Layer by layer for the whole batch, for
-//! samples are coupled; every other layer is that of [`Reference`], sample by sample.
+//! The same networks in training mode: batch norm with the statistics of the batch. Layer by layer for the whole batch,
+//! for samples are coupled; every other layer is that of [`Reference`], sample by sample.
 
 use super::layers::{Params64, for_each_carried, params64};
 use super::loss;
@@ -10,7 +10,8 @@ use crate::error::{Error, Result};
 use crate::model::{Dims, Layer, Model, Shortcut};
 use crate::weights::BATCH_NORM_EPS;
 
-/// A network in training mode on the CPU in f64: what [`crate::Training`] is compared with. All images of a call are one batch.
+/// A network in training mode on the CPU in f64: what [`crate::Training`] is compared with. All images of a call are
+/// one batch.
 #[derive(Clone, Debug)]
 pub struct Training {
     /// Its layers alone are used, never the network as a whole.
@@ -54,7 +55,8 @@ impl Training {
     /// Logits `[N, K]` of images `[N, C, H, W]`, all of them one batch.
     ///
     /// # Errors
-    /// [`Error::Data`] when the length is no multiple of an image, or where a batch norm would have one value a channel.
+    /// [`Error::Data`] when the length is no multiple of an image, or where a batch norm would have one value a
+    /// channel.
     pub fn logits_f64(&self, images: &[f32]) -> Result<Vec<f64>> {
         Ok(self.forward(images, &mut Vec::new())?.concat())
     }
@@ -62,8 +64,8 @@ impl Training {
     /// Gradient `[N, C, H, W]` of the *sum* of all samples' losses with respect to every image, and the losses `[N]`.
     ///
     /// # Errors
-    /// As [`Training::logits_f64`]; [`Error::Data`] for samples that do not fit, [`Error::Usage`] where the network has too few
-    /// classes for the loss.
+    /// As [`Training::logits_f64`]; [`Error::Data`] for samples that do not fit, [`Error::Usage`] where the network has
+    /// too few classes for the loss.
     pub fn loss_gradient_f64(&self, images: &[f32], samples: &[Sample], loss: Loss) -> Result<(Vec<f64>, Vec<f64>)> {
         let (n, classes) = (self.net.count(images)?, self.model().logits());
         self.net.check_classes(n, samples.iter().map(|s| s.class))?;

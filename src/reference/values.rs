@@ -29,7 +29,8 @@ impl Sign {
 /// Invocations that look at one sample together: sums are taken as they take them.
 pub(super) const LANES: usize = 256;
 
-/// The sum of `term(i, so far)` over a sample's values: every lane adds up every 256th, then halves are added to halves.
+/// The sum of `term(i, so far)` over a sample's values: every lane adds up every 256th, then halves are added to
+/// halves.
 pub(super) fn total(len: usize, term: impl Fn(usize, f32) -> f32) -> f32 {
     halved(|lane| (lane..len).step_by(LANES).fold(0.0, |sum, i| term(i, sum)))
 }

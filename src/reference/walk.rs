@@ -9,8 +9,8 @@ use crate::attack::{
 };
 use crate::model::Dims;
 
-/// Where a sample begins: at x0 + (2u − 1)·eps, u uniform in [0, 1) by the sample's own random numbers, clamped as a step
-/// is; at the clean image `x0` itself where the sample asks for no random start.
+/// Where a sample begins: at x0 + (2u − 1)·eps, u uniform in [0, 1) by the sample's own random numbers, clamped as a
+/// step is; at the clean image `x0` itself where the sample asks for no random start.
 pub fn random_start(x0: &[f32], sample: &Sample, seed: u64, bounds: (f32, f32)) -> Vec<f32> {
     if !sample.starts_at_random() {
         return x0.to_vec();
@@ -159,7 +159,8 @@ impl<'a> Walk<'a> {
     }
 
     /// One step, with the gradient and the loss at [`Walk::point`] and the class predicted there. [`Rule::Apgd`] and
-    /// [`Rule::Square`] take one more call than they have steps: the last one only looks. The latter looks at no gradient.
+    /// [`Rule::Square`] take one more call than they have steps: the last one only looks. The latter looks at no
+    /// gradient.
     ///
     /// # Panics
     /// With [`Rule::Square`] before [`Walk::in_images_of`].

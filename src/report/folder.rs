@@ -68,12 +68,12 @@ pub struct Folder {
 }
 
 impl Folder {
-    /// Opens `path` for a run of networks that take `dims` and give `classes` logits, and sweeps away what an interrupted
-    /// process left in it. With `fresh`, results that are there are discarded, whatever run they are of.
+    /// Opens `path` for a run of networks that take `dims` and give `classes` logits, and sweeps away what an
+    /// interrupted process left in it. With `fresh`, results that are there are discarded, whatever run they are of.
     ///
     /// # Errors
-    /// [`crate::Error::Output`] when it cannot be written, holds another run or files that are of no run, or is being written by
-    /// another process. Then it is as it was.
+    /// [`crate::Error::Output`] when it cannot be written, holds another run or files that are of no run, or is being
+    /// written by another process. Then it is as it was.
     pub fn open(
         path: &Path,
         identity: Identity,
@@ -200,8 +200,8 @@ impl Folder {
         self.parts.last().map_or(self.run.manifest.identity.range().start, |p| p.end)
     }
 
-    /// Keeps the outcome of the samples that begin at [`Folder::next`]: with several radii the rows of a sample beside each
-    /// other. `rungs` says on which rung of the ladder each was turned first; empty where that was not looked for.
+    /// Keeps the outcome of the samples that begin at [`Folder::next`]: with several radii the rows of a sample beside
+    /// each other. `rungs` says on which rung of the ladder each was turned first; empty where that was not looked for.
     ///
     /// # Errors
     /// [`crate::Error::Output`] naming the file.

@@ -1,4 +1,5 @@
-//! What becomes of every sample under one attack after the other: who is still right, and what the strongest made of it.
+//! What becomes of every sample under one attack after the other: who is still right, and what the strongest made of
+//! it.
 
 use super::statistics::rate;
 use crate::attack::{Attack, Health, Logits, Norm, Outcome, argmax, budget, budget_l2, cross_entropy};
@@ -87,7 +88,8 @@ pub struct Evidence {
     pub delivered_max: f32,
     /// Largest distance by which a clean image moved when it was rounded to 8 bits.
     pub snapped: f32,
-    /// Samples in which NaN or infinity arose; unless it is told to keep going, the program ends with an error at the first.
+    /// Samples in which NaN or infinity arose; unless it is told to keep going, the program ends with an error at the
+    /// first.
     pub nonfinite_samples: usize,
     /// Samples for which one of the attacks never had a gradient.
     pub samples_without_gradient: usize,
@@ -102,8 +104,8 @@ pub struct Evidence {
 }
 
 impl Ledger {
-    /// Adds the next samples: clean images `[n, …]` with their logits `[n, K]`; `snapped` is how far one moved at most. One in which
-    /// NaN or infinity arose already is not right.
+    /// Adds the next samples: clean images `[n, …]` with their logits `[n, K]`; `snapped` is how far one moved at most.
+    /// One in which NaN or infinity arose already is not right.
     pub fn open(&mut self, labels: &[i64], images: &[f32], seen: &Logits, snapped: f32) {
         let logits = &seen.logits;
         let (one, k) = (images.len() / labels.len().max(1), logits.len() / labels.len().max(1));
@@ -135,8 +137,8 @@ impl Ledger {
         (0..self.labels.len()).filter(stands).collect()
     }
 
-    /// Takes in what the attack with the index `index` made of the samples `rows`; `keep` is given each image that takes the
-    /// place of what would have been delivered.
+    /// Takes in what the attack with the index `index` made of the samples `rows`; `keep` is given each image that
+    /// takes the place of what would have been delivered.
     pub fn add<E>(
         &mut self,
         index: usize,
@@ -195,7 +197,8 @@ impl Ledger {
         Ok(tally)
     }
 
-    /// NaN or infinity arose in a sample: no attack has it any more, and the clean image is delivered unless another one was turned.
+    /// NaN or infinity arose in a sample: no attack has it any more, and the clean image is delivered unless another
+    /// one was turned.
     fn mark<E>(
         &mut self,
         i: usize,

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 pub(crate) const MERGED: [&str; 2] = [REPORT, TENSORS];
 
 /// Joins the complete folders of all shards of one run, in any order, into the folder `out`: the same bytes as those of
-/// the run without shards, but for times, devices and paths. Shards may come from several devices; the report lists them.
-/// Gives the names of what was written, none where `out` was complete already.
+/// the run without shards, but for times, devices and paths. Shards may come from several devices; the report lists
+/// them. Gives the names of what was written, none where `out` was complete already.
 ///
 /// # Errors
 /// [`Error::Data`] naming a folder that is no complete shard, is damaged, or is of another run, and a shard that is

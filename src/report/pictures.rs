@@ -12,8 +12,8 @@ use std::path::Path;
 /// Pixels that are read at once.
 const BLOCK: usize = 1 << 22;
 
-/// Writes the delivered images of `ids`, each named by its index in the whole data set, and by the place of its radius where a
-/// sample has `each` rows.
+/// Writes the delivered images of `ids`, each named by its index in the whole data set, and by the place of its radius
+/// where a sample has `each` rows.
 pub(super) fn images(
     folder: &Path,
     tensors: &mut TensorFile,

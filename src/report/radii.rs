@@ -1,5 +1,5 @@
-//! Many radii in one run: every (sample, radius) pair is a row, those of a sample beside each other. And the ladder of radii
-//! on which the smallest that turns a sample is looked for.
+//! Many radii in one run: every (sample, radius) pair is a row, those of a sample beside each other. And the ladder of
+//! radii on which the smallest that turns a sample is looked for.
 
 use super::config::Config;
 use super::statistics::{Statistics, rate, wilson};
@@ -132,8 +132,8 @@ impl EpsRow {
 pub struct MinEps {
     /// How many samples are first turned on each rung of the ladder.
     pub counts: Vec<usize>,
-    /// Radii at which a quarter, a half and three quarters of the attacked samples are turned; `None` where the largest is
-    /// not enough.
+    /// Radii at which a quarter, a half and three quarters of the attacked samples are turned; `None` where the largest
+    /// is not enough.
     pub quartiles: [Option<f64>; 3],
 }
 

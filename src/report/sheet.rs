@@ -1,4 +1,5 @@
-//! The contact sheet: a handful of samples, each clean | perturbation | adversarial, with what the network says of them.
+//! The contact sheet: a handful of samples, each clean | perturbation | adversarial, with what the network says of
+//! them.
 
 use super::Report;
 use super::table::{headline, percent};
@@ -27,8 +28,8 @@ const GREEN: Rgb<u8> = Rgb([26, 127, 55]);
 const RED: Rgb<u8> = Rgb([190, 48, 40]);
 const GREY: Rgb<u8> = Rgb([200, 200, 196]);
 
-/// A contact sheet of the samples that [`choose`] chose. `first` is the index of the run's first sample in the whole data
-/// set.
+/// A contact sheet of the samples that [`choose`] chose. `first` is the index of the run's first sample in the whole
+/// data set.
 pub(super) fn sheet(report: &Report, rows: &Rows, first: usize, dims: Dims) -> RgbImage {
     let samples = rows.index.len();
     let panels = Panels::new(report, rows);
@@ -155,8 +156,8 @@ fn summary(report: &Report) -> String {
     format!("{} of {} attacked images {verb} ({})", s.successes, s.attacked, percent(s.success_rate()))
 }
 
-/// Which samples to show, up to twelve: successes and failures mixed as they are in the whole run, but some of each when
-/// there are any, of as many classes as possible, in order; the first samples when none was attacked.
+/// Which samples to show, up to twelve: successes and failures mixed as they are in the whole run, but some of each
+/// when there are any, of as many classes as possible, in order; the first samples when none was attacked.
 pub(super) fn choose(attacked: &[bool], success: &[bool], labels: &[i64]) -> Vec<usize> {
     let n = labels.len();
     let of = |turned: bool| -> Vec<usize> { (0..n).filter(|&i| attacked[i] && success[i] == turned).collect() };

@@ -109,8 +109,8 @@ const COLUMNS: [(&str, &str); 27] = [
     ("sample_steps_per_s", "/timing/sample_steps_per_s"),
 ];
 
-/// The figures as a line of names and a line of values (one for each radius), so that the last lines of several runs make
-/// one table.
+/// The figures as a line of names and a line of values (one for each radius), so that the last lines of several runs
+/// make one table.
 pub fn csv(report: &Report) -> String {
     let json: Value = serde_json::from_str(&report.json()).unwrap_or_default();
     let radii = json["eps"].as_array().cloned().unwrap_or_default();

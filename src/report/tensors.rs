@@ -1,5 +1,5 @@
-//! The tensors of a run: written for each part, joined on disk, read again by rows. Never more than some rows of them are
-//! in memory.
+//! The tensors of a run: written for each part, joined on disk, read again by rows. Never more than some rows of them
+//! are in memory.
 
 use super::{Config, Ladder};
 use crate::attack::Outcome;

@@ -7,8 +7,8 @@ use crate::reference::Sign;
 /// Ten sums and differences of numbers around 1 are off by less, and no step is as short.
 const ROUNDING: f32 = 5e-6;
 
-/// Cross-entropy's gradients on targets, for the images of one batch `[N, C, H, W]`. The engine's own do not depend on who else is in
-/// the batch; those of a network in training mode do.
+/// Cross-entropy's gradients on targets, for the images of one batch `[N, C, H, W]`. The engine's own do not depend on
+/// who else is in the batch; those of a network in training mode do.
 pub type Net<'a> = &'a dyn Fn(&[f32], &[u32]) -> Result<Gradient>;
 
 /// Images that are attacked together, each for a target of its own.

@@ -1,5 +1,6 @@
-//! Row 0: the three examples that came with the question's answer, as they are printed: a ResNet-18 that was never trained, images
-//! drawn from N(0, 1), ten steps of `x + 0.01·sign(gradient)` on the target's loss, no ball, no bounds, and no `.eval()`.
+//! Row 0: the three examples that came with the question's answer, as they are printed: a ResNet-18 that was never
+//! trained, images drawn from N(0, 1), ten steps of `x + 0.01·sign(gradient)` on the target's loss, no ball, no bounds,
+//! and no `.eval()`.
 
 use super::batch::{Batch, Judged, Net, Run, differing, healthy, moves, same_bits, signs};
 use super::numbers::{Numbers, Row};
@@ -44,8 +45,8 @@ fn uniform(words: impl Iterator<Item = u32>, inputs: usize) -> impl Iterator<Ite
     words.map(move |word| ((2.0 * unit(word) - 1.0) * bound) as f32)
 }
 
-/// A ResNet-18 that was never trained, as torchvision's begins: convolutions from N(0, 2/(outputs·kernel²)), the linear layer uniform
-/// within ±1/√inputs, batch norm 1 and 0.
+/// A ResNet-18 that was never trained, as torchvision's begins: convolutions from N(0, 2/(outputs·kernel²)), the linear
+/// layer uniform within ±1/√inputs, batch norm 1 and 0.
 ///
 /// # Errors
 /// None: its layers fit each other.
@@ -146,8 +147,8 @@ fn example_3(net: Net<'_>, batch: &Batch, way: Way) -> Result<Run> {
     Ok(run)
 }
 
-/// A network that remembers what it was asked: examples 2 and 3 ask for the same gradients as long as they agree, and a gradient at
-/// the same bits need not be computed twice.
+/// A network that remembers what it was asked: examples 2 and 3 ask for the same gradients as long as they agree, and a
+/// gradient at the same bits need not be computed twice.
 struct Remembering<'a> {
     net: Net<'a>,
     asked: RefCell<Vec<(Vec<f32>, Gradient)>>,

@@ -1,4 +1,5 @@
-//! The two figures: `success.svg`, success against the size of the batch, and `steps.svg`, loss and success by iteration.
+//! The two figures: `success.svg`, success against the size of the batch, and `steps.svg`, loss and success by
+//! iteration.
 
 use super::lines::{Curve, Line, WATCHED};
 use super::report::{Findings, interval, mechanism};

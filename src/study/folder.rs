@@ -1,5 +1,5 @@
-//! Where a study is written: figures, `study.safetensors` where it was asked for, `study.md`, and `study.json` last. Each file is whole
-//! or not there, and a folder with `study.json` is complete.
+//! Where a study is written: figures, `study.safetensors` where it was asked for, `study.md`, and `study.json` last.
+//! Each file is whole or not there, and a folder with `study.json` is complete.
 
 use super::batch::{Batch, Run};
 use super::figures;
@@ -43,8 +43,8 @@ pub struct Folder {
 /// Opens `path` for a study. With `fresh`, one that is there will be replaced, whatever it is of.
 ///
 /// # Errors
-/// [`Error::Output`] when it cannot be written, holds another study or files that are of none, or is being written by another
-/// process.
+/// [`Error::Output`] when it cannot be written, holds another study or files that are of none, or is being written by
+/// another process.
 pub fn open(path: &Path, identity: &Identity, fresh: bool) -> Result<Opened> {
     let there = |name: &str| path.join(name).symlink_metadata().is_ok();
     let refuse = |why: String| Err(output(path, format!("{why}; choose another folder with --out")));
@@ -147,8 +147,9 @@ pub fn write(
 }
 
 impl Repeatable {
-    /// Names: `weights.NAME`; `examples.images`, `.targets` and `.labels` (−1: none), `rows.` and `pair.` the same; `ID.images` f32,
-    /// `ID.first_signs` u8 (0, 1, 2 for −, none, +), and `ID.path` f32 (images before each step) of runs in training mode.
+    /// Names: `weights.NAME`; `examples.images`, `.targets` and `.labels` (−1: none), `rows.` and `pair.` the same;
+    /// `ID.images` f32, `ID.first_signs` u8 (0, 1, 2 for −, none, +), and `ID.path` f32 (images before each step) of
+    /// runs in training mode.
     fn write(&self, path: &Path) -> Result<()> {
         let mut names: Vec<(String, View<'_>)> = Vec::new();
         for (name, (shape, values)) in &self.weights {

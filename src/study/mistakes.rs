@@ -1,4 +1,5 @@
-//! What is done to minibatches elsewhere, each mechanism a function, the mistake in plain sight. None of it is used by the engine.
+//! What is done to minibatches elsewhere, each mechanism a function, the mistake in plain sight. None of it is used by
+//! the engine.
 //!
 //! All but one take the engine's own step ([`crate::reference::step`]): only what it is given is wrong.
 
@@ -35,8 +36,8 @@ fn against(x: &mut [f32], x0: &[f32], g: &[f32], budget: &Budget) {
     }
 }
 
-/// No mistake but in a network in training mode: sums, and steps against them. There one sign that is rounded the other way moves
-/// everybody in the batch, so other programs compare step by step, and need the way.
+/// No mistake but in a network in training mode: sums, and steps against them. There one sign that is rounded the other
+/// way moves everybody in the batch, so other programs compare step by step, and need the way.
 ///
 /// # Errors
 /// Those of the network.
@@ -93,8 +94,8 @@ pub fn shared(net: Net<'_>, batch: &Batch, budget: &Budget) -> Result<Run> {
     Ok(run)
 }
 
-/// Half precision: the mean over `n` images in 16 bits, `scale` times as large. Below 2⁻²⁵ a 16-bit float is zero. Only the gradient
-/// at the image is rounded here; networks that compute in half precision round on the way as well.
+/// Half precision: the mean over `n` images in 16 bits, `scale` times as large. Below 2⁻²⁵ a 16-bit float is zero. Only
+/// the gradient at the image is rounded here; networks that compute in half precision round on the way as well.
 ///
 /// # Errors
 /// Those of the network.
@@ -116,8 +117,8 @@ pub fn batch_momentum(net: Net<'_>, batch: &Batch, budget: &Budget) -> Result<Ru
     })
 }
 
-/// Steps along gradients as long as they are, of a mean over `n` images: they shrink as the batch grows. Here the ball is of L2,
-/// of radius `budget.eps`, and a step is `budget.step_size` times the gradient.
+/// Steps along gradients as long as they are, of a mean over `n` images: they shrink as the batch grows. Here the ball
+/// is of L2, of radius `budget.eps`, and a step is `budget.step_size` times the gradient.
 ///
 /// # Errors
 /// Those of the network.

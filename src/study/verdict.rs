@@ -60,7 +60,8 @@ pub fn baseline(row: &Numbers) -> String {
     format!("{loss}, and {} of {} reach their targets.", row.successes, row.samples)
 }
 
-/// The verdict on one of the question's examples: first what becomes of the loss, then how it agrees with example 1, each image alone.
+/// The verdict on one of the question's examples: first what becomes of the loss, then how it agrees with example 1,
+/// each image alone.
 pub fn example(row: &Numbers) -> String {
     let mut said = baseline(row);
     if let Some(hits) = row.facts.get("hits_before").filter(|hits| **hits > 0.0) {

@@ -1,9 +1,9 @@
-//! Dispatches whose every binding lies between canaries: words that a kernel which keeps to its own memory neither writes nor
-//! needs. For tests.
+//! Dispatches whose every binding lies between canaries: words that a kernel which keeps to its own memory neither
+//! writes nor needs. For tests.
 //!
-//! Drivers and the shader compiler keep a kernel from writing outside of a *binding*, so words outside of it stay as they are
-//! whatever a kernel does. Therefore bindings reach over the first words behind what a kernel was given, where it can do harm.
-//! (Not where a kernel asks for the length of the binding: that is how it knows the batch.)
+//! Drivers and the shader compiler keep a kernel from writing outside of a *binding*, so words outside of it stay as
+//! they are whatever a kernel does. Therefore bindings reach over the first words behind what a kernel was given, where
+//! it can do harm. (Not where a kernel asks for the length of the binding: that is how it knows the batch.)
 
 use super::{Used, Written, fill, uses, widened};
 use crate::error::Result;

@@ -1,5 +1,5 @@
-//! Tensors become parameters. Each layer takes its own; batch norm is folded, in f64, into the convolution before it, or stays a
-//! layer for training mode.
+//! Tensors become parameters. Each layer takes its own; batch norm is folded, in f64, into the convolution before it,
+//! or stays a layer for training mode.
 
 use super::names::Tensors;
 use crate::error::{Error, Result};

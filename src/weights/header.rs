@@ -1,5 +1,5 @@
-//! Bytes of a safetensors file, opened for weights and data sets alike: what its header says, and a refusal of headers that the
-//! format forbids or that would take far more memory than they have bytes.
+//! Bytes of a safetensors file, opened for weights and data sets alike: what its header says, and a refusal of headers
+//! that the format forbids or that would take far more memory than they have bytes.
 
 use safetensors::tensor::{self, SafeTensors};
 use std::collections::{BTreeMap, BTreeSet};
@@ -64,9 +64,9 @@ fn pairs(metadata: &tensor::Metadata) -> std::result::Result<Metadata, String> {
     Ok(metadata.metadata().iter().flatten().map(|(key, value)| (key.clone(), value.clone())).collect())
 }
 
-/// Refuses a key that occurs twice in one object (JSON readers keep the last one silently), and what would take far more
-/// memory read than it has bytes: too many tensors, entries or numbers, and depth. What is not JSON at all is left for the
-/// reader proper to refuse.
+/// Refuses a key that occurs twice in one object (JSON readers keep the last one silently), and what would take far
+/// more memory read than it has bytes: too many tensors, entries or numbers, and depth. What is not JSON at all is left
+/// for the reader proper to refuse.
 fn scan(header: &[u8]) -> std::result::Result<(), String> {
     let mut open: Vec<Option<BTreeSet<String>>> = Vec::new();
     let mut numbers = 0;

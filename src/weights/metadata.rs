@@ -4,7 +4,8 @@ use super::header::Metadata;
 use crate::error::{Error, Result};
 use crate::model::{Arch, Dims, Layer};
 
-/// The shape of an image as the metadata say it: the architecture's own, or any sides where a mean over all pixels takes them in.
+/// The shape of an image as the metadata say it: the architecture's own, or any sides where a mean over all pixels
+/// takes them in.
 pub(super) fn check_input(text: &str, arch: &Arch) -> Result<Dims> {
     let input = arch.input;
     let any_side = arch.layers.iter().any(|layer| matches!(layer, Layer::GlobalAvgPool));

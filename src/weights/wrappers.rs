@@ -1,5 +1,6 @@
-//! What programs put around a network's tensors: prefixes, copies that nothing reads, and a normalisation as tensors. Everything
-//! here is taken off because names and values say so; what is not understood stays, and is refused by name later.
+//! What programs put around a network's tensors: prefixes, copies that nothing reads, and a normalisation as tensors.
+//! Everything here is taken off because names and values say so; what is not understood stays, and is refused by name
+//! later.
 
 use super::names::Views;
 use super::values::floats;
@@ -45,7 +46,8 @@ fn without_prefixes(views: &mut Views<'_>) {
     while PREFIXES.iter().any(|prefix| without_prefix(views, prefix)) {}
 }
 
-/// One way of training for robustness keeps the network a second time within its attacker. A copy goes if it is one to the bit.
+/// One way of training for robustness keeps the network a second time within its attacker. A copy goes if it is one to
+/// the bit.
 fn drop_copies(views: &mut Views<'_>) {
     let of = |name: &str| {
         let rest = name.strip_prefix("attacker.")?;
@@ -62,7 +64,8 @@ fn drop_copies(views: &mut Views<'_>) {
     copies.iter().for_each(|name| drop(views.remove(name)));
 }
 
-/// Wide ResNets after TRADES hold a first stage that their forward pass never runs, of the shapes of the one that it does.
+/// Wide ResNets after TRADES hold a first stage that their forward pass never runs, of the shapes of the one that it
+/// does.
 fn drop_dead(views: &mut Views<'_>) {
     let is_dead = |name: &str| {
         let twin = name.strip_prefix("sub_block1.").and_then(|rest| views.get(&format!("block1.{rest}")));
@@ -106,8 +109,8 @@ fn take_normalisation(views: &mut Views<'_>) -> Result<Option<Layer>> {
     Ok(Some(Layer::Normalise { mean: mean_values, std: std_values }))
 }
 
-/// Tensors that look like a normalisation of another name: one value for each channel of an image, in the shape that is taken
-/// from images.
+/// Tensors that look like a normalisation of another name: one value for each channel of an image, in the shape that is
+/// taken from images.
 pub(super) fn take_suspects(views: &mut Views<'_>) -> Vec<String> {
     let is_one = |view: &TensorView<'_>| view.shape().len() > 1 && channels(view.shape()).is_some();
     let names: Vec<String> = views

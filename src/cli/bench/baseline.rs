@@ -24,8 +24,8 @@ pub(super) fn check(before: &Results, now: &Results) -> Result<()> {
     Err(Error::Usage(format!("--baseline: results of {}, but this is {}", of(before), of(now))))
 }
 
-/// Medians by what they are of. On a software adapter they are told in operations of the run's own fma probe: its machine
-/// is shared, and the same code takes another time at another hour.
+/// Medians by what they are of. On a software adapter they are told in operations of the run's own fma probe: its
+/// machine is shared, and the same code takes another time at another hour.
 fn medians(results: &Results) -> BTreeMap<String, f64> {
     let unit = match results.probe("fma") {
         Some(rate) if results.device.kind == "software" => rate,

@@ -1,4 +1,5 @@
-//! Every kernel × shape × variant: checked against the naive kernel, then timed in rounds that are interleaved over all rows.
+//! Every kernel × shape × variant: checked against the naive kernel, then timed in rounds that are interleaved over all
+//! rows.
 
 use super::results::{KernelRow, ProbeRow, Spread};
 use super::shape::{GRAMMAR, Pass, SHAPES, Shape};
@@ -235,8 +236,8 @@ pub(super) fn add_own(bench: &Bench<'_>, rows: &mut Vec<Row>, own: &Own) -> Resu
     Ok(())
 }
 
-/// Checks every row against the naive kernel of its shape and place, bit by bit, before anything is timed. Rows that are
-/// wrong are taken out, and told.
+/// Checks every row against the naive kernel of its shape and place, bit by bit, before anything is timed. Rows that
+/// are wrong are taken out, and told.
 pub(super) fn check(bench: &Bench<'_>, rows: &mut Vec<Row>, mut told: impl FnMut(&Row)) -> Result<Vec<String>> {
     let outputs =
         |pass: &Pass| Trial::new(bench.gpu, &pass.dispatches, &pass.resources, &Setup::once(CHECKED))?.outputs();
@@ -420,7 +421,8 @@ impl Ceilings {
     }
 }
 
-/// The kernels of all rows, by names that files can have. Slices of one layer, which differ only in what they bind, are one.
+/// The kernels of all rows, by names that files can have. Slices of one layer, which differ only in what they bind, are
+/// one.
 pub(super) fn by_name(rows: &[Row]) -> BTreeMap<String, &Kernel> {
     let kernels = rows
         .iter()

@@ -121,7 +121,8 @@ pub(super) struct BenchArgs {
     /// Write the shaders of the rows to a new folder, as WGSL, SPIR-V, MSL and HLSL, and time nothing
     #[arg(long, value_name = "DIR", conflicts_with_all = ["wgsl", "save", "baseline", "out", "table"], help_heading = "Kernels")]
     dump: Option<PathBuf>,
-    /// Networks known by name (a glob), with random weights; several with commas [default: digits-cnn,resnet20,resnet18]
+    /// Networks known by name (a glob), with random weights; several with commas [default:
+    /// digits-cnn,resnet20,resnet18]
     #[arg(long, value_name = "GLOB", value_delimiter = ',', help_heading = "Steps")]
     network: Vec<String>,
     /// Weights of a network (safetensors); may be given several times
@@ -142,7 +143,8 @@ pub(super) struct BenchArgs {
     /// Device: part of its name, or its index in `signstep devices`
     #[arg(long, value_name = "NAME|INDEX", help_heading = "Running")]
     device: Option<String>,
-    /// Arithmetic: f32, fast, f16, coop, or several with commas, in turns; kernels that are the same in two are timed once
+    /// Arithmetic: f32, fast, f16, coop, or several with commas, in turns; kernels that are the same in two are timed
+    /// once
     #[arg(
         long,
         value_name = "f32|fast|f16|coop",
@@ -173,7 +175,8 @@ pub(super) struct BenchArgs {
         help_heading = "Output"
     )]
     save: Option<PathBuf>,
-    /// Make RESULTS.md beside a folder of such files, of all of them and of those that benches/peers kept, and time nothing
+    /// Make RESULTS.md beside a folder of such files, of all of them and of those that benches/peers kept, and time
+    /// nothing
     #[arg(
         long,
         value_name = "DIR",

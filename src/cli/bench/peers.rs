@@ -1,5 +1,5 @@
-//! Other engines' figures beside ours, as data and as a table. `benches/peers` measures them and has this file in it too, so that what
-//! it writes is what is read here: nothing but serde and the standard library.
+//! Other engines' figures beside ours, as data and as a table. `benches/peers` measures them and has this file in it
+//! too, so that what it writes is what is read here: nothing but serde and the standard library.
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;

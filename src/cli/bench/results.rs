@@ -91,8 +91,8 @@ pub(super) struct StepRow {
     /// Samples that ran at once.
     pub chunk: usize,
     pub rounds: usize,
-    /// Seconds of device time for one step of the whole batch: process CPU time on a software adapter, else the sum of the
-    /// plan's dispatches by timestamps.
+    /// Seconds of device time for one step of the whole batch: process CPU time on a software adapter, else the sum of
+    /// the plan's dispatches by timestamps.
     pub device: Option<Spread>,
     /// Seconds of wall time for the same, from images on the host to images on the host.
     pub wall: Option<Spread>,

@@ -14,7 +14,8 @@ use std::str::FromStr;
 pub(super) const GRAMMAR: &str = "conv3x3s1-16-32-8x8 (kernel, stride, channels in and out, height and width), \
      linear-64-10, maxpool2s2-32-8x8, avgpool2s2-32-8x8, mean-64-8x8, relu-16-32x32 or image-3x32x32";
 
-/// What is timed unless a user names a shape: the layers of ResNet-20 and ResNet-18 for 32×32, and of the small networks.
+/// What is timed unless a user names a shape: the layers of ResNet-20 and ResNet-18 for 32×32, and of the small
+/// networks.
 pub(super) const SHAPES: [&str; 22] = [
     "conv3x3s1-3-16-32x32",
     "conv3x3s1-16-16-32x32",
@@ -156,8 +157,8 @@ impl fmt::Display for Shape {
 }
 
 impl Shape {
-    /// A network around the layer. A ReLU comes before it and behind it, as in the body of a residual block: the forward
-    /// pass keeps signs and the backward pass is masked.
+    /// A network around the layer. A ReLU comes before it and behind it, as in the body of a residual block: the
+    /// forward pass keeps signs and the backward pass is masked.
     pub(super) fn model(&self) -> Result<Model> {
         let layer = match self.what {
             What::Conv { kernel, stride, outputs } => {
@@ -241,8 +242,8 @@ impl Shape {
 
 impl Pass {
     fn new(name: &'static str, mut dispatches: Vec<Dispatch>, plan: &Plan, extents: Vec<(&'static str, Dims)>) -> Self {
-        // Slots are as large as the largest activation that ever takes one, and hold one after the other; here what goes in and
-        // what comes out has memory of its own, of its own size.
+        // Slots are as large as the largest activation that ever takes one, and hold one after the other; here what
+        // goes in and what comes out has memory of its own, of its own size.
         let mut resources = plan.resources.clone();
         let mut own: BTreeMap<(&str, usize), usize> = BTreeMap::new();
         for (binding, id) in dispatches.iter_mut().flat_map(|d| &mut d.bindings) {
@@ -276,7 +277,8 @@ impl Pass {
         [self.kernel()].into_iter().chain(self.dispatches.iter().map(|d| d.kernel.entry))
     }
 
-    /// Floating-point operations for `n` samples, as they are done: fewer than the definition's in Winograd's convolution.
+    /// Floating-point operations for `n` samples, as they are done: fewer than the definition's in Winograd's
+    /// convolution.
     pub(super) fn flops(&self, n: u64) -> u64 {
         self.dispatches.iter().map(|d| d.flops).sum::<u64>() * n
     }

@@ -123,8 +123,8 @@ pub(super) fn run(
     Ok((all, dispatches))
 }
 
-/// Seconds from nothing but the weights in memory to the end of the first step: the device opened, the plan made, kernels
-/// compiled (by a driver that may have them in a cache of its own), weights uploaded.
+/// Seconds from nothing but the weights in memory to the end of the first step: the device opened, the plan made,
+/// kernels compiled (by a driver that may have them in a cache of its own), weights uploaded.
 fn start_up(bench: &Bench<'_>, model: &Model, math: Math) -> Result<f64> {
     let batch = Batch::new(model.input.len(), 1);
     let start = Instant::now();

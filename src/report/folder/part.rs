@@ -55,7 +55,8 @@ impl Part {
         (fits && part.seal(hash).ok()? == part.sha256).then_some(part)
     }
 
-    /// Writes the outcome of the samples that begin at `first` among `parts`; `rungs` and `attack` as [`super::Folder::add`].
+    /// Writes the outcome of the samples that begin at `first` among `parts`; `rungs` and `attack` as
+    /// [`super::Folder::add`].
     pub(super) fn write(
         parts: &Path,
         first: usize,

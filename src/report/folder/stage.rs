@@ -13,8 +13,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Makes all files of the folder from `files`, which hold the samples of the run in order, in `staging`, where nobody looks for
-/// them; gives the report, which now knows their hashes, and their names, the report's last.
+/// Makes all files of the folder from `files`, which hold the samples of the run in order, in `staging`, where nobody
+/// looks for them; gives the report, which now knows their hashes, and their names, the report's last.
 pub(super) fn stage(
     staging: &Path,
     files: &[PathBuf],
