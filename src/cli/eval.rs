@@ -1,8 +1,9 @@
 //! `signstep eval`: how many images stay right whatever is tried. One attack after the other, each on those that are
 //! left.
 
+use super::advice::{advise_of_radius, advise_of_snapping};
 use super::apart;
-use super::attack::{advise_of_radius, advise_of_snapping, default_eps, progress_bar};
+use super::defaults::default_eps;
 use super::engine::{Place, PlaceArgs, Runner};
 use super::flags::{bounds, bytes, distance, duration, named, positive};
 use super::forecast;
@@ -10,7 +11,7 @@ use super::images::{DataArgs, Images, load_images};
 use super::interrupt::Interrupt;
 use super::network::{NetworkArgs, load_model};
 use super::specs::{Shared, Spec, Suite, default_list, list};
-use super::tell::{AnswerArgs, Format, answer, complain, warn};
+use super::tell::{AnswerArgs, Format, answer, complain, progress_bar, warn};
 use super::thresholds::Threshold;
 use crate::attack::{Attack, Norm, Own, snap};
 use crate::error::{Error, Result};

@@ -1,7 +1,7 @@
 //! `signstep merge`
 
+use super::advice::tell_missing;
 use super::apart;
-use super::attack::tell_missing;
 use super::tell::{AnswerArgs, complain, tell};
 use crate::error::Result;
 use crate::report;

@@ -1,12 +1,14 @@
 //! The command line: the commands, each with its arguments in a file of its own, and the exit codes that they end with.
 //! Results go to standard output, everything else to standard error (`cli/tell.rs`).
 
+mod advice;
 mod answers;
 mod apart;
 mod attack;
 mod bench;
 mod cache;
 mod convert;
+mod defaults;
 mod devices;
 mod engine;
 mod eval;

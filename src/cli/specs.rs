@@ -1,6 +1,6 @@
 //! Lists of attacks: `fgsm,pgd:steps=40:restarts=5,apgd:loss=dlr`, and the suites known by name.
 
-use super::attack::default_step;
+use super::defaults::default_step;
 use super::flags::distance;
 use crate::attack::{Attack, Loss, Method, Norm, Targets};
 use crate::error::{Error, Result};

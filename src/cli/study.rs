@@ -1,7 +1,8 @@
 //! `signstep study`: why isn't iterative targeted FGSM effective on minibatches? Every explanation, run and judged.
 
+use super::advice::advise_of_snapping;
 use super::apart;
-use super::attack::{advise_of_snapping, default_eps};
+use super::defaults::default_eps;
 use super::engine::{DeviceArgs, Place, Runner};
 use super::flags::{bytes, distance, positive};
 use super::images::{DataArgs, Images, load_images};

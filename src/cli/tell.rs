@@ -4,8 +4,9 @@
 use crate::error::{Error, Result};
 use crate::report::{self, Report};
 use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
 use std::fmt::Display;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 /// How a run is told on standard output.
 #[derive(Args, Debug)]
@@ -67,4 +68,16 @@ pub(super) fn tell(report: &Report, args: &AnswerArgs, written: &str) -> Result<
         (_, Format::Csv) => answer(&report::csv(report)),
         (_, Format::Markdown) => answer(&report::markdown(report)),
     }
+}
+
+/// A bar on standard error, drawn only on a terminal; `done` was done by an earlier process.
+pub(super) fn progress_bar(total: u64, done: u64) -> ProgressBar {
+    if !io::stderr().is_terminal() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{bar:40} {percent:>3} % of {len} sample-steps, {eta} left")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::new(total).with_style(style).with_position(done);
+    bar.reset_eta();
+    bar
 }

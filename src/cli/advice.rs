@@ -1,0 +1,57 @@
+//! What a user should know beside a result.
+
+use super::tell::{complain, warn};
+use crate::report::{self, Distance, Radius, Report};
+use std::path::Path;
+
+/// What a user should know before trusting a result.
+pub(super) fn advise(report: &Report) {
+    let config = &report.identity.config;
+    let only = [Radius { eps: config.eps.clone(), step_size: config.step_size.clone() }];
+    let radii = if config.radii.is_empty() { &only[..] } else { &config.radii[..] };
+    for Radius { eps, step_size } in radii {
+        let reach = step_size.value * f64::from(config.steps);
+        if config.method.has_step_size() && eps.value.is_finite() && reach < eps.value * (1.0 - 1e-9) {
+            warn(format!("{} steps of {} do not reach eps {}", config.steps, step_size.text, eps.text));
+        }
+        if config.delivers_bytes() {
+            advise_of_radius(eps, f64::from(config.effective(eps.value)));
+        }
+    }
+    if config.delivers_bytes() {
+        advise_of_snapping(report.statistics.snapped);
+    }
+    let (marked, all) = (report.statistics.nonfinite_samples, report.statistics.samples);
+    if marked > 0 {
+        let what = "they are delivered as they were, marked in `health`, and count neither as turned nor as robust";
+        warn(format!("NaN or infinity arose in {marked} of {all} images: {what}"));
+    }
+}
+
+/// What 8 bits do to a radius, of which `effective` can be delivered.
+pub(super) fn advise_of_radius(eps: &Distance, effective: f64) {
+    let levels = (effective * 255.0).round();
+    if levels < 1.0 && eps.value > 0.0 {
+        warn(format!(
+            "eps {} is less than one of 255 grey levels: nothing can be delivered in 8 bits (see --no-quantize)",
+            eps.text
+        ));
+    } else if eps.value <= 1.0 && (effective - eps.value).abs() > 1e-6 {
+        warn(format!("8-bit images change by at most {levels}/255, not by eps {}", eps.text));
+    }
+}
+
+/// What 8 bits did to clean images.
+pub(super) fn advise_of_snapping(snapped: f32) {
+    if snapped > 0.0 {
+        complain("note", &format!("clean images were rounded to 8 bits, by at most {:.3}/255", snapped * 255.0));
+    }
+}
+
+/// Says what a complete folder lacks.
+pub(super) fn tell_missing(out: &Path, report: &Report) {
+    let missing = report::missing(out, report);
+    if !missing.is_empty() {
+        complain("note", &format!("{} lacks {}; --fresh makes them anew", out.display(), missing.join(", ")));
+    }
+}
