@@ -5,11 +5,16 @@ mod common;
 
 use common::*;
 use safetensors::SafeTensors;
-use signstep::attack::{Engine, Job, Loss, Rung, Sample, argmax, budget, quantise};
+use signstep::attack::{
+    Engine, Fit, Gradient, Health, Iterated, Job, Logits, Loss, Own, Perturbation, Rung, Sample, Source, argmax,
+    budget, quantise,
+};
 use signstep::model::{Dims, Layer};
 use signstep::{
-    Attack, Error, Method, Model, Network, Norm, Options, Outcome, Reference, Storage, Targets, Variant, weights,
+    Attack, Error, Method, Model, Network, Norm, Options, Outcome, Reference, Result, Storage, Targets, Variant,
+    weights,
 };
+use std::cell::RefCell;
 
 fn digits_model() -> Model {
     weights::load(include_bytes!("../weights/digits-cnn.safetensors")).unwrap()
@@ -189,6 +194,166 @@ fn targets_are_what_they_are_called() {
     seen.sort_unstable();
     seen.dedup();
     assert!(seen.len() >= 7, "{seen:?}");
+}
+
+/// Pixels without bounds, and weights near the largest number: what is right when clean may become infinite on the way.
+#[test]
+fn what_becomes_infinite_under_an_attack_is_marked_and_no_success() {
+    let (mut rng, n) = (Rng::new(4), 200);
+    let mut net = |weights: &[(&str, &[f32], &[f32])]| {
+        let mut layers = vec![Layer::Flatten];
+        layers.extend(weights.iter().map(|(name, weight, bias)| linear(name, weight.len() / bias.len(), bias.len())));
+        let mut model = random_model(&mut rng, Dims::new(1, 1, 1), layers);
+        for (name, weight, bias) in weights {
+            let p = model.params.get_mut(*name).unwrap();
+            (p.weight, p.bias) = (weight.to_vec(), bias.to_vec());
+        }
+        Network::new(gpu(), model).unwrap()
+    };
+    // 0 and 1.5e38·x − 1.5e38: another class from 1 on, infinite from 2.27 on, and below −1.27.
+    let steep = net(&[("z", &[0.0, 1.5e38], &[0.0, -1.5e38])]);
+    let attack = Attack::pgd(Norm::Linf, 3.0).steps(1).step_size(0.0).seed(1).bounds(None);
+    let out = attack.clone().restarts(2).run(&steep, &vec![0.0; n], &vec![0; n]).unwrap();
+    let first = attack.run(&steep, &vec![0.0; n], &vec![0; n]).unwrap();
+    let mut seen = [0; 3];
+    for i in 0..n {
+        let (x, sick) = (first.adversarial[i], !out.health[i].is_healthy());
+        assert!(out.clean_correct[i] && !(sick && (out.success[i] || out.success_float[i])), "sample {i} at {x}");
+        if !first.health[i].is_healthy() {
+            assert!(!(-1.26..2.26).contains(&x) && !first.success[i], "sample {i} at {x}");
+            // The first attempt is the last.
+            assert_eq!((out.restart[i], out.steps_taken[i]), (0, 1));
+            seen[0] += usize::from(x > 2.26);
+        } else if first.success[i] {
+            assert!((0.99..2.28).contains(&x), "sample {i} at {x}");
+            seen[1] += 1;
+        } else if sick {
+            // What was sound before is delivered, though the logits of the other may look like a success.
+            assert_eq!((out.adversarial[i].to_bits(), out.restart[i]), (x.to_bits(), 0), "sample {i}");
+            seen[2] += 1;
+        }
+    }
+    assert!(seen.iter().all(|n| *n > 5), "{seen:?}");
+
+    // Logits stay small, but not their gradient: 1e20 · 1e20.
+    let long = net(&[("a", &[1e20], &[0.0]), ("z", &[0.0, 1e20], &[2.0, 0.0])]);
+    let out = Attack::fgsm(0.1).loss(Loss::Margin).bounds(None).run(&long, &[0.0], &[0]).unwrap();
+    assert_eq!((out.health[0], out.success[0], out.adversarial[0]), (Health::GRADIENT, false, 0.0));
+    // A search remembers what it met at a radius that it does not deliver.
+    let rungs = [(3.0, 2.9), (3.1, 1.5)].map(|(eps, step_size)| Rung { eps, step_size });
+    let attack = Attack::fgsm(1.0).loss(Loss::Margin).bounds(None);
+    let least = attack.least(&steep, &[0.0], &[0], &rungs, &mut |_| true).unwrap();
+    assert_eq!((least.rungs, least.outcome.adversarial), (vec![Some(1)], vec![1.5]));
+    assert!(!least.outcome.health[0].is_healthy());
+    // What was met when a perturbation was fitted stays known when it is put on.
+    let out = Attack::uap(0.1).loss(Loss::Margin).bounds(None).run(&long, &[0.0], &[0]).unwrap();
+    assert_eq!((out.health[0], out.success[0], out.adversarial[0]), (Health::GRADIENT, false, 0.0));
+}
+
+/// An engine that writes down what each sample was told.
+struct Overheard(Network, RefCell<Vec<Vec<Sample>>>);
+
+impl Engine for Overheard {
+    fn model(&self) -> &Model {
+        self.0.model()
+    }
+
+    fn logits(&self, images: &[f32]) -> Result<Logits> {
+        self.0.logits(images)
+    }
+
+    fn loss_gradient(&self, images: &[f32], samples: &[Sample], loss: Loss) -> Result<Gradient> {
+        self.0.loss_gradient(images, samples, loss)
+    }
+
+    fn iterate(&self, job: &Job<'_>, progress: &mut dyn FnMut(u64) -> bool) -> Result<Iterated> {
+        self.1.borrow_mut().push(job.samples.to_vec());
+        self.0.iterate(job, progress)
+    }
+
+    fn fit(&self, fit: &Fit, images: &mut Source, progress: &mut dyn FnMut(u64) -> bool) -> Result<Perturbation> {
+        Engine::fit(&self.0, fit, images, progress)
+    }
+}
+
+/// All restarts on one class before the next class, the most likely one first.
+#[test]
+fn classes_are_aimed_at_in_the_order_of_their_logits() {
+    let (net, (images, labels)) = (Overheard(digits(), RefCell::default()), data(6));
+    for method in [Method::ApgdT, Method::FabT] {
+        // Nobody is turned at so small a radius: each attempt is made.
+        let attack = Attack::new(method, Norm::Linf, 1e-4).steps(2).restarts(2).classes(3).quantise(false);
+        let out = attack.run(&net, &images, &labels).unwrap();
+        assert!(out.clean_correct.iter().all(|right| *right) && !out.success.contains(&true));
+        let jobs = net.1.take();
+        assert_eq!(jobs.len(), 6);
+        for (attempt, samples) in jobs.iter().enumerate() {
+            for (i, sample) in samples.iter().enumerate() {
+                let z = &out.clean_logits[i * 10..(i + 1) * 10];
+                let mut others: Vec<usize> = (0..10).filter(|k| *k as i64 != labels[i]).collect();
+                others.sort_by(|a, b| z[*b].total_cmp(&z[*a]));
+                let told = (sample.class as usize, sample.label as i64, sample.restart as usize, sample.direction);
+                assert_eq!(told, (others[attempt / 2], labels[i], attempt, -1.0), "{} {attempt}", method.name());
+            }
+        }
+    }
+}
+
+/// Whole levels are what bytes deliver in L∞; a length in L2 is not one of them.
+#[test]
+fn the_radius_that_is_told_is_the_one_that_can_be_delivered() {
+    let (net, (images, labels)) = (digits(), data(1));
+    let told = |attack: Attack| attack.steps(1).run(&net, &images, &labels).unwrap().effective_eps;
+    assert_eq!(told(Attack::ifgsm(2.5 / 255.0)), 2.0 / 255.0);
+    assert_eq!(told(Attack::ifgsm(2.5 / 255.0).quantise(false)), 2.5 / 255.0);
+    assert_eq!(told(Attack::pgd(Norm::L2, 0.51)), 0.51);
+    // Of ten classes nine can be aimed at.
+    let attempts = |classes| Attack::apgd_t(Norm::Linf, 0.1).classes(classes).restarts(2).attempts(10);
+    assert_eq!([attempts(3), attempts(9), attempts(10), attempts(1000)], [6, 18, 18, 18]);
+}
+
+/// The search of [`Attack::least`], said again: what it delivers is a run of that radius alone, float iterates are those of the largest,
+/// and the work is that of all runs.
+#[test]
+fn the_smallest_radius_is_delivered_as_a_run_of_it_alone() {
+    let (n, last) = (40, 6);
+    let (images, labels) = data(n);
+    // The other one reads a quarter of the pixels: the others have no gradient.
+    let layers = vec![conv("a", 1, 12, 1, 2, 0), Layer::Relu, Layer::Flatten, linear("z", 192, 10)];
+    let sparse = Network::new(gpu(), random_model(&mut Rng::new(3), Dims::new(1, 8, 8), layers)).unwrap();
+    let own = own_labels(&sparse, &images);
+    for (net, labels) in [(digits(), labels), (sparse, own)] {
+        let targets: Vec<i64> = labels.iter().map(|y| if y % 3 == 0 { -1 } else { (y + 4) % 10 }).collect();
+        let attack = Attack::pgd(Norm::Linf, 0.3).steps(3).restarts(2).seed(5).first_id(40);
+        let attack = attack.targets(Targets::Classes(targets));
+        let rung = |k: usize| Rung { eps: 0.03 * (k + 1) as f32, step_size: 0.011 * (k + 1) as f32 };
+        let ladder: Vec<Rung> = (0..=last).map(rung).collect();
+        let least = attack.least(&net, &images, &labels, &ladder, &mut |_| true).unwrap();
+        let run = |Rung { eps, step_size }: &Rung| {
+            let own = (0..n as u64).map(|i| Own { id: 40 + i, eps: *eps, step_size: *step_size });
+            attack.clone().each(own.collect()).run(&net, &images, &labels).unwrap()
+        };
+        let runs: Vec<Outcome> = ladder.iter().map(run).collect();
+        for i in 0..n {
+            let (mut low, mut high, mut tried) = (0, last, vec![last]);
+            while runs[last].success[i] && low < high {
+                let middle = usize::midpoint(low, high);
+                tried.push(middle);
+                if runs[middle].success[i] { high = middle } else { low = middle + 1 }
+            }
+            assert_eq!(least.rungs[i], runs[last].success[i].then_some(high), "sample {i}");
+            let work = |of: fn(&Outcome) -> &[u64]| tried.iter().map(|&k| of(&runs[k])[i]).sum();
+            let mut want = runs[high].clone();
+            (want.float_logits, want.success_float) =
+                (runs[last].float_logits.clone(), runs[last].success_float.clone());
+            want.steps_taken[i] = work(|o| &o.steps_taken);
+            want.zero_gradients[i] = work(|o| &o.zero_gradients);
+            assert_eq!(fate(&least.outcome, i), fate(&want, i), "sample {i}");
+        }
+        let found = |k: Option<usize>| least.rungs.contains(&k);
+        assert!(found(None) && (1..last).any(|k| found(Some(k))), "{:?}", least.rungs);
+        assert!(least.outcome.restart.contains(&1) && least.outcome.restart.contains(&0));
+    }
 }
 
 #[test]

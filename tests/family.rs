@@ -557,6 +557,11 @@ fn what_makes_no_sense_is_refused() {
             .contains("1e18")
     );
     assert!(usage(Attack::apgd_t(Norm::Linf, 0.1).targets(Targets::Next)).contains("chooses its targets itself"));
+    assert!(usage(Attack::ifgsm(0.1).loss(Loss::Difference)).contains("ifgsm cannot follow the loss difference"));
+    assert!(usage(Attack::fab_t(Norm::Linf, 0.1).loss(Loss::Margin)).contains("fab-t cannot follow the loss margin"));
+    assert!(usage(Attack::square(Norm::Linf, f32::INFINITY)).contains("square needs a finite eps"));
+    // It proposes at random wherever it begins, so that its restarts are not all the same.
+    assert_eq!(Attack::square(Norm::Linf, 0.1).restarts(2).random_start(false).validate(), Ok(()));
     assert!(usage(Attack::apgd_t(Norm::Linf, 0.1).classes(0)).contains("one class or more"));
     assert!(usage(Attack::mifgsm(0.1).random_start(true)).contains("no random start"));
     let own = Own { id: 0, eps: f32::INFINITY, step_size: 0.1 };

@@ -103,6 +103,30 @@ mod tests {
         assert_eq!(quantise(100.5 / 255.0, 100.0 / 255.0, 0), 100.0 / 255.0);
     }
 
+    /// However eps was rounded when it became f32.
+    #[test]
+    fn radii_of_whole_levels_allow_all_of_them() {
+        for e in 0..=255_i32 {
+            assert_eq!(budget(e as f32 / 255.0), e);
+        }
+        for squares in (0..3000).chain([65_025, 250_000]) {
+            assert_eq!(budget_l2((f64::from(squares).sqrt() / 255.0) as f32), squares);
+        }
+    }
+
+    #[test]
+    fn an_l2_ball_is_used_to_its_edge_and_without_one_pixels_are_rounded_to_the_nearest() {
+        let levels = |x: &[f32], budget| -> Vec<f32> {
+            let clean = vec![0.0; x.len()];
+            quantise_l2(x, &clean, budget).iter().map(|y| (255.0 * y).round()).collect()
+        };
+        // Two levels are on the edge, and outside of the ball that is smaller by one.
+        assert_eq!((levels(&[1.75 / 255.0], 4), levels(&[1.75 / 255.0], 3)), (vec![2.0], vec![1.0]));
+        // Half a level is rounded away; as much as this has no ball but an infinite one.
+        assert_eq!((levels(&[0.5], u32::MAX), levels(&[0.5, 1e9], u32::MAX)), (vec![128.0], vec![128.0, 255.0]));
+        assert_eq!(levels(&[0.5, 1e9], u32::MAX - 1), [127.0, 255.0]);
+    }
+
     /// What no attack asks for, but any caller may.
     #[test]
     fn budgets_and_values_of_any_size() {
@@ -120,5 +144,7 @@ mod tests {
         let (y, moved) = snap(&[0.0, 1.0, 0.5, 17.0 / 255.0]);
         assert_eq!(y, [0.0, 1.0, 128.0 / 255.0, 17.0 / 255.0]);
         assert!((moved - 0.5 / 255.0).abs() < 1e-7);
+        let (y, moved) = snap(&[10.4 / 255.0]);
+        assert!(y == [10.0 / 255.0] && (moved - 0.4 / 255.0).abs() < 1e-7, "down as well as up");
     }
 }

@@ -132,3 +132,122 @@ impl Attack {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attack::Loss;
+
+    /// What kernels are told of a sample, from its attack.
+    #[test]
+    fn a_sample_is_told_what_its_attack_says() {
+        let attack = Attack::pgd(Norm::Linf, 8.0 / 255.0).steps(40).restarts(3).first_id(70).loss(Loss::Margin);
+        let told = |target: i64, aim: Option<usize>| attack.sample(2, 7, target, aim, 1);
+        let plain = told(-1, None);
+        assert_eq!((plain.class, plain.label, plain.aimed, plain.direction), (7, 7, 0, 1.0));
+        assert_eq!((plain.id, plain.restart, plain.start, plain.levels), (72, 1, 1, 8));
+        assert_eq!((plain.steps, plain.stretch), (40, 40));
+        // The first class is a target like any other.
+        let aimed = told(0, None);
+        assert_eq!((aimed.class, aimed.label, aimed.aimed, aimed.direction), (0, 7, 1, -1.0));
+        // What a method aims at by itself has succeeded wherever it leaves the label.
+        let chosen = told(-1, Some(0));
+        assert_eq!((chosen.class, chosen.label, chosen.aimed, chosen.direction), (0, 7, 0, -1.0));
+        let square = Attack::square(Norm::Linf, 0.1).steps(20).schedule_over(500);
+        assert_eq!((square.sample(0, 1, -1, None, 0).steps, square.sample(0, 1, -1, None, 0).stretch), (20, 500));
+        let own = attack.each(vec![Own { id: 9, eps: 2.0 / 255.0, step_size: 0.5 }]);
+        let own = own.sample(0, 1, -1, None, 0);
+        assert_eq!((own.id, own.eps, own.step_size, own.levels), (9, 2.0 / 255.0, 0.5, 2));
+    }
+
+    #[test]
+    fn fab_begins_at_the_clean_image_for_every_class_and_at_random_in_further_restarts() {
+        let attack = Attack::fab_t(Norm::Linf, 0.1).restarts(3).random_start(true);
+        let starts = |attempt: u32| attack.sample(0, 1, -1, Some(2), attempt).start;
+        assert_eq!([0, 1, 2, 3, 4, 5, 6].map(starts), [0, 1, 1, 0, 1, 1, 0]);
+        let pgd = Attack::pgd(Norm::Linf, 0.1).restarts(3);
+        assert_eq!([0, 1].map(|attempt| pgd.sample(0, 1, -1, None, attempt).start), [1, 1]);
+    }
+
+    #[test]
+    fn samples_are_looked_at_after_shares_of_the_steps_and_always_after_the_last() {
+        let early = |steps| Attack::ifgsm(0.1).steps(steps).early_stop(true).stops();
+        assert_eq!(early(100), [10, 20, 40, 70, 100]);
+        assert_eq!((early(7), early(3), early(1)), (vec![1, 2, 3, 5, 7], vec![1, 2, 3], vec![1]));
+        assert_eq!(early(u32::MAX).last(), Some(&u32::MAX));
+        assert_eq!(Attack::ifgsm(0.1).steps(7).stops(), [7]);
+        assert_eq!(Attack::square(Norm::Linf, 0.1).steps(1000).stops(), [20, 50, 100, 200, 400, 700, 1000]);
+    }
+
+    #[test]
+    fn pixels_beyond_the_bounds_are_told_by_their_sample_in_the_whole_set() {
+        let attack = Attack::ifgsm(0.1);
+        let told = |images: &[f32], first| attack.check_pixels(images, 2, first).map_err(|e| e.to_string());
+        assert_eq!(told(&[0.0, 1.0, f32::NAN, 0.5], 0), Ok(()));
+        assert!(told(&[0.0, 0.5, 0.5, 1.5], 40).unwrap_err().contains("sample 41: pixel value 1.5"));
+        assert!(told(&[-0.5, 0.5], 40).unwrap_err().contains("sample 40: pixel value -0.5"));
+    }
+
+    #[test]
+    fn likely_classes_come_first_and_equals_in_their_order() {
+        let aims = |class| [0, 1, 2].map(|n| nth_but(&[0.5, 2.0, 0.5, 1.0], class, n));
+        assert_eq!((aims(1), aims(0)), ([3, 0, 2], [1, 3, 2]));
+    }
+
+    /// A judge of one sample of three classes, label 0, and logits that say how near the others are.
+    fn judge(target: i64) -> Judge<'static> {
+        Judge {
+            k: 3,
+            labels: &[0],
+            targets: vec![target],
+            attacked: vec![true],
+            attempt: 0,
+            adversarial_logits: vec![0.0; 3],
+            float_logits: vec![0.0; 3],
+            loss: vec![0.0],
+            zero_gradients: vec![0],
+            attempts: vec![0],
+            steps_taken: vec![0],
+            float_success: vec![false],
+            health: vec![Health::default()],
+            still_open: Vec::new(),
+        }
+    }
+
+    /// Whether each attempt is kept, and which logits are there in the end.
+    fn judged(target: i64, attempts: &[([f32; 3], Health)]) -> (Vec<bool>, Judge<'static>) {
+        let mut judge = judge(target);
+        let kept = attempts.iter().zip(0..).map(|((z, health), attempt)| {
+            judge.attempt = attempt;
+            judge.judge(0, Tried { float: z, rounded: z, steps: 3, zero_gradients: 5, health: *health })
+        });
+        (kept.collect(), judge)
+    }
+
+    const FAR: [f32; 3] = [1.0, 0.0, 0.0];
+    const NEAR: [f32; 3] = [1.0, 0.9, 0.9];
+    /// The label's loss is lower than with [`NEAR`].
+    const TURNED: [f32; 3] = [1.0, 1.1, -9.0];
+
+    #[test]
+    fn an_attempt_is_kept_where_it_succeeds_or_comes_nearer() {
+        let sound = |z| (z, Health::default());
+        let (kept, judge) = judged(-1, &[sound(NEAR), sound(FAR), sound(NEAR), sound(TURNED)]);
+        assert!(cross_entropy(&TURNED, 0) < cross_entropy(&NEAR, 0), "a success counts more than a loss");
+        assert_eq!((kept, judge.attempts[0]), (vec![true, false, false, true], 3));
+        assert_eq!((&judge.adversarial_logits[..], judge.loss[0]), (&TURNED[..], cross_entropy(&TURNED, 0)));
+        assert_eq!((judge.steps_taken[0], judge.zero_gradients[0]), (12, 20), "all of them are work");
+        assert_eq!(judge.still_open, [0, 0, 0], "one that succeeded is not tried again");
+        // With a target its own loss falls.
+        let (kept, judge) = judged(2, &[sound(NEAR), sound(FAR), sound(TURNED), sound([1.0, 0.0, 0.95])]);
+        assert_eq!((kept, judge.attempts[0]), (vec![true, false, false, true], 3));
+    }
+
+    #[test]
+    fn an_attempt_that_is_not_sound_is_no_success_and_the_last() {
+        let nan = ([f32::NEG_INFINITY, f32::INFINITY, 0.0], Health::LOGITS);
+        let (kept, judge) = judged(-1, &[(NEAR, Health::default()), nan]);
+        assert_eq!((kept, &judge.adversarial_logits[..], judge.attempts[0]), (vec![true, false], &NEAR[..], 0));
+        assert_eq!((judge.health[0], judge.still_open), (Health::LOGITS, vec![0]));
+    }
+}

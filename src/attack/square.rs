@@ -109,5 +109,7 @@ mod tests {
         assert_eq!(sides(Norm::L2, Dims::new(3, 32, 32)), [29, 21, 15, 11, 7, 5, 5, 3, 3, 3]);
         assert_eq!(sides(Norm::L2, Dims::new(1, 8, 8)), [7, 5, 5, 3, 3, 3, 3, 3, 3, 3]);
         assert_eq!(sides(Norm::L2, Dims::new(1, 3, 3)), [1; 10]);
+        // h // 5 for the tiles.
+        assert_eq!([32, 28, 8, 3].map(|side| tile(Dims::new(1, side, side + 9))), [6, 5, 1, 1]);
     }
 }
