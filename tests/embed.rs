@@ -4,7 +4,7 @@
 mod common;
 
 use common::*;
-use signstep::attack::{Engine, argmax};
+use signstep::attack::{Engine, Loss, argmax};
 use signstep::model::{Dims, Layer};
 use signstep::weights::{self, Tensors};
 use signstep::{
@@ -315,6 +315,37 @@ fn what_is_not_sound_is_marked_or_refused_as_from_slices() {
     host.assert_undisturbed();
 }
 
+/// Weights near the largest number: logits, and gradients, that are finite when clean and not on the way.
+#[test]
+fn what_becomes_infinite_on_the_way_is_marked_as_from_slices() {
+    let (host, mut rng) = (Host::new(), Rng::new(4));
+    let mut net = |weights: &[(&str, &[f32], &[f32])]| {
+        let mut layers = vec![Layer::Flatten];
+        layers.extend(weights.iter().map(|(name, weight, bias)| linear(name, weight.len() / bias.len(), bias.len())));
+        let mut model = random_model(&mut rng, Dims::new(1, 1, 1), layers);
+        for (name, weight, bias) in weights {
+            let p = model.params.get_mut(*name).unwrap();
+            (p.weight, p.bias) = (weight.to_vec(), bias.to_vec());
+        }
+        Network::new(&host.gpu(), model).unwrap()
+    };
+    let sick = |out: &Outcome| out.health.iter().filter(|h| !h.is_healthy()).count();
+    let (images, labels) = ([0.0; 60], [0; 60]);
+    let steep = net(&[("z", &[0.0, 1.5e38], &[0.0, -1.5e38])]);
+    let attack = Attack::pgd(Norm::Linf, 3.0).steps(1).step_size(0.0).restarts(2).bounds(None);
+    let out = compare("logits", &host, &steep, &attack, &images, &labels);
+    assert!((10..60).contains(&sick(&out)), "{}", sick(&out));
+    let long = net(&[("a", &[1e20], &[0.0]), ("z", &[0.0, 1e20], &[2.0, 0.0])]);
+    for attack in [Attack::fgsm(0.1), Attack::uap(0.1)] {
+        let attack = attack.loss(Loss::Margin).bounds(None);
+        assert_eq!(sick(&compare("gradients", &host, &long, &attack, &images, &labels)), 60);
+    }
+    let made = host.buffer(60, Usage::COPY_DST);
+    let got = long.input_gradient_buffer(&host.filled(&images), &[0; 60], &made).unwrap();
+    assert_eq!(got.health, long.input_gradient(&images, &[0; 60]).unwrap().health);
+    assert!(got.health.iter().all(|h| !h.is_healthy()));
+}
+
 #[test]
 fn buffers_that_do_not_fit_are_refused_by_name() {
     let host = Host::new();
@@ -342,6 +373,8 @@ fn buffers_that_do_not_fit_are_refused_by_name() {
     refused(&given, &host.buffer(255, Usage::COPY_DST), "adversarial", "1020 bytes");
     let same = attack.run_buffers(&net, &given, &labels, &given).unwrap_err();
     assert!(matches!(&same, Error::Usage(m) if m.contains("must be two")), "{same}");
+    let early = attack.clone().early_stop(true).run_buffers(&net, &given, &labels, &made).unwrap_err();
+    assert!(matches!(&early, Error::Usage(m) if m.contains("early stop is for images in slices")), "{early}");
 
     let mapped = host.device.create_buffer(&wgpu::BufferDescriptor {
         label: Some("mapped"),

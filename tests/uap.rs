@@ -316,6 +316,39 @@ fn what_is_wrong_when_clean_takes_no_part() {
     assert!(nothing.is_empty());
 }
 
+/// Classes to aim at are each sample's own, and so is its place in the set. Who is at its target takes no part.
+#[test]
+fn samples_keep_their_targets_and_places_where_they_are_read_in_parts() {
+    let (images, labels) = data(40);
+    let net = Network::new(gpu(), digits()).unwrap();
+    let target = |i: usize| match i % 4 {
+        0 => labels[i],
+        1 => -1,
+        _ => (labels[i] + (i as i64 % 9) + 1) % 10,
+    };
+    let attack =
+        |rows: &[usize]| Attack::uap(EPS).steps(4).targets(Targets::Classes(rows.iter().map(|i| target(*i)).collect()));
+    let all: Vec<usize> = (0..40).collect();
+    let whole = attack(&all).run(&net, &images, &labels).unwrap();
+    let want = whole.perturbation.as_ref().unwrap();
+    let fit = |held: usize, images: &[f32]| {
+        let mut source = |r: Range<usize>| Ok(images[r.start * 64..r.end * 64].to_vec());
+        attack(&all).fit(&net, &labels, held, &mut source, &mut |_| true)
+    };
+    for held in [1, 7] {
+        assert_bits("perturbation", &fit(held, &images).unwrap().values, want);
+    }
+    let away: Vec<usize> = all.iter().copied().filter(|i| i % 4 != 0).collect();
+    let given: Vec<f32> = away.iter().flat_map(|i| &images[i * 64..][..64]).copied().collect();
+    let theirs: Vec<i64> = away.iter().map(|i| labels[*i]).collect();
+    let without = attack(&away).run(&net, &given, &theirs).unwrap();
+    assert_bits("without those at their targets", without.perturbation.as_ref().unwrap(), want);
+    assert!((0..40).step_by(4).all(|i| whole.steps_taken[i] == 0 && !whole.attacked[i]));
+    let mut wrong = images.clone();
+    wrong[23 * 64 + 5] = 1.5;
+    assert!(fit(7, &wrong).unwrap_err().to_string().contains("sample 23: pixel value 1.5"));
+}
+
 /// From and to buffers of the device: the bits of slices, however they are cut.
 #[test]
 fn buffers_give_the_bits_of_slices() {
