@@ -390,6 +390,117 @@ mod tests {
         assert_eq!((ledger.clean_correct(), ledger.survivors()), (1, vec![1]));
     }
 
+    /// Rounding may turn what the float iterate did not: then the next attack has something to gain still.
+    #[test]
+    fn what_is_turned_as_delivered_alone_is_tried_again() {
+        let mut o = outcome(DIMS);
+        o.float_logits.clone_from(&o.clean_logits);
+        let mut ledger = ledger(&o);
+        ledger.add(0, &attack(), &[0, 1, 2, 3], &o, never).unwrap();
+        assert_eq!((ledger.robust(), ledger.robust_float(), ledger.survivors()), (2, 3, vec![0, 1, 3]));
+    }
+
+    /// An attempt that ended early was one, and one step without a sign is no attack without a gradient.
+    #[test]
+    fn what_is_spent_is_counted_where_an_attempt_ends_early_and_some_steps_have_no_gradient() {
+        let mut o = outcome(DIMS);
+        (o.steps_taken, o.zero_gradients) = (vec![7, 13, 0, 0], vec![DIMS.len() as u64, 0, 0, 0]);
+        let mut ledger = ledger(&o);
+        let tally = ledger.add(0, &attack(), &[0, 1, 2, 3], &o, never).unwrap();
+        // One attempt and two, each of them looked at twice.
+        assert_eq!((tally.gradients, tally.forward_passes), (20, 20 + 2 + 2 * 2 + 4));
+        assert_eq!((tally.samples_without_gradient, ledger.evidence(true).samples_without_gradient), (0, 0));
+    }
+
+    /// One image of three classes, right with a loss of almost ln 3; and what came of it, at one level for all pixels.
+    fn one(logits: [f32; 3], level: f32) -> Outcome {
+        let (mut o, len) = (outcome(DIMS), DIMS.len());
+        (o.clean, o.adversarial) = (vec![51.0 / 255.0; len], vec![level / 255.0; len]);
+        (o.labels, o.targets) = (vec![0], vec![-1]);
+        (o.clean_logits, o.adversarial_logits, o.float_logits) = (vec![0.1, 0.0, 0.0], logits.into(), logits.into());
+        (o.linf, o.l2) = (vec![(level - 51.0) / 255.0], vec![(level - 51.0) / 100.0]);
+        (o.steps_taken, o.zero_gradients, o.health) = (vec![10], vec![0], vec![Health::default()]);
+        o
+    }
+
+    /// Takes in what attacks made of one image; gives the ledger, their tallies, and the level of each image that was kept.
+    fn one_after_the_other(outcomes: &[Outcome]) -> (Ledger, Vec<Tally>, Vec<f32>) {
+        let (mut ledger, mut kept) = (ledger(&outcomes[0]), Vec::new());
+        let mut add = |(index, o): (usize, &Outcome)| {
+            let keep = |_: usize, image: &[f32]| -> Result<(), ()> {
+                kept.push((255.0 * image[0]).round());
+                Ok(())
+            };
+            ledger.add(index, &attack(), &[0], o, keep).unwrap()
+        };
+        let tallies = outcomes.iter().enumerate().map(&mut add).collect();
+        (ledger, tallies, kept)
+    }
+
+    const WEAK: [f32; 3] = [1.0, 0.9, 0.9];
+    const STRONG: [f32; 3] = [1.0, 0.9, 0.99];
+    /// Its loss is lower than that of the clean image, for the third class is out of the running.
+    const TURNED: [f32; 3] = [1.0, 1.1, -9.0];
+
+    #[test]
+    fn of_attacks_that_fail_the_highest_loss_is_delivered_of_equals_the_earliest() {
+        let (ledger, _, kept) =
+            one_after_the_other(&[one(WEAK, 50.0), one(STRONG, 52.0), one(STRONG, 53.0), one(WEAK, 49.0)]);
+        assert_eq!(kept, [50.0, 52.0]);
+        let evidence = ledger.evidence(true);
+        let level = |x: f32| (255.0 * x).round();
+        assert_eq!((level(evidence.delivered_min), level(evidence.delivered_max)), (52.0, 52.0));
+        assert_eq!((level(evidence.max_linf), evidence.max_l2), (1.0, 0.01));
+    }
+
+    #[test]
+    fn what_turns_an_image_is_delivered_whatever_its_loss() {
+        let (ledger, tallies, kept) = one_after_the_other(&[one(STRONG, 52.0), one(TURNED, 53.0)]);
+        assert_eq!((kept, &ledger.broken_by[..]), (vec![52.0, 53.0], &[1][..]));
+        assert_eq!(ledger.loss, [cross_entropy(&TURNED, 0)]);
+        // Lower than that of the clean image, but the attack did what it was to do.
+        assert!(ledger.loss[0] < ledger.clean_loss[0]);
+        assert_eq!((tallies[1].samples_whose_loss_fell, ledger.evidence(true).samples_whose_loss_fell), (0, 0));
+    }
+
+    #[test]
+    fn a_loss_that_only_falls_is_told() {
+        let fell = |logits| {
+            let (ledger, tallies, _) = one_after_the_other(&[one(logits, 52.0)]);
+            (tallies[0].samples_whose_loss_fell, ledger.evidence(true).samples_whose_loss_fell)
+        };
+        assert_eq!((fell([1.0, 0.0, 0.0]), fell([1.0, 1.0, 1.0]), fell([0.1, 0.0, 0.0])), ((1, 1), (0, 0), (0, 0)));
+        let tally = |fell| Tally { samples_whose_loss_fell: fell, ..Tally::default() };
+        assert_eq!(tally(1).plus(tally(2)), tally(3));
+    }
+
+    #[test]
+    fn what_is_marked_counts_with_its_clean_image() {
+        let mut sick = one(STRONG, 53.0);
+        sick.health[0] = Health::LOGITS;
+        let (ledger, _, kept) = one_after_the_other(&[one(STRONG, 52.0), sick]);
+        assert_eq!((kept, ledger.loss[0]), (vec![52.0, 51.0], ledger.clean_loss[0]));
+        let evidence = ledger.evidence(true);
+        assert_eq!((evidence.delivered_min, evidence.delivered_max), (51.0 / 255.0, 51.0 / 255.0));
+        assert_eq!((evidence.max_linf, evidence.max_l2), (0.0, 0.0));
+    }
+
+    #[test]
+    fn evidence_tells_unsound_images_and_the_largest_move_of_a_clean_one() {
+        let (sound, ..) = one_after_the_other(&[one(WEAK, 53.0)]);
+        assert_eq!((sound.evidence(true).unsound_images, sound.evidence(true).eight_bit), (0, Some(true)));
+        // Two levels are allowed; what an attack does not deliver in the end counts, too.
+        let (far, ..) = one_after_the_other(&[one(STRONG, 53.0), one(WEAK, 54.0)]);
+        assert_eq!((far.evidence(true).unsound_images, far.evidence(true).eight_bit), (1, Some(false)));
+        assert_eq!(far.evidence(false).eight_bit, None);
+        let mut ledger = Ledger::default();
+        for moved in [0.001, 0.002, 0.0] {
+            ledger.open(&[0], &[0.0], &seen(&[1.0, 0.0], 1), moved);
+        }
+        assert_eq!(ledger.evidence(true).snapped, 0.002);
+        assert!(!Ledger::default().evidence(true).logits_look_like_probabilities);
+    }
+
     #[test]
     fn images_off_the_grid_or_out_of_the_ball_are_found() {
         let clean = [10.0 / 255.0; 2];
@@ -400,6 +511,11 @@ mod tests {
         assert!(!is_sound(&attack(), &clean, &with(f32::NAN)));
         let floats = attack().quantise(false);
         assert!(is_sound(&floats, &clean, &with(11.5 / 255.0)) && !is_sound(&floats, &clean, &with(12.1 / 255.0)));
+        assert!(!is_sound(&floats, &clean, &with(f32::NAN)));
+        let l2_floats = Attack::new(Method::Pgd, Norm::L2, 2.0 / 255.0).quantise(false);
+        assert!(is_sound(&l2_floats, &clean, &with(11.9 / 255.0)) && !is_sound(&l2_floats, &clean, &[11.9 / 255.0; 2]));
+        // A level beyond white, though on the grid and near.
+        assert!(!is_sound(&attack(), &[1.0; 2], &[1.0, 256.0 / 255.0]));
         let l2 = Attack::new(Method::Pgd, Norm::L2, 2.0 / 255.0);
         assert!(is_sound(&l2, &clean, &[12.0 / 255.0, clean[1]]) && !is_sound(&l2, &clean, &[12.0 / 255.0; 2]));
     }

@@ -194,10 +194,24 @@ pub(crate) mod tests {
         assert_eq!(s.success_rate(), Some(1.0 / 3.0));
         assert_eq!(s.success_rate_float(), Some(2.0 / 3.0));
         assert_eq!((s.robust, s.robust_float), (2, 1));
+        assert_eq!(s.clean_accuracy(), Some(0.75));
         assert_eq!((s.robust_accuracy(), s.robust_accuracy_float()), (Some(0.5), Some(0.25)));
         // The sample that is wrong when clean was not stepped.
         assert_eq!((s.zero_gradient_pixels, s.samples_without_gradient), (61, 1));
         assert_eq!((s.max_perturbation, s.max_l2), (2.0 / 255.0, 2.0 / 255.0));
+    }
+
+    /// With `attack_all` an image that was wrong may come out right, and NaN may lie behind logits that say the label.
+    #[test]
+    fn robust_is_only_what_was_right_and_is_sound() {
+        let mut o = outcome(Dims::new(1, 2, 3));
+        o.snapped = 0.001;
+        (o.adversarial_logits[4], o.float_logits[4]) = (2.0, 2.0);
+        assert_eq!((Statistics::new(&o).robust, Statistics::new(&o).robust_float), (2, 1));
+        o.health[1] = Health::GRADIENT;
+        let s = Statistics::new(&o);
+        assert_eq!((s.robust, s.robust_float, s.nonfinite_samples, s.snapped), (1, 0, 1, 0.001));
+        assert_eq!(s.plus(s).nonfinite_samples, 2);
     }
 
     #[test]
@@ -228,7 +242,10 @@ pub(crate) mod tests {
         assert!(close(wilson(0, 10).unwrap(), (0.0, 0.2775)));
         assert!(close(wilson(10, 10).unwrap(), (0.7225, 1.0)));
         assert!(close(wilson(1, 2).unwrap(), (0.0945, 0.9055)));
-        assert_eq!((wilson(0, 100).unwrap().0, wilson(100, 100).unwrap().1), (0.0, 1.0));
+        // Whatever rounding makes of the two parts: of 10 and of 25 it leaves less than 1, of 3 and of 6 more than 0.
+        for n in 1..200 {
+            assert_eq!((wilson(0, n).unwrap().0, wilson(n, n).unwrap().1), (0.0, 1.0), "{n}");
+        }
         assert_eq!(wilson(0, 0), None);
     }
 }
