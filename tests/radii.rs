@@ -188,8 +188,9 @@ fn the_smallest_radius_turns_and_the_one_below_does_not() {
     }
 
     // In parts, the same.
-    let (_, parts) = bench.attack(&format!("{line} --min-eps --eps 30/255 --chunk 3 --batch 2"), "parts");
+    let (told, parts) = bench.attack(&format!("{line} --min-eps --eps 30/255 --chunk 3 --batch 2"), "parts");
     assert!(parts.0 == least.0);
+    assert_eq!(told["min_eps"], report["min_eps"]);
     let text = bench.ok(&format!("{line} --min-eps --eps 30/255 --out least"));
     for words in ["three quarters", "turned at all", "the smallest up to 30/255"] {
         assert!(text.contains(words), "{words}: {text}");

@@ -114,6 +114,7 @@ mod tests {
         assert_eq!(chunk(usize::MAX, 1, ms(1), 9), 3000);
         assert_eq!(chunk(1000, 1, ms(1), 9), 1000);
         assert_eq!(chunk(usize::MAX, 256, ms(1), 9), 2816, "whole batches");
+        assert_eq!((chunk(257, 256, ms(1), 9), chunk(256, 256, ms(1), 9)), (256, 256), "no batch of one");
         assert_eq!(chunk(usize::MAX, 256, ms(1000), 9), 64, "a device kept busy");
         assert_eq!(chunk(10, 256, ms(1000), 9), 10, "memory comes first");
         assert_eq!(chunk(usize::MAX, 1, ms(60_000), 9), 1);

@@ -327,13 +327,37 @@ mod tests {
         assert!(told("pgd:step-size=x").contains("step-size x"));
     }
 
+    /// Each from its own place: the list, what the list leaves open, and what all attacks share.
+    #[test]
+    fn an_attack_is_what_the_list_and_the_options_say() {
+        let shared =
+            Shared { norm: Norm::Linf, eps: eps(), bounds: Some((-1.0, 2.0)), quantise: false, seed: 7, classes: 10 };
+        let made = |text: &str| spec(text).unwrap().attack("--attacks", &shared).unwrap();
+        // Nobody without momentum is told of any.
+        let new = |method| {
+            let attack = Attack::new(method, Norm::Linf, 8.0 / 255.0).bounds(shared.bounds);
+            attack.quantise(false).seed(7).momentum(0.0)
+        };
+        let pgd = new(Method::Pgd).steps(40).restarts(5).step_size(0.01).loss(Loss::Margin).targets(Targets::Second);
+        assert_eq!(made("pgd:steps=40:restarts=5:step-size=0.01:loss=margin:targets=second"), pgd);
+        let step = default_step(Method::Nifgsm, &shared.eps, 4).value as f32;
+        assert_eq!(made("nifgsm:steps=4:momentum=0.5"), new(Method::Nifgsm).steps(4).step_size(step).momentum(0.5));
+        assert_eq!(made("square:steps=20:schedule=50"), new(Method::Square).steps(20).schedule_over(50));
+        assert_eq!(made("fab-t:classes=3:steps=2"), new(Method::FabT).steps(2).classes(3));
+        // No step is one of length 0, as long as it is asked for.
+        assert_eq!(made("pgd:step-size=0:steps=2"), new(Method::Pgd).steps(2).step_size(0.0));
+    }
+
     #[test]
     fn an_attack_that_makes_no_sense_is_named() {
         let shared =
             Shared { norm: Norm::L2, eps: eps(), bounds: Some((0.0, 1.0)), quantise: true, seed: 0, classes: 3 };
         let told = |text: &str| spec(text).unwrap().attack("--attacks", &shared).unwrap_err().to_string();
         assert!(told("mifgsm").starts_with("--attacks mifgsm: mifgsm is for linf alone"));
-        assert!(told("apgd-t").contains("needs 4 classes"));
+        assert!(
+            told("apgd-t").contains("needs 4 classes")
+                && told("apgd:loss=dlr:targets=next").contains("needs 4 classes")
+        );
         assert!(told("fgsm:steps=3").contains("fgsm takes one step"));
         assert!(default_list(3).unwrap().iter().all(|s| s.attack("--attacks", &shared).is_ok()));
     }

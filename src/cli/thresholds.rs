@@ -58,6 +58,8 @@ mod tests {
     fn thresholds_are_fractions_of_known_rates() {
         let read = Threshold::parse("robust_accuracy = 0.45").unwrap();
         assert_eq!(read, Threshold { name: Name::RobustAccuracy, least: 0.45 });
+        // The ends are fractions, too.
+        assert!(Threshold::parse("clean_accuracy=1").is_ok() && Threshold::parse("clean_accuracy=0").is_ok());
         for bad in
             ["", "robust_accuracy", "accuracy=0.4", "robust_accuracy=45", "robust_accuracy=nan", "clean_accuracy=-0.1"]
         {

@@ -337,6 +337,48 @@ pub(crate) mod tests {
         assert!(serde_json::from_str::<Identity>(&text.replace("ifgsm", "nonsense")).is_err());
     }
 
+    /// What a forecast and a bar of progress count with.
+    #[test]
+    fn steps_of_a_sample_are_those_of_all_restarts_classes_and_radii() {
+        let radius = Radius { eps: config().eps, step_size: config().step_size };
+        let steps = |change: &dyn Fn(&mut Config)| {
+            let mut config = Config { restarts: 3, ..config() };
+            change(&mut config);
+            config.steps_each(10)
+        };
+        assert_eq!(steps(&|_| {}), 10 * 3);
+        assert_eq!(steps(&|c| c.radii = vec![radius.clone(); 4]), 10 * 3 * 4);
+        assert_eq!(steps(&|c| c.ladder = Ladder::parts(0.5)), 10 * 3 * 7);
+        assert_eq!(steps(&|c| c.method = Method::ApgdT), 10 * 3 * 9);
+    }
+
+    #[test]
+    fn radii_are_whole_levels_where_bytes_are_delivered_in_linf_alone() {
+        let half_a_level_more = 2.5 / 255.0;
+        let effective = |norm, quantise, bounds| {
+            let whole = Config { norm, bounds, quantise, ..config() };
+            let eps = Distance { text: "2.5/255".into(), value: half_a_level_more };
+            let eval = super::super::EvalConfig {
+                attacks: Vec::new(),
+                norm: norm.name().into(),
+                eps,
+                bounds,
+                quantise,
+                seed: 0,
+                limit: None,
+                keep_going: false,
+            };
+            assert_eq!(whole.effective(half_a_level_more), eval.effective_eps());
+            eval.effective_eps()
+        };
+        let (cut, all) = (2.0 / 255.0, half_a_level_more as f32);
+        assert_eq!(effective(Norm::Linf, true, Some((0.0, 1.0))), cut);
+        assert_eq!(effective(Norm::L2, true, Some((0.0, 1.0))), all);
+        assert_eq!(effective(Norm::Linf, false, Some((0.0, 1.0))), all);
+        assert_eq!(effective(Norm::Linf, true, Some((0.0, 2.0))), all);
+        assert_eq!(effective(Norm::Linf, true, None), all);
+    }
+
     #[test]
     fn differences_are_named_and_paths_are_none() {
         let one = identity(4);
@@ -354,6 +396,10 @@ pub(crate) mod tests {
         assert_eq!(differ(&|i| i.model.sha256 = "ab".into()).len(), 1);
         let described = differ(&|i| i.model.description_sha256 = Some("cc".into()));
         assert_eq!(described, ["model.description_sha256 is null there and \"cc\" here"]);
+        // What one of the two lacks differs, whichever it is.
+        let mut other = identity(4);
+        other.model.description_sha256 = Some("cc".into());
+        assert_eq!(differences(&key(&other), &key(&one)), ["model.description_sha256 is \"cc\" there and null here"]);
         assert_eq!(differ(&|i| i.data.framing.resize = Some(256)), ["data.resize is null there and 256 here"]);
         assert_eq!(differ(&|i| i.data.framing.crop = Some(224)), ["data.crop is null there and 224 here"]);
         assert_eq!(differ(&|i| i.data.sha256 = "ab".into()).len(), 1);

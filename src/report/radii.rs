@@ -182,8 +182,32 @@ mod tests {
         assert_eq!(Ladder::levels(0.9 / 255.0), None);
         let parts = Ladder::parts(0.5).unwrap();
         assert_eq!((parts.radius(64).value, parts.radius(32).text.as_str()), (0.5, "0.25"));
+        assert_eq!(Ladder::parts(0.0), None);
         let rounds = |rungs| Ladder { scale: 1.0, of: 255, rungs }.rounds();
         assert_eq!([rounds(1), rounds(2), rounds(3), rounds(4), rounds(5), rounds(64)], [1, 2, 3, 3, 4, 7]);
+    }
+
+    #[test]
+    fn a_line_of_the_table_is_of_its_own_radius() {
+        let radius = |k: u32| {
+            let eps = Distance { text: format!("{k}.5/255"), value: (f64::from(k) + 0.5) / 255.0 };
+            Radius { step_size: eps.clone(), eps }
+        };
+        let config = Config { radii: vec![radius(1), radius(9), radius(4)], ..super::super::config::tests::config() };
+        let s = Statistics {
+            samples: 40,
+            clean_correct: 30,
+            attacked: 30,
+            robust: 20,
+            robust_float: 10,
+            ..Statistics::default()
+        };
+        let rows = EpsRow::all(&config, &[s; 3]);
+        for (row, whole_levels) in rows.iter().zip([1.0, 9.0, 4.0]) {
+            assert_eq!(row.rates, Rates::new(&s, whole_levels / 255.0));
+        }
+        assert_eq!((rows[1].robust_accuracy_95, rows[1].robust_accuracy_float_95), (wilson(20, 40), wilson(10, 40)));
+        assert_eq!((config.largest(), config.rows_each()), (1, 3));
     }
 
     #[test]
@@ -192,6 +216,11 @@ mod tests {
         let least = MinEps::new(&ladder, vec![1, 0, 3, 1], 8);
         assert_eq!(least.quartiles, [Some(3.0 / 255.0), Some(3.0 / 255.0), None]);
         assert_eq!(least.words(&ladder, 8), ["3/255", "3/255", "> 4/255"]);
+        assert_eq!(least.turned(8), Some(0.625));
         assert_eq!(MinEps::new(&ladder, vec![0; 4], 0).quartiles, [None; 3]);
+        // A quarter of three is the first of them, and the half the second.
+        let least = MinEps::new(&ladder, vec![1, 1, 1, 0], 3);
+        assert_eq!(least.quartiles, [Some(1.0 / 255.0), Some(2.0 / 255.0), Some(3.0 / 255.0)]);
+        assert_eq!(least.words(&ladder, 3), ["1/255", "2/255", "3/255"]);
     }
 }
