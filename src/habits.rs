@@ -266,6 +266,11 @@ mod tests {
         for subgroup in [1, 4, 7, 12, 128, u32::MAX] {
             refused(&Answers { subgroup, ..sound.clone() });
         }
+        for unseen in [13, 14] {
+            let mut blind = sound.clone();
+            blind.seen[unseen] = 0;
+            refused(&blind);
+        }
         refused(&Answers { seen: sound.seen[1..].to_vec(), subgroup: 8 });
         refused(&Answers { seen: [&sound.seen[..], &[8]].concat(), subgroup: 8 });
     }
@@ -280,6 +285,11 @@ mod tests {
         assert!(habits.keeps_subnormals && habits.nan_differs && habits.fuses && habits.divides_exactly);
         assert!(!habits.contracts && !habits.reassociates);
         assert!((HUGE * HUGE).is_infinite() && habits.notices_nonfinite);
+        for flushed in [1, 2] {
+            let mut seen = answers(0);
+            seen[flushed] = 0;
+            assert!(!Habits::read(&seen).keeps_subnormals, "a product or a sum is flushed");
+        }
         for unseen in [13, 14] {
             let mut seen = answers(0);
             seen[unseen] = 0;

@@ -338,6 +338,25 @@ fn relu_lets_nothing_through_at_zero() {
     }
 }
 
+/// Of equal pixels, of which photographs are full, the first of a window has the gradient: in the reference as in PyTorch.
+#[test]
+fn of_equal_pixels_the_first_of_a_window_has_the_gradient() {
+    let mut rng = Rng::new(5);
+    let input = Dims::new(5, 7, 6);
+    for (size, stride, padding) in [(2, 2, 0), (3, 2, 1), (3, 1, 1)] {
+        let [h, w] = [input.h, input.w].map(|side| (side + 2 * padding - size) / stride + 1);
+        let layers = vec![Layer::MaxPool { size, stride, padding }, Layer::Flatten, linear("z", 5 * h * w, 4)];
+        let model = random_model(&mut rng, input, layers);
+        let want = Reference::new(model.clone()).unwrap().input_gradient_f64(&vec![0.5; input.len()], &[1]).unwrap();
+        for storage in [Storage::Buffer, Storage::Texture] {
+            let net = network(&model, storage, Variant::Naive);
+            let got = net.input_gradient(&vec![0.5; input.len()], &[1]).unwrap().gradient;
+            let error = relative_l2(&got, &want);
+            assert!(error < 1e-5, "{size}×{size}, {stride} apart, {storage:?}: {error}");
+        }
+    }
+}
+
 /// What is offered on an adapter is tested there: the three that tests run on offer what is known of them.
 #[test]
 fn every_family_is_offered_where_it_can_be() {

@@ -4,6 +4,7 @@ mod common;
 
 use common::{Rng, affine, conv, linear, projected, residual};
 use proptest::prelude::*;
+use signstep::attack::Rule;
 use signstep::kernel::{Access, Dispatch, Grid};
 use signstep::model::{Conv2d, Dims, Layer, Linear, Model, Params, Shortcut, output};
 use signstep::plan::{CoopMatrix, Math, Plan, Tile};
@@ -719,6 +720,42 @@ fn parts_of_a_batch_obey_the_limits() {
     assert!(planned > 10 && refused > 10, "{planned} planned, {refused} refused");
 }
 
+/// A limit that is met to the last workgroup and the last byte is no limit exceeded; one less is.
+#[test]
+fn limits_are_used_to_the_last() {
+    // Of more classes than pixels logits are what takes most to be read back.
+    let wide = model(Dims::new(1, 1, 1), vec![linear("z", 1, 1000)]);
+    let limits = Limits { buffer: 1_000_000, ..Limits::default() };
+    check_limits(&Plan::new(&wide, &target(limits, Storage::Buffer, Variant::Naive)).unwrap(), 1 << 30);
+    let layers = vec![conv("a", 3, 64, 3, 1, 1), Layer::Relu, Layer::GlobalAvgPool, linear("z", 64, 4)];
+    let model = model(Dims::new(3, 32, 32), layers);
+    let planned = |limits: Limits| Plan::new(&model, &target(limits, Storage::Buffer, Variant::Naive));
+    let plan = planned(Limits::default()).unwrap();
+    let most = plan.dispatches().flat_map(|d| d.grid.workgroups(1)).max().unwrap();
+    let with = |workgroups: u32| planned(Limits { workgroups: workgroups.into(), ..Limits::default() });
+    assert!(with(most).is_ok() && with(most - 1).unwrap_err().to_string().contains("workgroups"));
+    // Memory, with what rules remember and without.
+    for n in [1, 7, 33] {
+        let (bytes, more) = (plan.bytes(n), plan.remembered_bytes_per_sample());
+        for (rule, memory) in [(Rule::Sign, bytes), (Rule::L2, bytes), (Rule::Momentum, bytes + n * more)] {
+            assert_eq!(plan.largest_batch_of(rule, memory).unwrap() as u64, n, "{rule:?}");
+            let less = plan.largest_batch_of(rule, memory - 1);
+            assert!(less.is_err() == (n == 1) && less.is_ok_and(|less| less as u64 == n - 1) == (n > 1), "{rule:?}");
+        }
+    }
+}
+
+/// Rules that look at a sample as a whole take workgroups of 256: where there are none the others run all the same.
+#[test]
+fn a_device_of_small_workgroups_does_without_some_rules() {
+    let model = model(Dims::new(1, 6, 6), vec![Layer::GlobalAvgPool, linear("z", 1, 2)]);
+    for (workgroup_size, all) in [(64, false), (255, false), (256, true)] {
+        let limits = Limits { workgroup_size, ..Limits::default() };
+        let plan = Plan::new(&model, &target(limits, Storage::Buffer, Variant::Fast)).unwrap();
+        assert_eq!((plan.rules.len(), plan.pixels.quantise_l2.is_some()), (if all { 9 } else { 0 }, all));
+    }
+}
+
 /// The generator above must not live on refusals.
 #[test]
 fn most_random_models_can_be_planned() {
@@ -835,6 +872,10 @@ fn what_cannot_run_is_refused_by_name() {
     short.params.clear();
     assert!(refused(&short, usual.clone()).contains("model: z"));
     assert!(refused(&model(Dims::new(1, 2, 2), vec![Layer::Relu]), usual.clone()).contains("last layer"));
+    // Logits are numbers, and of either sign.
+    assert!(refused(&model(Dims::new(1, 2, 2), vec![conv("a", 1, 3, 1, 1, 0)]), usual.clone()).contains("last layer"));
+    let positive = vec![Layer::Flatten, linear("z", 4, 3), Layer::Relu];
+    assert!(refused(&model(Dims::new(1, 2, 2), positive), usual.clone()).contains("last layer"));
     let shortcut = Shortcut::Subsample { added: 12 };
     let odd = vec![Layer::Residual { body: vec![conv("a", 1, 13, 3, 2, 1)], shortcut }, Layer::GlobalAvgPool];
     assert!(refused(&model(Dims::new(1, 4, 4), odd), usual.clone()).contains("multiples of eight"));

@@ -112,6 +112,9 @@ mod tests {
         // The last submission of a run is not full.
         pace.learn(FIRST / 2, ms(1), ms(1));
         assert_eq!(pace.flops(), FIRST);
+        pace.learn(FIRST, ms(0), ms(1));
+        assert_eq!(pace.flops(), 4 * FIRST, "by no more than four times what it was");
+        pace.set(FIRST);
         // But one that takes too long does, full or not.
         pace.learn(FIRST / 2, ms(500), ms(500));
         assert_eq!(pace.flops(), FIRST / 4);

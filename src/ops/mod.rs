@@ -200,3 +200,26 @@ fn slices(blocks: usize, tile: usize, strip: usize, uniform_binding: u64) -> (us
     let count = padded.div_ceil(number).next_multiple_of(tile);
     (count, padded.div_ceil(count), true)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The first block and the biases lie in a binding beside the weights, to the last byte that it may have.
+    #[test]
+    fn slices_hold_all_blocks_and_fit_a_uniform_binding() {
+        let mut whole = 0;
+        for (blocks, tile, strip) in [(1, 1, 1), (4, 2, 36), (5, 4, 36), (16, 4, 144), (17, 2, 9), (64, 8, 3)] {
+            for binding in (16..60_000).step_by(16) {
+                let (count, number, uniform) = slices(blocks, tile, strip, binding);
+                assert!(count % tile == 0 && count * number >= blocks && count * (number - 1) < blocks + tile);
+                let bytes = slice_bytes(0, count, strip, |_| [0.0; 4], |_, _| [0.0; 4]).len() as u64;
+                assert!(bytes <= binding || !uniform, "{bytes} of {binding} bytes");
+                // Where not even one tile fits.
+                assert_eq!(uniform, 16 * (1 + tile * (1 + strip)) as u64 <= binding, "{tile} × {strip} in {binding}");
+                whole += usize::from(uniform && bytes == binding);
+            }
+        }
+        assert!(whole > 0, "none was full");
+    }
+}

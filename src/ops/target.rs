@@ -138,6 +138,19 @@ mod tests {
         assert_eq!(Family::best(&target), Family::Register);
     }
 
+    /// A device may be asked for as little as its host likes.
+    #[test]
+    fn workgroups_too_small_are_offered_no_tiles_that_need_larger_ones() {
+        let offered = |size: u32| {
+            let mut target = Target { subgroup: 8, ..Target::default() };
+            target.limits.workgroup_size = size;
+            [Family::Register, Family::Broadcast, Family::Workgroup].map(|family| family.is_offered(&target))
+        };
+        assert_eq!(offered(256), [true, true, true]);
+        assert_eq!([offered(255), offered(64)], [[true, true, false]; 2]);
+        assert_eq!(offered(63), [true, false, false]);
+    }
+
     #[test]
     fn names_are_read_as_they_are_written() {
         let target = Target { subgroup: 8, ..Target::default() };
