@@ -159,6 +159,9 @@ mod tests {
         assert_eq!((set.labels.as_slice(), set.classes[7].as_str()), ([7].as_slice(), "h"));
         std::fs::write(at("batches.meta.txt"), "a\nb\n").unwrap();
         assert!(open(folder.path(), None).unwrap_err().to_string().contains("2 names"));
+        // They end up in terminals.
+        std::fs::write(at("batches.meta.txt"), "a\nb\nc\nd\ne\nf\ng\n\u{1b}[2J\ni\nj\n").unwrap();
+        assert!(open(folder.path(), None).unwrap_err().to_string().contains("printable"));
     }
 
     #[test]
@@ -171,6 +174,9 @@ mod tests {
         assert!(open(&path, Some(1)).is_err(), "beyond the limit too");
         let label = message(&[record(0, 0), record(10, 0)].concat());
         assert!(label.contains("x.bin: sample 1: label 10"), "{label}");
+        // More than is read at a time.
+        let many = [vec![record(0, 0); 699], vec![record(10, 0)]].concat().concat();
+        assert!(message(&many).contains("x.bin: sample 699: label 10"));
         assert!(open(Path::new("nowhere.bin"), None).unwrap_err().to_string().contains("nowhere.bin"));
     }
 }

@@ -177,6 +177,14 @@ mod tests {
         for range in [2..3, 0..3, 1..2, 0..1, 0..0] {
             assert_eq!(set.images(range.clone()).unwrap(), want[4 * range.start..4 * range.end]);
         }
+        // Of labels in both forms those that are packed as the images are; of images in both forms one set.
+        fs::write(at.join("train-labels-idx1-ubyte.gz"), packed(&labels_file(3, &[7, 1, 2]))).unwrap();
+        assert_eq!(open(at, None).unwrap().labels[0], 7);
+        fs::write(at.join(name), &bytes[0]).unwrap();
+        assert_eq!(open(at, None).unwrap().labels[0], 9);
+        for twin in [name, "train-labels-idx1-ubyte.gz"] {
+            fs::remove_file(at.join(twin)).unwrap();
+        }
         // Unpacked by something that kept the name.
         fs::write(at.join("train-images-idx3-ubyte.gz"), &bytes[0]).unwrap();
         assert_eq!(open(at, None).unwrap().all().unwrap(), want);

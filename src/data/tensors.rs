@@ -148,6 +148,27 @@ mod tests {
         assert_eq!((images.as_slice(), set.labels.as_slice()), ([0.5, 1.0].as_slice(), [3, 4].as_slice()));
     }
 
+    /// A megabyte is read at a time: samples keep their numbers behind it, and a limit counts from the first.
+    #[test]
+    fn samples_are_counted_on_from_one_block_to_the_next() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.safetensors");
+        let n = 300_000;
+        let read = |pixels: &[f32], labels: &[i64], limit| {
+            let tensors = [("images", View::f32(&[n, 1, 1, 1], pixels)), ("labels", View::i64(&[n], labels))];
+            write_safetensors(&path, &tensors, &BTreeMap::new()).unwrap();
+            open(&path, limit)
+        };
+        let (mut pixels, mut labels) = (vec![0.5; n], vec![1; n]);
+        (pixels[n - 2], labels[n - 2]) = (0.25, 4);
+        let mut set = read(&pixels, &labels, Some(n - 1)).unwrap();
+        assert_eq!((set.len(), set.labels[n - 2], set.images(n - 3..n - 1).unwrap()), (n - 1, 4, vec![0.5, 0.25]));
+        labels[n - 1] = -1;
+        assert!(read(&pixels, &labels, None).unwrap_err().to_string().contains("sample 299999: label -1"));
+        (pixels[n - 1], labels[n - 1]) = (2.0, 0);
+        assert!(read(&pixels, &labels, None).unwrap_err().to_string().contains("sample 299999: value 2"));
+    }
+
     #[test]
     fn bad_tensors_are_refused_by_name_and_sample() {
         let labels = || ("labels", View::i64(&[2], &[0, 1]));
