@@ -219,3 +219,26 @@ pub fn differing<T: PartialEq>(a: &[T], b: &[T]) -> f64 {
 pub fn same_bits(a: &[f32], b: &[f32]) -> bool {
     a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn minibatches_are_joined_and_their_steps_added_up() {
+        let x0 = vec![0.1, 0.2, 0.3, 0.4, 0.5];
+        let batch = Batch { x0, labels: vec![0; 5], targets: vec![1, 2, 3, 4, 5], ids: (0..5).collect() };
+        let run = |part: &Batch| Ok(Run { x: part.x0.clone(), steps: 3 * part.len() as u64, ..Run::default() });
+        for size in [1, 2, 5, 9] {
+            let whole = batch.each(size, run).unwrap();
+            assert_eq!((whole.x, whole.steps), (batch.x0.clone(), 15), "{size} at a time");
+        }
+        assert_eq!(batch.minibatches(2)[2].targets, [5]);
+    }
+
+    /// A step there and one back leave a rounding error.
+    #[test]
+    fn what_has_come_back_has_not_moved() {
+        assert_eq!(moves(&[0.5 + 3e-7, 0.5 - 3e-7, 0.501, 0.499], &[0.5; 4]), [0, 0, 1, -1]);
+    }
+}

@@ -178,3 +178,80 @@ pub fn stop_together(engine: &dyn Engine, net: Net<'_>, batch: &Batch, budget: &
 pub fn truncated(x: &[f32]) -> Vec<f32> {
     x.iter().map(|x| (255.0 * x).floor() / 255.0).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attack::{Gradient, Health};
+    use crate::model::{Dims, Layer, Linear};
+    use crate::reference::Reference;
+    use crate::weights::{self, Tensors};
+    use std::cell::Cell;
+
+    const BUDGET: Budget = Budget { eps: 0.25, step_size: 0.1, steps: 3, bounds: (0.0, 1.0) };
+
+    /// Images of so many values for targets of class 1.
+    fn batch(x0: &[f32], n: usize) -> Batch {
+        Batch { x0: x0.to_vec(), labels: vec![0; n], targets: vec![1; n], ids: (0..n as u64).collect() }
+    }
+
+    fn answer(gradient: Vec<f32>, targets: &[u32]) -> Result<Gradient> {
+        let n = targets.len();
+        Ok(Gradient { gradient, loss: vec![0.0; n], health: vec![Health::default(); n] })
+    }
+
+    /// The same gradient wherever the images are.
+    fn flat(g: &[f32]) -> impl Fn(&[f32], &[u32]) -> Result<Gradient> {
+        move |_: &[f32], targets: &[u32]| answer(g.to_vec(), targets)
+    }
+
+    #[test]
+    fn a_shared_perturbation_follows_the_mean_to_either_edge_of_the_ball() {
+        let run = shared(&flat(&[1.0, -1.0, -3.0, -1.0]), &batch(&[0.5, 0.5, 0.625, 0.875], 2), &BUDGET).unwrap();
+        assert_eq!((run.x, run.first, run.steps), (vec![0.75, 0.75, 0.875, 1.0], vec![-1; 4], 6));
+        let run = shared(&flat(&[1.0, 1.0]), &batch(&[0.5, 0.125], 1), &BUDGET).unwrap();
+        assert_eq!(run.x, [0.25, 0.0]);
+    }
+
+    /// 10⁻⁸ is zero in 16 bits, a thousand times as much is not.
+    #[test]
+    fn scaled_gradients_outlast_half_precision() {
+        let moved = |n: usize, scale: f32| {
+            half_precision(&flat(&[1e-8]), &batch(&[0.5], 1), &BUDGET, n, scale).unwrap().x != [0.5]
+        };
+        assert_eq!((moved(1, 1.0), moved(1, 1024.0), moved(4096, 1024.0)), (false, true, false));
+    }
+
+    #[test]
+    fn a_batch_without_a_gradient_leaves_no_mark_on_its_momentum() {
+        let calls = Cell::new(0.0_f32);
+        let late = |_: &[f32], targets: &[u32]| answer(vec![-calls.replace(1.0)], targets);
+        assert_eq!(batch_momentum(&late, &batch(&[0.5], 1), &BUDGET).unwrap().x, [0.5 + 0.1 + 0.1]);
+    }
+
+    #[test]
+    fn steps_as_long_as_a_mean_gradient_are_pulled_back_from_outside_alone() {
+        let x = |g: &[f32], n| unnormalised(&flat(g), &batch(&[0.5, 0.5], 1), &BUDGET, n).unwrap().x;
+        let near = |x: &[f32], want: f32| (x[0] - want).abs() < 1e-6 && x[1] == 0.5;
+        assert!(near(&x(&[0.5, 0.0], 1), 0.35) && near(&x(&[0.5, 0.0], 10), 0.485) && near(&x(&[9.0, 0.0], 1), 0.25));
+    }
+
+    /// The second image succeeds in the first step, the first one in the fifth.
+    #[test]
+    fn a_batch_stops_with_any_first_success_or_with_the_last() {
+        let layers = vec![Layer::Flatten, Layer::Linear(Linear { name: "z".into(), inputs: 1, outputs: 2 })];
+        let weight = ("z.weight".to_string(), (vec![2, 1], vec![0.0, 1.0]));
+        let tensors = Tensors::from([weight, ("z.bias".to_string(), (vec![2], vec![0.5, 0.0]))]);
+        let engine = Reference::new(weights::from_layers(layers, Dims::new(1, 1, 1), tensors).unwrap()).unwrap();
+        let (net, batch) = (flat(&[-1.0, -1.0]), batch(&[0.05, 0.45], 2));
+        let budget = Budget { eps: 1.0, steps: 9, ..BUDGET };
+        let steps = |stop| stop_together(&engine, &net, &batch, &budget, stop).unwrap().steps;
+        assert_eq!((steps(Stop::First), steps(Stop::All)), (2, 10));
+    }
+
+    #[test]
+    fn fractions_of_a_level_are_cut_off() {
+        let levels = |x: &[f32]| truncated(x).iter().map(|x| (255.0 * x).round()).collect::<Vec<_>>();
+        assert_eq!(levels(&[0.5, 1.0, 254.9 / 255.0, 0.0]), [127.0, 255.0, 254.0, 0.0]);
+    }
+}
