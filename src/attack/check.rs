@@ -182,3 +182,17 @@ pub(crate) fn check_labels(model: &Model, labels: &[i64]) -> Result<()> {
         None => Ok(()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pixels_beyond_the_bounds_are_told_by_their_sample_in_the_whole_set() {
+        let attack = Attack::ifgsm(0.1);
+        let told = |images: &[f32], first| attack.check_pixels(images, 2, first).map_err(|e| e.to_string());
+        assert_eq!(told(&[0.0, 1.0, f32::NAN, 0.5], 0), Ok(()));
+        assert!(told(&[0.0, 0.5, 0.5, 1.5], 40).unwrap_err().contains("sample 41: pixel value 1.5"));
+        assert!(told(&[-0.5, 0.5], 40).unwrap_err().contains("sample 40: pixel value -0.5"));
+    }
+}

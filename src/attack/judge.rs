@@ -91,3 +91,65 @@ impl Verdict for Judge<'_> {
         keep
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A judge of one sample of three classes, label 0, and logits that say how near the others are.
+    fn judge(target: i64) -> Judge<'static> {
+        Judge {
+            k: 3,
+            labels: &[0],
+            targets: vec![target],
+            attacked: vec![true],
+            attempt: 0,
+            adversarial_logits: vec![0.0; 3],
+            float_logits: vec![0.0; 3],
+            loss: vec![0.0],
+            zero_gradients: vec![0],
+            attempts: vec![0],
+            steps_taken: vec![0],
+            float_success: vec![false],
+            health: vec![Health::default()],
+            still_open: Vec::new(),
+        }
+    }
+
+    /// Whether each attempt is kept, and which logits are there in the end.
+    fn judged(target: i64, attempts: &[([f32; 3], Health)]) -> (Vec<bool>, Judge<'static>) {
+        let mut judge = judge(target);
+        let kept = attempts.iter().zip(0..).map(|((z, health), attempt)| {
+            judge.attempt = attempt;
+            judge.judge(0, Tried { float: z, rounded: z, steps: 3, zero_gradients: 5, health: *health })
+        });
+        (kept.collect(), judge)
+    }
+
+    const FAR: [f32; 3] = [1.0, 0.0, 0.0];
+    const NEAR: [f32; 3] = [1.0, 0.9, 0.9];
+    /// The label's loss is lower than with [`NEAR`].
+    const TURNED: [f32; 3] = [1.0, 1.1, -9.0];
+
+    #[test]
+    fn an_attempt_is_kept_where_it_succeeds_or_comes_nearer() {
+        let sound = |z| (z, Health::default());
+        let (kept, judge) = judged(-1, &[sound(NEAR), sound(FAR), sound(NEAR), sound(TURNED)]);
+        assert!(cross_entropy(&TURNED, 0) < cross_entropy(&NEAR, 0), "a success counts more than a loss");
+        assert_eq!((kept, judge.attempts[0]), (vec![true, false, false, true], 3));
+        assert_eq!((&judge.adversarial_logits[..], judge.loss[0]), (&TURNED[..], cross_entropy(&TURNED, 0)));
+        assert_eq!((judge.steps_taken[0], judge.zero_gradients[0]), (12, 20), "all of them are work");
+        assert_eq!(judge.still_open, [0, 0, 0], "one that succeeded is not tried again");
+        // With a target its own loss falls.
+        let (kept, judge) = judged(2, &[sound(NEAR), sound(FAR), sound(TURNED), sound([1.0, 0.0, 0.95])]);
+        assert_eq!((kept, judge.attempts[0]), (vec![true, false, false, true], 3));
+    }
+
+    #[test]
+    fn an_attempt_that_is_not_sound_is_no_success_and_the_last() {
+        let nan = ([f32::NEG_INFINITY, f32::INFINITY, 0.0], Health::LOGITS);
+        let (kept, judge) = judged(-1, &[(NEAR, Health::default()), nan]);
+        assert_eq!((kept, &judge.adversarial_logits[..], judge.attempts[0]), (vec![true, false], &NEAR[..], 0));
+        assert_eq!((judge.health[0], judge.still_open), (Health::LOGITS, vec![0]));
+    }
+}

@@ -24,3 +24,14 @@ pub(crate) fn cross_entropy(z: &[f32], class: usize) -> f32 {
     let sum: f64 = z.iter().map(|&z| (f64::from(z) - top).exp()).sum();
     (sum.ln() - (f64::from(z[class]) - top)) as f32
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn likely_classes_come_first_and_equals_in_their_order() {
+        let aims = |class| [0, 1, 2].map(|n| nth_but(&[0.5, 2.0, 0.5, 1.0], class, n));
+        assert_eq!((aims(1), aims(0)), ([3, 0, 2], [1, 3, 2]));
+    }
+}

@@ -71,3 +71,50 @@ impl Attack {
         stops
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::attack::{Loss, Own};
+
+    /// What kernels are told of a sample, from its attack.
+    #[test]
+    fn a_sample_is_told_what_its_attack_says() {
+        let attack = Attack::pgd(Norm::Linf, 8.0 / 255.0).steps(40).restarts(3).first_id(70).loss(Loss::Margin);
+        let told = |target: i64, aim: Option<usize>| attack.sample(2, 7, target, aim, 1);
+        let plain = told(-1, None);
+        assert_eq!((plain.class, plain.label, plain.aimed, plain.direction), (7, 7, 0, 1.0));
+        assert_eq!((plain.id, plain.restart, plain.start, plain.levels), (72, 1, 1, 8));
+        assert_eq!((plain.steps, plain.stretch), (40, 40));
+        // The first class is a target like any other.
+        let aimed = told(0, None);
+        assert_eq!((aimed.class, aimed.label, aimed.aimed, aimed.direction), (0, 7, 1, -1.0));
+        // What a method aims at by itself has succeeded wherever it leaves the label.
+        let chosen = told(-1, Some(0));
+        assert_eq!((chosen.class, chosen.label, chosen.aimed, chosen.direction), (0, 7, 0, -1.0));
+        let square = Attack::square(Norm::Linf, 0.1).steps(20).schedule_over(500);
+        assert_eq!((square.sample(0, 1, -1, None, 0).steps, square.sample(0, 1, -1, None, 0).stretch), (20, 500));
+        let own = attack.each(vec![Own { id: 9, eps: 2.0 / 255.0, step_size: 0.5 }]);
+        let own = own.sample(0, 1, -1, None, 0);
+        assert_eq!((own.id, own.eps, own.step_size, own.levels), (9, 2.0 / 255.0, 0.5, 2));
+    }
+
+    #[test]
+    fn fab_begins_at_the_clean_image_for_every_class_and_at_random_in_further_restarts() {
+        let attack = Attack::fab_t(Norm::Linf, 0.1).restarts(3).random_start(true);
+        let starts = |attempt: u32| attack.sample(0, 1, -1, Some(2), attempt).start;
+        assert_eq!([0, 1, 2, 3, 4, 5, 6].map(starts), [0, 1, 1, 0, 1, 1, 0]);
+        let pgd = Attack::pgd(Norm::Linf, 0.1).restarts(3);
+        assert_eq!([0, 1].map(|attempt| pgd.sample(0, 1, -1, None, attempt).start), [1, 1]);
+    }
+
+    #[test]
+    fn samples_are_looked_at_after_shares_of_the_steps_and_always_after_the_last() {
+        let early = |steps| Attack::ifgsm(0.1).steps(steps).early_stop(true).stops();
+        assert_eq!(early(100), [10, 20, 40, 70, 100]);
+        assert_eq!((early(7), early(3), early(1)), (vec![1, 2, 3, 5, 7], vec![1, 2, 3], vec![1]));
+        assert_eq!(early(u32::MAX).last(), Some(&u32::MAX));
+        assert_eq!(Attack::ifgsm(0.1).steps(7).stops(), [7]);
+        assert_eq!(Attack::square(Norm::Linf, 0.1).steps(1000).stops(), [20, 50, 100, 200, 400, 700, 1000]);
+    }
+}
