@@ -470,7 +470,19 @@ mod tests {
             (tallies[0].samples_whose_loss_fell, ledger.evidence(true).samples_whose_loss_fell)
         };
         assert_eq!((fell([1.0, 0.0, 0.0]), fell([1.0, 1.0, 1.0]), fell([0.1, 0.0, 0.0])), ((1, 1), (0, 0), (0, 0)));
-        let tally = |fell| Tally { samples_whose_loss_fell: fell, ..Tally::default() };
+    }
+
+    #[test]
+    fn tallies_of_parts_add_up() {
+        let tally = |k: usize| Tally {
+            tried: 9 * k,
+            turned: 4 * k,
+            turned_float: 5 * k,
+            gradients: 70 * k as u64,
+            forward_passes: 80 * k as u64,
+            samples_without_gradient: 2 * k,
+            samples_whose_loss_fell: k,
+        };
         assert_eq!(tally(1).plus(tally(2)), tally(3));
     }
 
