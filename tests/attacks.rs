@@ -312,6 +312,18 @@ fn the_radius_that_is_told_is_the_one_that_can_be_delivered() {
     assert_eq!([attempts(3), attempts(9), attempts(10), attempts(1000)], [6, 18, 18, 18]);
 }
 
+/// Ten steps in two attempts. A step is a gradient, or a forward pass where there is none; `fab-t` looks where it led, too, others at
+/// the last iterate's loss; and each attempt's end is looked at in floats and in bytes.
+#[test]
+fn what_steps_cost_is_known_of_every_rule() {
+    let cost = |attack: Attack| [attack.cost(10, 2), attack.quantise(false).cost(10, 2)];
+    assert_eq!(cost(Attack::ifgsm(0.1)), [(10, 14), (10, 12)]);
+    assert_eq!(cost(Attack::nifgsm(0.1)), [(10, 14), (10, 12)]);
+    assert_eq!(cost(Attack::apgd(Norm::L2, 0.1)), [(10, 16), (10, 14)]);
+    assert_eq!(cost(Attack::square(Norm::Linf, 0.1)), [(0, 16), (0, 14)]);
+    assert_eq!(cost(Attack::fab_t(Norm::Linf, 0.1)), [(10, 24), (10, 22)]);
+}
+
 /// The search of [`Attack::least`], said again: what it delivers is a run of that radius alone, float iterates are those of the largest,
 /// and the work is that of all runs.
 #[test]

@@ -845,7 +845,7 @@ fn no_name_reaches_a_shader() {
 #[test]
 fn what_cannot_run_is_refused_by_name() {
     let usual = Limits::default();
-    // 65,536 workgroups of the step along x, one more than there are.
+    // 65,568 workgroups of the step along x, more than there are.
     let wide = model(Dims::new(1, 2048, 2049), vec![Layer::GlobalAvgPool, linear("z", 1, 2)]);
     assert!(refused(&wide, usual.clone()).contains("workgroups"));
     // Loops that a software adapter would leave without a word.
