@@ -199,17 +199,8 @@ fn targets_are_what_they_are_called() {
 /// Pixels without bounds, and weights near the largest number: what is right when clean may become infinite on the way.
 #[test]
 fn what_becomes_infinite_under_an_attack_is_marked_and_no_success() {
-    let (mut rng, n) = (Rng::new(4), 200);
-    let mut net = |weights: &[(&str, &[f32], &[f32])]| {
-        let mut layers = vec![Layer::Flatten];
-        layers.extend(weights.iter().map(|(name, weight, bias)| linear(name, weight.len() / bias.len(), bias.len())));
-        let mut model = random_model(&mut rng, Dims::new(1, 1, 1), layers);
-        for (name, weight, bias) in weights {
-            let p = model.params.get_mut(*name).unwrap();
-            (p.weight, p.bias) = (weight.to_vec(), bias.to_vec());
-        }
-        Network::new(gpu(), model).unwrap()
-    };
+    let n = 200;
+    let net = |weights: &[(&str, &[f32], &[f32])]| Network::new(gpu(), chain(weights)).unwrap();
     // 0 and 1.5e38·x − 1.5e38: another class from 1 on, infinite from 2.27 on, and below −1.27.
     let steep = net(&[("z", &[0.0, 1.5e38], &[0.0, -1.5e38])]);
     let attack = Attack::pgd(Norm::Linf, 3.0).steps(1).step_size(0.0).seed(1).bounds(None);

@@ -318,17 +318,8 @@ fn what_is_not_sound_is_marked_or_refused_as_from_slices() {
 /// Weights near the largest number: logits, and gradients, that are finite when clean and not on the way.
 #[test]
 fn what_becomes_infinite_on_the_way_is_marked_as_from_slices() {
-    let (host, mut rng) = (Host::new(), Rng::new(4));
-    let mut net = |weights: &[(&str, &[f32], &[f32])]| {
-        let mut layers = vec![Layer::Flatten];
-        layers.extend(weights.iter().map(|(name, weight, bias)| linear(name, weight.len() / bias.len(), bias.len())));
-        let mut model = random_model(&mut rng, Dims::new(1, 1, 1), layers);
-        for (name, weight, bias) in weights {
-            let p = model.params.get_mut(*name).unwrap();
-            (p.weight, p.bias) = (weight.to_vec(), bias.to_vec());
-        }
-        Network::new(&host.gpu(), model).unwrap()
-    };
+    let host = Host::new();
+    let net = |weights: &[(&str, &[f32], &[f32])]| Network::new(&host.gpu(), chain(weights)).unwrap();
     let sick = |out: &Outcome| out.health.iter().filter(|h| !h.is_healthy()).count();
     let (images, labels) = ([0.0; 60], [0; 60]);
     let steep = net(&[("z", &[0.0, 1.5e38], &[0.0, -1.5e38])]);

@@ -50,7 +50,7 @@ impl Attack {
         if (self.method.has_momentum() || self.method.shares_perturbation()) && self.norm != Norm::Linf {
             return fail(format!("{name} is for linf alone"));
         }
-        // More than one, and what is gathered would grow until it is no number.
+        // With more than one the accumulated gradient would grow until it is no number.
         if !(0.0..=1.0).contains(&self.momentum) {
             return fail(format!("the momentum must be a number from zero to one, but is {}", self.momentum));
         }

@@ -6,8 +6,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 /// Refuses a count of zero.
-pub(super) fn positive(flag: &str, value: Option<usize>) -> Result<()> {
-    if value == Some(0) { Err(Error::Usage(format!("{flag} must be one or more"))) } else { Ok(()) }
+pub(super) fn positive<T: Default + PartialEq>(flag: &str, value: Option<T>) -> Result<()> {
+    if value == Some(T::default()) { Err(Error::Usage(format!("{flag} must be one or more"))) } else { Ok(()) }
 }
 
 /// Reads a duration.

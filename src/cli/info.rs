@@ -1,8 +1,9 @@
 //! `signstep info`
 
+use super::flags::positive;
 use super::network::{NetworkArgs, load_model};
 use super::tell::{answer, answer_json};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::model::{Dims, Layer, Model, Shortcut};
 use crate::plan::{Plan, Target};
 use crate::report;
@@ -34,9 +35,7 @@ struct Row {
 }
 
 pub(super) fn run(args: &InfoArgs) -> Result<()> {
-    if args.batch == 0 {
-        return Err(Error::Usage("--batch must be one or more".into()));
-    }
+    positive("--batch", Some(args.batch))?;
     let (model, facts) = load_model(&args.network)?;
     let plan = Plan::new(&model, &Target::default())?;
     let mut rows = Vec::new();

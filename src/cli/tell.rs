@@ -70,14 +70,18 @@ pub(super) fn tell(report: &Report, args: &AnswerArgs, written: &str) -> Result<
     }
 }
 
-/// A bar on standard error, drawn only on a terminal; `done` was done by an earlier process.
-pub(super) fn progress_bar(total: u64, done: u64) -> ProgressBar {
+/// A bar on standard error, drawn only on a terminal.
+pub(super) fn bar(total: u64, template: &str) -> ProgressBar {
     if !io::stderr().is_terminal() {
         return ProgressBar::hidden();
     }
-    let style = ProgressStyle::with_template("{bar:40} {percent:>3} % of {len} sample-steps, {eta} left")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
-    let bar = ProgressBar::new(total).with_style(style).with_position(done);
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(total).with_style(style)
+}
+
+/// A bar of sample-steps; `done` were done by an earlier process.
+pub(super) fn progress_bar(total: u64, done: u64) -> ProgressBar {
+    let bar = bar(total, "{bar:40} {percent:>3} % of {len} sample-steps, {eta} left").with_position(done);
     bar.reset_eta();
     bar
 }

@@ -2,6 +2,7 @@
 //! command reads.
 
 use super::engine::{DeviceArgs, Place};
+use super::flags::positive;
 use super::network::{NetworkArgs, load_model};
 use super::tell::answer;
 use super::tunings;
@@ -24,9 +25,7 @@ pub(super) struct TuneArgs {
 }
 
 pub(super) fn run(args: &TuneArgs) -> Result<()> {
-    if args.batch == 0 {
-        return Err(Error::Usage("--batch must be one or more".into()));
-    }
+    positive("--batch", Some(args.batch))?;
     let (model, _) = load_model(&args.network)?;
     let Place::Gpu(gpu, _) = Place::open(&args.device, Math::F32)? else {
         return Err(Error::Usage("the reference has no tiles to choose from".into()));

@@ -91,6 +91,16 @@ pub fn projected(body: Vec<Layer>, projection: Layer) -> Layer {
     Layer::Residual { body, shortcut: Shortcut::Projection(vec![projection]) }
 }
 
+/// One pixel through fully connected layers of these names, weights and biases.
+pub fn chain(weights: &[(&str, &[f32], &[f32])]) -> Model {
+    let mut layers = vec![Layer::Flatten];
+    layers.extend(weights.iter().map(|(name, weight, bias)| linear(name, weight.len() / bias.len(), bias.len())));
+    let given = |(name, weight, bias): &(&str, &[f32], &[f32])| {
+        (name.to_string(), Params { weight: weight.to_vec(), bias: bias.to_vec() })
+    };
+    Model { params: weights.iter().map(given).collect(), ..random_model(&mut Rng::new(0), Dims::new(1, 1, 1), layers) }
+}
+
 /// A model with random weights, scaled so that activations stay near 1.
 pub fn random_model(rng: &mut Rng, input: Dims, layers: Vec<Layer>) -> Model {
     fn fill<'a>(rng: &mut Rng, layers: impl IntoIterator<Item = &'a Layer>, params: &mut BTreeMap<String, Params>) {

@@ -11,8 +11,8 @@ mod tell;
 
 use super::apart;
 use super::engine::Place;
-use super::flags::bytes;
-use super::tell::{answer, complain, warn};
+use super::flags::{bytes, positive};
+use super::tell::{answer, bar, complain, warn};
 use crate::coop;
 use crate::data;
 use crate::error::{Error, Result};
@@ -20,11 +20,9 @@ use crate::gpu::{Gpu, Storage};
 use crate::plan::{Math, Target, Tuning};
 use crate::trial::Clock;
 use clap::{Args, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
 use peers::Peers;
 use results::{Results, write_whole};
 use std::fs;
-use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 
 /// Rounds apart by more than this, from the tenth to the ninetieth of a hundred, are no one clock.
@@ -288,12 +286,8 @@ fn parts(args: &BenchArgs) -> (bool, bool) {
 
 fn check(args: &BenchArgs, kernels: bool) -> Result<()> {
     let fail = |said: &str| Err(Error::Usage(said.into()));
-    if args.rounds == 0 {
-        return fail("--rounds must be one or more");
-    }
-    if args.samples == Some(0) {
-        return fail("--samples must be one or more");
-    }
+    positive("--rounds", Some(args.rounds))?;
+    positive("--samples", args.samples)?;
     if args.max_seconds.is_nan() || args.max_seconds <= 0.0 {
         return fail("--max-seconds must be more than zero");
     }
@@ -378,8 +372,8 @@ fn time(
     choice: &steps::Choice,
     results: &mut Results,
 ) -> Result<Vec<String>> {
-    let bar =
-        progress_bar((rows.len() * (choice.rounds + 1) + models.len() * choice.batches.len() * choice.rounds) as u64);
+    let turns = rows.len() * (choice.rounds + 1) + models.len() * choice.batches.len() * choice.rounds;
+    let bar = bar(turns as u64, "{bar:40} {percent:>3} %, {elapsed} so far: {wide_msg}");
     let wrong = kernels::check(bench, &mut rows, |row| {
         bar.set_message(format!("checking {} on {}", row.pass.kernel(), row.shape));
         bar.inc(1);
@@ -457,14 +451,4 @@ fn table(folder: &Path) -> Result<()> {
     let page = folder.parent().unwrap_or(Path::new("")).join("RESULTS.md");
     write_whole(&page, tell::page(&all, &peers).as_bytes())?;
     answer(&format!("{} adapters in {}", all.len(), page.display()))
-}
-
-/// A bar on standard error, drawn only on a terminal.
-fn progress_bar(total: u64) -> ProgressBar {
-    if !std::io::stderr().is_terminal() {
-        return ProgressBar::hidden();
-    }
-    let style = ProgressStyle::with_template("{bar:40} {percent:>3} %, {elapsed} so far: {wide_msg}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(total).with_style(style)
 }
