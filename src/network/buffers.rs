@@ -4,7 +4,8 @@
 //! Work is put on the device's one queue in the order of the calls: what the host program submitted before a call is
 //! seen by it, and when a call returns its results are complete.
 
-use super::{Chunk, Network, append, mark};
+use super::chunk::Chunk;
+use super::{Network, append, mark};
 use crate::attack::{
     Attack, Engine, Entrants, Gradient, Health, Logits, Norm, Outcome, Perturbation, Pixels, Sample, Tried, Verdict,
     check_labels, runs,

@@ -1,7 +1,8 @@
 //! One perturbation for all images: fitted over as many chunks as it takes, and put on images. It and the sum of
 //! gradients stay on the device from one chunk to the next.
 
-use super::{Chunk, Network, append};
+use super::chunk::Chunk;
+use super::{Network, append};
 use crate::attack::{Engine, Fit, Health, Perturbation, Sample};
 use crate::error::{Error, Result};
 use crate::ops::quantise::OUTSIDE;

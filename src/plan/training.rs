@@ -4,7 +4,9 @@
 //!
 //! What entered a batch norm is kept for the way back, as a whole activation; everything else as in any plan.
 
-use super::{Tail, assign_slots, check_dispatches, largest_batch, read_back, unsupported};
+use super::fits::{check_dispatches, largest_batch, read_back};
+use super::layers::{self, Tail, unsupported};
+use super::slots::assign_slots;
 use crate::attack::{Loss, Sample, State};
 use crate::error::{Error, Result};
 use crate::gpu::Storage;
@@ -39,7 +41,7 @@ pub struct TrainingPlan {
 /// What the backward pass needs to know of layers that have run forward.
 enum Node<'m> {
     /// Without any batch norm.
-    Plain(Vec<super::Node<'m>>),
+    Plain(Vec<layers::Node<'m>>),
     /// A convolution of x, and the batch norm behind it.
     Normed {
         conv: &'m Conv2d,
@@ -183,7 +185,7 @@ fn forward<'m>(
                 let last = i + plain == layers.len();
                 let mut nodes = Vec::new();
                 let tail = if last { tail } else { Tail::default() };
-                x = super::forward(build, model, &layers[i..i + plain], x, tail, &mut nodes)?;
+                x = layers::forward(build, model, &layers[i..i + plain], x, tail, &mut nodes)?;
                 tape.push(Node::Plain(nodes));
                 i += plain;
                 continue;
@@ -246,7 +248,7 @@ fn backward(build: &mut Build, model: &Model, tape: &[Node], dy: Value, extra: O
     for (i, node) in tape.iter().enumerate().rev() {
         let residual = if i == 0 { extra } else { None };
         g = match node {
-            Node::Plain(nodes) => super::backward(build, model, nodes, g, residual),
+            Node::Plain(nodes) => layers::backward(build, model, nodes, g, residual),
             Node::Normed { conv, x, norm } => {
                 let d_conv = build.activation(norm.x.dims, None);
                 ops::batch_norm::input_grad(build, norm, g, d_conv);

@@ -5,7 +5,8 @@
 //! they are whatever a kernel does. Therefore bindings reach over the first words behind what a kernel was given, where
 //! it can do harm. (Not where a kernel asks for the length of the binding: that is how it knows the batch.)
 
-use super::{Used, Written, fill, uses, widened};
+use super::data::fill;
+use super::{Used, Written, uses, widened};
 use crate::error::Result;
 use crate::gpu::{Gpu, Storage};
 use crate::kernel::{Dispatch, submit};
