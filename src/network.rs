@@ -300,7 +300,7 @@ impl Engine for Network {
     fn loss_gradient(&self, images: &[f32], samples: &[Sample], loss: Loss) -> Result<Gradient> {
         let n = self.samples(images)?;
         self.check(samples, n)?;
-        Job { loss, ..Job::new(images, samples, 1) }.check(self.model.logits())?;
+        Job { loss, ..Job::new(images, samples, 1) }.check(&self.model)?;
         let one = self.model.input.len();
         let ids = self.plan.ids;
         let mut out = Gradient { gradient: Vec::new(), loss: Vec::new(), health: Vec::new() };
@@ -323,7 +323,7 @@ impl Engine for Network {
     fn iterate(&self, job: &Job<'_>, progress: &mut dyn FnMut(u64) -> bool) -> Result<Iterated> {
         let n = self.samples(job.x0)?;
         self.check(job.samples, n)?;
-        job.check(self.model.logits())?;
+        job.check(&self.model)?;
         self.is_rule_there(job.rule)?;
         let one = self.model.input.len();
         let slots = job.rule.memory() * one;

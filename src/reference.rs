@@ -77,7 +77,7 @@ impl Engine for Reference {
         let n = self.count(images)?;
         self.check_classes(n, samples.iter().map(|s| s.class))?;
         samples.iter().enumerate().try_for_each(|(i, s)| s.check(i, self.model.logits()))?;
-        Job { loss, ..Job::new(images, samples, 1) }.check(self.model.logits())?;
+        Job { loss, ..Job::new(images, samples, 1) }.check(&self.model)?;
         let mut all = Gradient { gradient: Vec::new(), loss: Vec::new(), health: Vec::new() };
         for (one, _) in parallel(n, |i| self.look(self.image(images, i), &samples[i], (Rule::Sign, loss))) {
             all.gradient.extend(narrow(&one.gradient));
@@ -91,7 +91,7 @@ impl Engine for Reference {
         let n = self.count(job.x0)?;
         self.check_classes(n, job.samples.iter().map(|s| s.class))?;
         job.samples.iter().enumerate().try_for_each(|(i, s)| s.check(i, self.model.logits()))?;
-        job.check(self.model.logits())?;
+        job.check(&self.model)?;
         let walk = |i: usize| {
             let (x0, sample) = (self.image(job.x0, i), &job.samples[i]);
             match job.from {

@@ -193,7 +193,7 @@ impl Training {
             return Err(Error::data("samples", format!("{} for {n} images", samples.len())));
         }
         samples.iter().enumerate().try_for_each(|(i, s)| s.check(i, self.model.logits()))?;
-        Job { loss, ..Job::new(images, samples, 1) }.check(self.model.logits())?;
+        Job { loss, ..Job::new(images, samples, 1) }.check(&self.model)?;
         let ids = self.plan.ids;
         let mut out = Gradient { gradient: Vec::new(), loss: Vec::new(), health: Vec::new() };
         self.on_batch(images, |run| {

@@ -5,7 +5,7 @@ mod common;
 
 use common::*;
 use serde_json::Value;
-use signstep::attack::{Attack, Engine, Fit, Health, Loss, Perturbation, Sample, argmax, put_on};
+use signstep::attack::{Attack, Engine, Fit, Health, Job, Loss, Perturbation, Sample, argmax, put_on};
 use signstep::kernel::{Dispatch, run_alone};
 use signstep::model::{Dims, Layer};
 use signstep::reference::{Climb, Sign};
@@ -411,7 +411,13 @@ fn what_makes_no_sense_is_refused_and_cancelling_works() {
     let descriptor = wgpu::BufferDescriptor { label: None, size: 12 * 64 * 4, usage, mapped_at_creation: false };
     let [from, to] = [(); 2].map(|()| net.gpu().device().create_buffer(&descriptor));
     let buffers = endless.run_buffers_with(&net, &from, &labels, &to, &mut |_| false).unwrap_err();
-    for error in [fitted, run, buffers] {
+    let all = samples(&labels);
+    let engines: [&dyn Engine; 2] = [&net, &Reference::new(digits()).unwrap()];
+    let by_hand = engines.map(|engine| {
+        let fitted = engine.fit(&of(&all, Loss::CrossEntropy, u32::MAX), &mut source, &mut |_| false).unwrap_err();
+        [fitted, engine.iterate(&Job::new(&images, &all, u32::MAX), &mut |_| false).unwrap_err()]
+    });
+    for error in [fitted, run, buffers].iter().chain(by_hand.as_flattened()) {
         assert!(error.to_string().contains("4294967295 steps are more than can be counted"), "{error}");
     }
     let mut all = samples(&labels);

@@ -3,6 +3,7 @@
 use super::loss::Loss;
 use super::method::Method;
 use super::norm::Norm;
+use super::sample::check_steps;
 use super::settings::{Attack, Own};
 use super::targets::Targets;
 use crate::error::{Error, Result};
@@ -121,12 +122,9 @@ impl Attack {
         Ok(attempts)
     }
 
-    /// Pixels without a sign, added up over all steps, must fit a word.
+    /// As [`check_steps`].
     pub(crate) fn check_steps(&self, model: &Model) -> Result<()> {
-        if u64::from(self.steps) * model.input.len() as u64 > u64::from(u32::MAX) {
-            return Err(Error::Usage(format!("{} steps are more than can be counted", self.steps)));
-        }
-        Ok(())
+        check_steps(self.steps, model)
     }
 
     /// How often a sample is tried at most ([`Attack::attempts`]); a sample's restart is one word.

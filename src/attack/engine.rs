@@ -4,7 +4,7 @@ use super::health::Health;
 use super::loss::Loss;
 use super::perturbation::{Fit, Perturbation, Source};
 use super::rule::{Rule, Trail};
-use super::sample::Sample;
+use super::sample::{Sample, check_steps};
 use crate::error::{Error, Result};
 use crate::model::Model;
 
@@ -49,7 +49,7 @@ pub trait Engine {
     /// answers `false` the run ends with [`Error::Cancelled`].
     ///
     /// # Errors
-    /// As [`Engine::logits`].
+    /// As [`Engine::logits`]; [`Error::Usage`] for more steps than can be counted.
     fn iterate(&self, job: &Job<'_>, progress: &mut dyn FnMut(u64) -> bool) -> Result<Iterated>;
 
     /// Fits one perturbation to all samples of `fit`, whose clean images `images` gives: g ← Σ ∇ over the samples in
@@ -58,7 +58,8 @@ pub trait Engine {
     /// NaN or infinity arises is marked and adds nothing from then on. `progress` as in [`Engine::iterate`].
     ///
     /// # Errors
-    /// As [`Engine::logits`], those of `images`, and [`Error::Usage`] for samples that differ in eps or step size.
+    /// As [`Engine::logits`], those of `images`, and [`Error::Usage`] for samples that differ in eps or step size, or
+    /// for more steps than can be counted.
     fn fit(
         &self,
         fit: &Fit<'_>,
@@ -126,11 +127,12 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// What an engine with a network of `classes` checks, but for the samples' own parameters.
-    pub(crate) fn check(&self, classes: usize) -> Result<()> {
+    /// What an engine checks, but for the samples' own parameters.
+    pub(crate) fn check(&self, model: &Model) -> Result<()> {
+        check_steps(self.steps, model)?;
         let fail = |detail: String| Err(Error::Usage(detail));
         for (i, sample) in self.samples.iter().enumerate() {
-            self.loss.check(classes, sample.direction < 0.0)?;
+            self.loss.check(model.logits(), sample.direction < 0.0)?;
             if matches!(self.rule, Rule::Fab(_)) && self.loss != Loss::Difference {
                 return fail(format!("{:?} follows the difference of two logits, not {}", self.rule, self.loss.name()));
             }

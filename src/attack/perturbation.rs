@@ -3,8 +3,9 @@
 
 use super::health::Health;
 use super::loss::Loss;
-use super::sample::Sample;
+use super::sample::{Sample, check_steps};
 use crate::error::{Error, Result};
+use crate::model::Model;
 use std::ops::Range;
 
 /// A perturbation to be fitted to samples, which have one radius and one step size.
@@ -22,11 +23,12 @@ pub struct Fit<'a> {
 }
 
 impl Fit<'_> {
-    /// What an engine with a network of `classes` checks, but for what each sample must be.
-    pub(crate) fn check(&self, classes: usize) -> Result<()> {
+    /// What an engine checks, but for what each sample must be.
+    pub(crate) fn check(&self, model: &Model) -> Result<()> {
+        check_steps(self.steps, model)?;
         let Some(first) = self.samples.first() else { return Ok(()) };
         for (i, s) in self.samples.iter().enumerate() {
-            self.loss.check(classes, s.direction < 0.0)?;
+            self.loss.check(model.logits(), s.direction < 0.0)?;
             if s.eps.to_bits() != first.eps.to_bits() || s.step_size.to_bits() != first.step_size.to_bits() {
                 return Err(Error::Usage(format!("sample {i}: one perturbation has one eps and one step size")));
             }

@@ -1,6 +1,7 @@
 //! A sample as an engine is given it: all that its fate depends on but its image. Imports only `error`.
 
 use crate::error::{Error, Result};
+use crate::model::Model;
 
 /// One sample's own parameters. The same 64 bytes lie in WGSL's `Sample` (`shaders/sample.wgsl`). The default goes
 /// nowhere: name what matters and end with `..Sample::default()`.
@@ -67,4 +68,12 @@ impl Sample {
     pub(crate) fn is_reached_by(&self, predicted: u32) -> bool {
         if self.aimed == 0 { predicted != self.label } else { predicted == self.class }
     }
+}
+
+/// Pixels without a sign, added up over all steps of one call, must fit a word.
+pub(crate) fn check_steps(steps: u32, model: &Model) -> Result<()> {
+    if u64::from(steps) * model.input.len() as u64 > u64::from(u32::MAX) {
+        return Err(Error::Usage(format!("{steps} steps are more than can be counted")));
+    }
+    Ok(())
 }

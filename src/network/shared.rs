@@ -19,7 +19,7 @@ impl Network {
     ) -> Result<Perturbation> {
         let (n, len) = (fit.samples.len(), self.model().input.len());
         self.check(fit.samples, n)?;
-        fit.check(self.model().logits())?;
+        fit.check(self.model())?;
         let mut out = Perturbation::zero(len, n);
         if n == 0 || fit.steps == 0 {
             return Ok(out);

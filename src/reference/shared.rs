@@ -67,7 +67,7 @@ impl Reference {
     ) -> Result<Perturbation> {
         let (n, len, classes) = (fit.samples.len(), self.model().input.len(), self.model().logits());
         fit.samples.iter().enumerate().try_for_each(|(i, s)| s.check(i, classes))?;
-        fit.check(classes)?;
+        fit.check(self.model())?;
         let mut out = Perturbation::zero(len, n);
         let Some(first) = fit.samples.first() else { return Ok(out) };
         let mut climb = Climb::new(vec![0.0; len]);

@@ -70,7 +70,7 @@ impl Training {
         let (n, classes) = (self.net.count(images)?, self.model().logits());
         self.net.check_classes(n, samples.iter().map(|s| s.class))?;
         samples.iter().enumerate().try_for_each(|(i, s)| s.check(i, classes))?;
-        Job { loss, ..Job::new(images, samples, 1) }.check(classes)?;
+        Job { loss, ..Job::new(images, samples, 1) }.check(self.model())?;
         let mut tape = Vec::new();
         let logits = self.forward(images, &mut tape)?;
         let (losses, seeds) = logits.iter().zip(samples).map(|(z, s)| loss::follow(loss, z, s)).unzip();

@@ -423,7 +423,8 @@ mod tests {
         o
     }
 
-    /// Takes in what attacks made of one image; gives the ledger, their tallies, and the level of each image that was kept.
+    /// Takes in what attacks made of one image; gives the ledger, their tallies, and the level of each image that was
+    /// kept.
     fn one_after_the_other(outcomes: &[Outcome]) -> (Ledger, Vec<Tally>, Vec<f32>) {
         let (mut ledger, mut kept) = (ledger(&outcomes[0]), Vec::new());
         let mut add = |(index, o): (usize, &Outcome)| {
