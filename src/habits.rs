@@ -194,11 +194,25 @@ fn words(label: &str, count: usize) -> Resource {
     Resource { label: label.into(), kind: Kind::Samples, per_sample: 4 * count as u64 }
 }
 
+/// What a device is too small for, of what asks it.
+fn lacks(gpu: &Gpu, dispatch: &Dispatch, resources: &[Resource]) -> Result<Option<String>> {
+    let limits = gpu.limits();
+    if let Some(over) = dispatch.kernel.exceeds(limits)? {
+        return Ok(Some(over));
+    }
+    let (entry, allowed) = (dispatch.kernel.entry, limits.storage_binding.min(limits.buffer));
+    let largest = resources.iter().filter_map(|r| r.bytes(1, Storage::Buffer)).max().unwrap_or(0);
+    Ok((largest > allowed).then(|| format!("{entry} has a binding of {largest} bytes, {allowed} allowed")))
+}
+
 fn ask(gpu: &Gpu) -> Result<Vec<u32>> {
     let floats = [1.0, TINY, f32::NAN, FACTOR, MINUS_PRODUCT, LARGE, SMALL, DIVIDED.0, DIVIDED.1, HUGE, 0.0];
     let given: Vec<u32> = [SEED, ROUNDS].into_iter().chain(floats.map(f32::to_bits)).collect();
     let dispatch = alone(kernel(), vec![("given", 0), ("seen", 1)], 1);
     let resources = [words("given", given.len()), words("seen", SEEN)];
+    if let Some(why) = lacks(gpu, &dispatch, &resources)? {
+        return Err(Error::NoAdapter(format!("adapter {} is too small: {why}", gpu.summary().name)));
+    }
     let seen = run_alone(gpu, &dispatch, &resources, 1, &[(0, bytemuck::cast_slice(&given).to_vec())], 1)?;
     Ok(bytemuck::pod_collect_to_vec(&seen[..4 * SEEN]))
 }
@@ -210,10 +224,15 @@ fn ask(gpu: &Gpu) -> Result<Vec<u32>> {
 /// Those of the device.
 pub fn subgroup(gpu: &Gpu) -> Result<u32> {
     const INVOCATIONS: u32 = 256;
+    const WG: u32 = 64;
     gpu.subgroup_once(|least| {
         let seen = Resource { label: "subgroup check".into(), kind: Kind::Samples, per_sample: u64::from(INVOCATIONS) };
-        let dispatch = alone(subgroup_kernel(), vec![("seen", 0)], INVOCATIONS / 64);
-        let seen = run_alone(gpu, &dispatch, &[seen], 1, &[], 0)?;
+        let dispatch = alone(subgroup_kernel(), vec![("seen", 0)], INVOCATIONS / WG);
+        let resources = [seen];
+        if gpu.limits().workgroup_size < WG || lacks(gpu, &dispatch, &resources)?.is_some() {
+            return Ok(0);
+        }
+        let seen = run_alone(gpu, &dispatch, &resources, 1, &[], 0)?;
         let sound = bytemuck::pod_collect_to_vec::<u8, [u32; 4]>(&seen).iter().zip(0..).all(|(seen, i)| {
             let [lane, wrong, left, right] = *seen;
             let group = i & !7;

@@ -21,6 +21,7 @@ pub(crate) use run::{append, mark, run};
 
 use crate::attack::{
     Engine, Fit, Gradient, Health, Iterated, Job, Logits, Loss, Perturbation, Rule, Sample, Source, Trail,
+    check_samples,
 };
 use crate::coop;
 use crate::error::{Error, Result};
@@ -220,7 +221,9 @@ impl Network {
         mut work: impl FnMut(&Chunk<'_>, Range<usize>, &mut dyn FnMut(u64) -> bool) -> Result<()>,
     ) -> Result<()> {
         let remembers = rule.memory() > 0;
-        let most = if remembers { self.remembering_chunk } else { self.chunk };
+        // Where there is memory for a rule already, logits are taken in as many at a time, and it stays.
+        let is_there = self.remembering.load(Ordering::Relaxed) > 0;
+        let most = if remembers || is_there { self.remembering_chunk } else { self.chunk };
         if most == 0 {
             let bytes = self.plan.remembered_bytes_per_sample();
             let limit = "memory budget of the network".into();
@@ -250,13 +253,6 @@ impl Network {
             return Err(Error::data("images", detail));
         }
         Ok(images.len() / one)
-    }
-
-    fn check(&self, samples: &[Sample], n: usize) -> Result<()> {
-        if samples.len() != n {
-            return Err(Error::data("samples", format!("{} for {n} images", samples.len())));
-        }
-        samples.iter().enumerate().try_for_each(|(i, s)| s.check(i, self.model.logits()))
     }
 
     fn is_rule_there(&self, rule: Rule) -> Result<()> {
@@ -299,8 +295,7 @@ impl Engine for Network {
 
     fn loss_gradient(&self, images: &[f32], samples: &[Sample], loss: Loss) -> Result<Gradient> {
         let n = self.samples(images)?;
-        self.check(samples, n)?;
-        Job { loss, ..Job::new(images, samples, 1) }.check(&self.model)?;
+        check_samples(samples, n, loss, &self.model)?;
         let one = self.model.input.len();
         let ids = self.plan.ids;
         let mut out = Gradient { gradient: Vec::new(), loss: Vec::new(), health: Vec::new() };
@@ -322,8 +317,7 @@ impl Engine for Network {
 
     fn iterate(&self, job: &Job<'_>, progress: &mut dyn FnMut(u64) -> bool) -> Result<Iterated> {
         let n = self.samples(job.x0)?;
-        self.check(job.samples, n)?;
-        job.check(&self.model)?;
+        job.check(n, &self.model)?;
         self.is_rule_there(job.rule)?;
         let one = self.model.input.len();
         let slots = job.rule.memory() * one;

@@ -39,6 +39,7 @@ pub use walk::{Walk, random_start, step};
 
 use crate::attack::{
     Engine, Fit, Gradient, Health, Iterated, Job, Logits, Loss, Perturbation, Rule, Sample, Source, Trail,
+    check_samples,
 };
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -75,9 +76,7 @@ impl Engine for Reference {
 
     fn loss_gradient(&self, images: &[f32], samples: &[Sample], loss: Loss) -> Result<Gradient> {
         let n = self.count(images)?;
-        self.check_classes(n, samples.iter().map(|s| s.class))?;
-        samples.iter().enumerate().try_for_each(|(i, s)| s.check(i, self.model.logits()))?;
-        Job { loss, ..Job::new(images, samples, 1) }.check(&self.model)?;
+        check_samples(samples, n, loss, &self.model)?;
         let mut all = Gradient { gradient: Vec::new(), loss: Vec::new(), health: Vec::new() };
         for (one, _) in parallel(n, |i| self.look(self.image(images, i), &samples[i], (Rule::Sign, loss))) {
             all.gradient.extend(narrow(&one.gradient));
@@ -89,9 +88,7 @@ impl Engine for Reference {
 
     fn iterate(&self, job: &Job<'_>, progress: &mut dyn FnMut(u64) -> bool) -> Result<Iterated> {
         let n = self.count(job.x0)?;
-        self.check_classes(n, job.samples.iter().map(|s| s.class))?;
-        job.samples.iter().enumerate().try_for_each(|(i, s)| s.check(i, self.model.logits()))?;
-        job.check(&self.model)?;
+        job.check(n, &self.model)?;
         let walk = |i: usize| {
             let (x0, sample) = (self.image(job.x0, i), &job.samples[i]);
             match job.from {
@@ -326,7 +323,7 @@ mod tests {
         assert!(net.logits(&x[1..]).unwrap_err().to_string().contains("3×11×9"));
         assert!(net.logits(&[]).unwrap().logits.is_empty());
         assert!(net.input_gradient(&x, &[5]).unwrap_err().to_string().contains("sample 0: class 5"));
-        assert!(net.input_gradient(&x, &[0, 1]).unwrap_err().to_string().contains("2 classes for 1 images"));
+        assert!(net.input_gradient(&x, &[0, 1]).unwrap_err().to_string().contains("2 for 1 images"));
         let samples = &[Sample { eps: 1.0, step_size: 1.0, direction: 1.0, ..Sample::default() }];
         let job = Job::new(&x, samples, 9);
         assert_eq!(net.iterate(&job, &mut |_| false), Err(Error::Cancelled));

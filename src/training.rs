@@ -6,7 +6,7 @@
 //! and in any batch, cannot hold. So it is a type of its own that is no [`Engine`](crate::attack::Engine): no attack
 //! takes it.
 
-use crate::attack::{Gradient, Health, Job, Logits, Loss, Sample};
+use crate::attack::{Gradient, Health, Logits, Loss, Sample, check_samples};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Storage};
 use crate::kernel::{Bound, Dispatch};
@@ -189,11 +189,7 @@ impl Training {
     /// few classes for the loss.
     pub fn loss_gradient(&self, images: &[f32], samples: &[Sample], loss: Loss) -> Result<Gradient> {
         let n = self.samples(images)?;
-        if samples.len() != n {
-            return Err(Error::data("samples", format!("{} for {n} images", samples.len())));
-        }
-        samples.iter().enumerate().try_for_each(|(i, s)| s.check(i, self.model.logits()))?;
-        Job { loss, ..Job::new(images, samples, 1) }.check(&self.model)?;
+        check_samples(samples, n, loss, &self.model)?;
         let ids = self.plan.ids;
         let mut out = Gradient { gradient: Vec::new(), loss: Vec::new(), health: Vec::new() };
         self.on_batch(images, |run| {

@@ -362,6 +362,8 @@ fn buffers_that_do_not_fit_are_refused_by_name() {
     refused(&given, &host.buffer(256, Usage::COPY_SRC), "adversarial", "COPY_DST");
     refused(&host.filled(&images[1..]), &made, "images", "1020 bytes, 4 samples take 1024");
     refused(&given, &host.buffer(255, Usage::COPY_DST), "adversarial", "1020 bytes");
+    let many = net.logits_buffer(&given, 1 << 62).unwrap_err();
+    assert!(matches!(&many, Error::Data { .. }), "{many:?}");
     let same = attack.run_buffers(&net, &given, &labels, &given).unwrap_err();
     assert!(matches!(&same, Error::Usage(m) if m.contains("must be two")), "{same}");
     let early = attack.clone().early_stop(true).run_buffers(&net, &given, &labels, &made).unwrap_err();
@@ -716,6 +718,15 @@ fn a_device_of_small_limits_runs_what_it_can() {
         );
     }
 
+    // Not even what asks a device can run there.
+    for (change, why) in [
+        ((|l| l.max_storage_buffers_per_shader_stage = 0) as fn(&mut wgpu::Limits), "storage buffers, 0 allowed"),
+        (|l| l.max_storage_buffer_binding_size = 64, "bytes, 64 allowed"),
+    ] {
+        let error = load(&Host::with_limits(change)).err().unwrap();
+        assert!(matches!(&error, Error::NoAdapter(told) if told.contains(why)), "{error:?}");
+    }
+
     // Textures are for devices that take them as wide as they are made.
     for change in [(|l| l.max_texture_dimension_2d = 1024) as fn(&mut wgpu::Limits), |l| {
         l.max_storage_textures_per_shader_stage = 0;
@@ -757,6 +768,29 @@ fn a_device_of_unknown_speed_is_given_little_at_a_time() {
     let one = model.input.len();
     let each: Vec<f32> = (0..20).flat_map(|i| alone.logits(&images[i * one..(i + 1) * one]).unwrap().logits).collect();
     assert_bits("cut or not", &all, &each);
+}
+
+/// A rule's memory lies beside that of a batch, which is made smaller for it where both would be too much.
+#[test]
+fn what_an_attack_remembers_lies_within_the_budget() {
+    let mut rng = Rng::new(5);
+    let layers = vec![conv("a", 3, 8, 3, 1, 1), Layer::Relu, Layer::GlobalAvgPool, Layer::Flatten, linear("z", 8, 3)];
+    let model = random_model(&mut rng, Dims::new(3, 32, 32), layers);
+    let images = rng.images(150 * model.input.len());
+    let labels = vec![0; 150];
+    let net = |memory| Network::with_options(gpu(), model.clone(), &Options { memory, ..Options::default() }).unwrap();
+    let (roomy, tight) = (net(1 << 30), net(4_000_000));
+    let attacks =
+        [Attack::mifgsm(0.02).steps(2), Attack::apgd(Norm::Linf, 0.02).steps(2), Attack::fab_t(Norm::L2, 0.1).steps(2)];
+    assert_bits("logits", &tight.logits(&images).unwrap().logits, &roomy.logits(&images).unwrap().logits);
+    let alone = tight.gpu_bytes();
+    for attack in attacks.map(|attack| attack.attack_all(true)) {
+        let [got, want] = [&tight, &roomy].map(|net| attack.run(net, &images, &labels).unwrap());
+        assert_bits(attack.method().name(), &got.adversarial, &want.adversarial);
+        assert!(tight.gpu_bytes() <= 4_000_000, "{} bytes with {}", tight.gpu_bytes(), attack.method().name());
+    }
+    assert!(alone > 3_500_000, "{alone} bytes: a batch alone takes all there is");
+    assert!((2..150).contains(&tight.chunk()), "{}", tight.chunk());
 }
 
 /// Runs an attack on `net`, and `work` while the attack is in the middle of a run, held there by its callback.

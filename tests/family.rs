@@ -5,7 +5,8 @@ mod common;
 
 use common::*;
 use signstep::attack::{
-    Attack, Engine, Health, Iterated, Job, Loss, Method, Norm, Own, Rule, Sample, State, Trail, budget_l2, quantise_l2,
+    Attack, Engine, Fit, Health, Iterated, Job, Loss, Method, Norm, Own, Rule, Sample, State, Trail, budget_l2,
+    quantise_l2,
 };
 use signstep::kernel::{Dispatch, run_alone};
 use signstep::model::{Dims, Layer};
@@ -592,6 +593,47 @@ fn what_makes_no_sense_is_refused() {
         fails(Job { steps: 2, from: Some(&short), ..job }).contains("a trail of 2 samples for 2, or of another rule")
     );
     assert!(fails(Job { rule: Rule::Lookahead, steps: 2, from: Some(&trail), ..job }).contains("another rule"));
+}
+
+/// What would leave the ball or the bounds, or be NaN, is refused by both engines, each sample by its number.
+#[test]
+fn steps_that_make_no_sense_are_refused() {
+    let (images, labels) = data(2);
+    let mut sound = samples(&labels, Rule::Sign, 1);
+    sound.iter_mut().for_each(|s| s.start = 0);
+    let engines: [&dyn Engine; 2] = [&Network::new(gpu(), digits()).unwrap(), &Reference::new(digits()).unwrap()];
+    let with = |change: fn(&mut Sample)| {
+        let mut all = sound.clone();
+        change(&mut all[1]);
+        all
+    };
+    for engine in engines {
+        let run = |job: Job<'_>| engine.iterate(&job, &mut |_| true).map(drop);
+        let job = Job::new(&images, &sound, 1);
+        assert_eq!(run(job), Ok(()));
+        for (change, why) in [
+            ((|s| s.eps = -1.0) as fn(&mut Sample), "sample 1: eps -1"),
+            (|s| s.eps = f32::NAN, "sample 1: eps NaN"),
+            (|s| s.step_size = f32::NAN, "sample 1: a step of NaN"),
+            (|s| s.step_size = f32::INFINITY, "sample 1: a step of inf"),
+            (|s| s.step_size = -0.1, "sample 1: a step of -0.1"),
+            (|s| s.direction = 5.0, "sample 1: direction 5"),
+            (|s| s.direction = f32::NAN, "sample 1: direction NaN"),
+            (|s| s.class = 10, "sample 1: class 10"),
+        ] {
+            let all = with(change);
+            let moved = run(Job { samples: &all, ..job }).unwrap_err().to_string();
+            let fit = Fit { samples: &all, loss: Loss::CrossEntropy, steps: 1, bounds: (0.0, 1.0) };
+            let fitted = engine.fit(&fit, &mut |_| Ok(images.clone()), &mut |_| true).unwrap_err().to_string();
+            assert!(moved.contains(why) && fitted.contains(why), "{moved}; {fitted}");
+        }
+        for (bounds, why) in [((1.0, 0.0), "bounds 1 to 0"), ((f32::NAN, 1.0), "bounds NaN to 1")] {
+            assert!(run(Job { bounds, ..job }).unwrap_err().to_string().contains(why));
+        }
+        assert!(run(Job { samples: &sound[..1], ..job }).unwrap_err().to_string().contains("1 for 2 images"));
+        let still = with(|s| (s.direction, s.eps) = (0.0, f32::INFINITY));
+        assert_eq!(run(Job { samples: &still, ..job }), Ok(()), "a sample may stay where it is");
+    }
 }
 
 /// A trail is the caller's, and its counters may be at the end of their words: there they go round, as the device's do. (Where

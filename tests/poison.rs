@@ -92,6 +92,7 @@ fn images() {
         for (i, &marked) in marks.iter().enumerate() {
             if marked {
                 assert!(!out.success[i] && !out.success_float[i], "trial {trial}: sample {i} has succeeded");
+                assert_eq!((out.linf[i], out.l2[i]), (0.0, 0.0), "trial {trial}: sample {i} was moved");
             } else {
                 assert_eq!(fate(&out, i), fate(&whole, i), "trial {trial}: neighbour {i}");
                 neighbours += 1;
@@ -191,10 +192,19 @@ fn what_is_withheld_is_the_clean_image() {
     let attack = Attack::ifgsm(0.3).untargeted();
     let whole = attack.run(&net, &images, &labels).unwrap();
     let mut out = whole.clone();
+    // Even of a sample that looks right it is not known.
+    out.adversarial_logits = whole.clean_logits.clone();
+    out.float_logits = whole.clean_logits.clone();
+    assert_eq!((out.robust_accuracy(), out.robust_accuracy_float()), (1.0, 1.0));
+    out.health[1] = Health::LOGITS;
+    assert_eq!((out.robust_accuracy(), out.robust_accuracy_float()), (2.0 / 3.0, 2.0 / 3.0));
+    let mut out = whole.clone();
     out.health[1] = Health::GRADIENT;
     assert!(whole.success[1] && whole.success_float[1]);
     out.withhold_unhealthy();
     assert!(!out.success[1] && !out.success_float[1], "neither turned nor robust");
+    let held = (whole.success.iter().filter(|turned| !**turned).count() as f64) / 3.0;
+    assert_eq!((out.robust_accuracy(), whole.robust_accuracy()), (held, held));
     let one = DIMS.len();
     assert_eq!(out.adversarial[one..2 * one], whole.clean[one..2 * one]);
     assert_eq!(out.adversarial_logits[CLASSES..2 * CLASSES], whole.clean_logits[CLASSES..2 * CLASSES]);

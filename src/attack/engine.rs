@@ -4,7 +4,7 @@ use super::health::Health;
 use super::loss::Loss;
 use super::perturbation::{Fit, Perturbation, Source};
 use super::rule::{Rule, Trail};
-use super::sample::{Sample, check_steps};
+use super::sample::{Sample, check_moves, check_samples, check_steps};
 use crate::error::{Error, Result};
 use crate::model::Model;
 
@@ -127,12 +127,13 @@ impl<'a> Job<'a> {
         }
     }
 
-    /// What an engine checks, but for the samples' own parameters.
-    pub(crate) fn check(&self, model: &Model) -> Result<()> {
+    /// What an engine checks before it runs, on `n` images.
+    pub(crate) fn check(&self, n: usize, model: &Model) -> Result<()> {
+        check_samples(self.samples, n, self.loss, model)?;
+        check_moves(self.samples, self.bounds)?;
         check_steps(self.steps, model)?;
         let fail = |detail: String| Err(Error::Usage(detail));
         for (i, sample) in self.samples.iter().enumerate() {
-            self.loss.check(model.logits(), sample.direction < 0.0)?;
             if matches!(self.rule, Rule::Fab(_)) && self.loss != Loss::Difference {
                 return fail(format!("{:?} follows the difference of two logits, not {}", self.rule, self.loss.name()));
             }

@@ -102,7 +102,9 @@ impl<'a> OnHost<'a> {
         let OnHost { clean, delivered, .. } = self;
         let one = self.engine.model().input.len();
         let moves = clean.chunks(one).zip(delivered.chunks(one)).map(|(x0, x)| {
-            let moves = || x.iter().zip(x0).map(|(x, x0)| f64::from(*x) - f64::from(*x0));
+            // What is NaN or infinite was left where it was.
+            let move_of = |(x, x0): (&f32, &f32)| if x0.is_finite() { f64::from(*x) - f64::from(*x0) } else { 0.0 };
+            let moves = || x.iter().zip(x0).map(move_of);
             (moves().fold(0.0, |m, d| f64::max(m, d.abs())) as f32, moves().map(|d| d * d).sum::<f64>().sqrt() as f32)
         });
         (out.linf, out.l2) = moves.unzip();

@@ -84,6 +84,7 @@ pub use random::{Stream, philox};
 pub(crate) use rule::{ACCUMULATED, AHEAD, BEST, BEST_GRADIENT, FOUND, KEPT, NEAREST, OLD};
 pub use rule::{Rule, State, Trail};
 pub use sample::Sample;
+pub(crate) use sample::check_samples;
 pub use settings::{Attack, Own};
 pub(crate) use square::{halvings, hills, sides, tile};
 pub use targets::Targets;

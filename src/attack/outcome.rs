@@ -66,7 +66,8 @@ impl Outcome {
         self.labels.is_empty()
     }
 
-    /// Share of samples that are right when clean *and* still right as delivered.
+    /// Share of samples that are right when clean *and* still right as delivered. One in which NaN or infinity arose
+    /// counts as neither turned nor robust.
     pub fn robust_accuracy(&self) -> f64 {
         self.share_right(&self.adversarial_logits)
     }
@@ -77,11 +78,16 @@ impl Outcome {
     }
 
     fn share_right(&self, logits: &[f32]) -> f64 {
-        let k = logits.len() / self.len().max(1);
-        let right = (0..self.len())
-            .filter(|&i| self.clean_correct[i] && argmax(&logits[i * k..(i + 1) * k]) as i64 == self.labels[i])
-            .count();
+        let right = (0..self.len()).filter(|&i| self.is_still_right(i, logits)).count();
         right as f64 / self.len().max(1) as f64
+    }
+
+    /// Whether sample `i` was right when clean, and is by `logits` of all samples.
+    pub(crate) fn is_still_right(&self, i: usize, logits: &[f32]) -> bool {
+        let k = logits.len() / self.len().max(1);
+        let right = || argmax(&logits[i * k..(i + 1) * k]) as i64 == self.labels[i];
+        // What NaN arose in is not known to be right, whatever is delivered for it.
+        self.clean_correct[i] && self.health[i].is_healthy() && right()
     }
 
     /// Steps taken, added up over all samples: the work that was done.

@@ -3,7 +3,7 @@
 
 use super::health::Health;
 use super::loss::Loss;
-use super::sample::{Sample, check_steps};
+use super::sample::{Sample, check_moves, check_samples, check_steps};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use std::ops::Range;
@@ -23,12 +23,13 @@ pub struct Fit<'a> {
 }
 
 impl Fit<'_> {
-    /// What an engine checks, but for what each sample must be.
+    /// What an engine checks before it runs.
     pub(crate) fn check(&self, model: &Model) -> Result<()> {
+        check_samples(self.samples, self.samples.len(), self.loss, model)?;
+        check_moves(self.samples, self.bounds)?;
         check_steps(self.steps, model)?;
         let Some(first) = self.samples.first() else { return Ok(()) };
         for (i, s) in self.samples.iter().enumerate() {
-            self.loss.check(model.logits(), s.direction < 0.0)?;
             if s.eps.to_bits() != first.eps.to_bits() || s.step_size.to_bits() != first.step_size.to_bits() {
                 return Err(Error::Usage(format!("sample {i}: one perturbation has one eps and one step size")));
             }

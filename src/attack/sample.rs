@@ -1,5 +1,6 @@
-//! A sample as an engine is given it: all that its fate depends on but its image. Imports only `error`.
+//! A sample as an engine is given it: all that its fate depends on but its image.
 
+use super::loss::Loss;
 use crate::error::{Error, Result};
 use crate::model::Model;
 
@@ -49,8 +50,8 @@ impl Sample {
         self.start != 0
     }
 
-    /// What an engine checks before it runs sample `i` in a network of `classes`.
-    pub(crate) fn check(&self, i: usize, classes: usize) -> Result<()> {
+    /// Whether there are its classes, and it may start where it is to start.
+    fn check(&self, i: usize, classes: usize) -> Result<()> {
         let fail = |detail: String| Err(Error::data(format!("sample {i}"), detail));
         if self.class as usize >= classes {
             return fail(format!("class {}, but there are {classes} classes", self.class));
@@ -68,6 +69,38 @@ impl Sample {
     pub(crate) fn is_reached_by(&self, predicted: u32) -> bool {
         if self.aimed == 0 { predicted != self.label } else { predicted == self.class }
     }
+}
+
+/// What an engine checks of the samples of `n` images before it follows `loss`.
+pub(crate) fn check_samples(samples: &[Sample], n: usize, loss: Loss, model: &Model) -> Result<()> {
+    if samples.len() != n {
+        return Err(Error::data("samples", format!("{} for {n} images", samples.len())));
+    }
+    let classes = model.logits();
+    samples.iter().enumerate().try_for_each(|(i, sample)| {
+        sample.check(i, classes)?;
+        loss.check(classes, sample.direction < 0.0)
+    })
+}
+
+/// What it checks before it moves them: a step stays within a ball and within bounds only if these are some.
+pub(crate) fn check_moves(samples: &[Sample], (lo, hi): (f32, f32)) -> Result<()> {
+    if lo.is_nan() || hi.is_nan() || lo > hi {
+        return Err(Error::Usage(format!("bounds {lo} to {hi}")));
+    }
+    for (i, s) in samples.iter().enumerate() {
+        let fail = |detail: String| Err(Error::data(format!("sample {i}"), detail));
+        if s.eps.is_nan() || s.eps < 0.0 {
+            return fail(format!("eps {}", s.eps));
+        }
+        if !s.step_size.is_finite() || s.step_size < 0.0 {
+            return fail(format!("a step of {}", s.step_size));
+        }
+        if ![-1.0, 0.0, 1.0].contains(&s.direction) {
+            return fail(format!("direction {}, which is neither 1 nor -1", s.direction));
+        }
+    }
+    Ok(())
 }
 
 /// Pixels without a sign, added up over all steps of one call, must fit a word.

@@ -1,5 +1,6 @@
 //! The images that a command is given: opened, framed, and held against its network.
 
+use super::tell::warn;
 use crate::data::{self, Framing};
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -64,13 +65,15 @@ impl Images {
 /// Opens the data asked for, and checks that the network can take the images, and knows their labels.
 pub(super) fn load_images(args: &DataArgs, limit: Option<usize>, model: &Model) -> Result<Images> {
     let framing = Framing { resize: args.resize, crop: args.crop };
-    let source: data::Source = match &args.data {
+    let mut source: data::Source = match &args.data {
         Some(path) => data::open_framed(path, limit, framing)?,
         None if !framing.is_none() => return Err(Error::Usage(format!("{framing}: pictures are missing (--data)"))),
         None => data::digits()?,
     };
+    let classes = model.logits();
     let samples = limit.unwrap_or(usize::MAX).min(source.len());
-    let fail = |detail: String| Err(Error::Data { place: source.name.clone(), detail });
+    let place = source.name.clone();
+    let fail = |detail: String| Err(Error::data(&place, detail));
     if samples == 0 {
         return fail("holds no images".into());
     }
@@ -85,7 +88,13 @@ pub(super) fn load_images(args: &DataArgs, limit: Option<usize>, model: &Model) 
         };
         return fail(format!("images are {}, but {} takes {}{way_out}", source.dims, model.arch, model.input));
     }
-    let classes = model.logits();
+    if source.number_as(&model.classes, classes)? {
+        let (data, network) = (&source.classes[0], &model.classes[0]);
+        let order = "classes are numbered in the order of their own names";
+        warn(format!(
+            "none of the names of the data's classes is one of the network's: {order}, so `{data}` is `{network}`"
+        ));
+    }
     let labels = &source.labels[..samples];
     if let Some((i, label)) = labels.iter().enumerate().find(|(_, l)| !(0..classes as i64).contains(*l)) {
         return fail(format!("label {label} of sample {i} is none of the {classes} classes of {}", model.arch));

@@ -292,6 +292,38 @@ mod tests {
     }
 
     #[test]
+    fn classes_are_numbered_as_a_network_numbers_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for (name, value) in [("cat/1.png", 1), ("dog/1.png", 2), ("dog/2.png", 3)] {
+            grey(&at(name), value);
+        }
+        let numbered = |names: &[&str], count: usize| {
+            let mut set = open(folder.path(), None).unwrap();
+            let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
+            set.number_as(&names, count).map(|in_order| (set.labels, set.classes.join(" "), in_order))
+        };
+        let said = |names: &[&str], count: usize| numbered(names, count).unwrap_err().to_string();
+        let by_name = numbered(&["dog", "bird", "cat"], 3).unwrap();
+        assert_eq!(by_name, (vec![2, 0, 0], "dog bird cat".into(), false));
+        assert_eq!(numbered(&[], 2).unwrap(), (vec![0, 1, 1], "cat dog".into(), false));
+        assert_eq!(numbered(&["n01", "n02"], 2).unwrap(), (vec![0, 1, 1], "cat dog".into(), true));
+        assert!(said(&[], 3).contains("2 classes of pictures, and a network of 3 without names"));
+        assert!(said(&["bird", "cat"], 2).contains("class `dog` is none of the network's: bird, cat"));
+        assert!(said(&["a", "b", "c"], 3).contains("class `cat` is none of the network's: a, b, c"));
+        // Names in a table are numbered like folders; numbers are left as they are.
+        for name in ["cat/1.png", "dog/1.png"] {
+            fs::rename(at(name), at(&name.replace('/', "-"))).unwrap();
+        }
+        ["cat", "dog"].map(|name| fs::remove_dir_all(at(name)).unwrap());
+        let table = |text: &str| fs::write(at(LABELS), text).unwrap();
+        table("cat-1.png,cat\ndog-1.png,dog\n");
+        assert_eq!(numbered(&["dog", "bird", "cat"], 3).unwrap().0, [2, 0]);
+        table("cat-1.png,1\ndog-1.png,0\n");
+        assert_eq!(numbered(&["dog", "bird", "cat"], 3).unwrap(), (vec![1, 0], String::new(), false));
+    }
+
+    #[test]
     fn a_table_labels_by_number_or_by_name() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);

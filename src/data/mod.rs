@@ -99,6 +99,43 @@ impl Source {
         Ok(images)
     }
 
+    /// Numbers the classes of pictures as a network does, which has `names` for its `count` classes, or none. Where
+    /// every class of the data is one of the names, labels become those of the names. Where none is, or there are no
+    /// names, classes stay in the order of their own names, provided that there are `count` of them: `true` where names
+    /// were there and none was known. Labels that are numbers in the data stay what they are.
+    ///
+    /// # Errors
+    /// [`Error::Data`] where it is not known which class is which: some names are the network's and others are not, or
+    /// there are more or fewer classes than the network has.
+    pub fn number_as(&mut self, names: &[String], count: usize) -> Result<bool> {
+        if self.framing.is_none() || self.classes.is_empty() {
+            return Ok(false);
+        }
+        let places: Vec<Option<usize>> =
+            self.classes.iter().map(|class| names.iter().position(|name| name == class)).collect();
+        let unknown = places.iter().position(Option::is_none);
+        if let Some(unknown) = unknown {
+            let known = places.iter().any(Option::is_some);
+            if !known && self.classes.len() == count {
+                return Ok(!names.is_empty());
+            }
+            let detail = if names.is_empty() {
+                let numbers = "labels.csv with numbers says it";
+                format!("{} classes of pictures, and a network of {count} without names: {numbers}", self.classes.len())
+            } else {
+                format!("class `{}` is none of the network's: {}", self.classes[unknown], names.join(", "))
+            };
+            return Err(Error::data(&self.name, detail));
+        }
+        for label in &mut self.labels {
+            let class = usize::try_from(*label).ok().and_then(|class| places.get(class).copied().flatten());
+            // `labels` is anyone's to change.
+            *label = class.map_or(*label, |place| place as i64);
+        }
+        self.classes = names.to_vec();
+        Ok(false)
+    }
+
     /// All images at once, for data that are small.
     ///
     /// # Errors
@@ -116,7 +153,7 @@ impl Source {
 /// | a folder with `*-images-idx3-ubyte` and `*-labels-idx1-ubyte`; the images file itself | IDX (MNIST and kin), one channel, gzip or not, with or without `.gz` at the name. `t10k-*` is preferred; a folder with several others is ambiguous. The labels lie beside, under the same name |
 /// | a folder with `images.npy` and `labels.npy`; a file `*.npy` | NumPy arrays in C order, of either byte order: u1, or f2, f4, f8 in [0, 1], as `[N, C, H, W]`, or `[N, H, W]` for one channel; labels are integers of any width, `[N]`. Beside `X.npy`, labels are the first that exists of `X` with its last `images` turned into `labels`, `X_labels.npy` and `labels.npy` |
 /// | a file `*.safetensors` | `images` (u8, or f16, bf16, f32, f64 in [0, 1]; `[N, C, H, W]`) and `labels` (integers of any width, `[N]`); other tensors are ignored. Metadata `classes` (JSON list) names the classes |
-/// | a folder of folders with `*.png`, `*.jpg`, `*.jpeg` | pictures, `class/file`: each folder is a class, in bytewise order of the names |
+/// | a folder of folders with `*.png`, `*.jpg`, `*.jpeg` | pictures, `class/file`: each folder is a class, in bytewise order of the names ([`Source::number_as`]: in a network's) |
 /// | a folder with `*.png`, `*.jpg`, `*.jpeg` and `labels.csv` | pictures, with one row `file,label` for each in `labels.csv`, after a header row `file,label` or none. Labels are all integers, or all names of classes, which are then numbered in bytewise order |
 ///
 /// A folder that holds several of these is refused as ambiguous; names that begin with a dot are not looked at.

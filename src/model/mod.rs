@@ -198,8 +198,11 @@ impl Layer {
                 if mean.len() != x.c || std.len() != x.c {
                     return fail(format!("{} means and {} deviations for {} channels", mean.len(), std.len(), x.c));
                 }
-                if !mean.iter().all(|v| v.is_finite()) || !std.iter().all(|v| v.is_finite() && *v > 0.0) {
-                    return fail("means must be finite, deviations finite and positive".into());
+                // Kernels subtract the mean and multiply by the reciprocal, both as f32.
+                let is_mean = |v: &f64| (*v as f32).is_finite();
+                let is_deviation = |v: &f64| *v > 0.0 && ((1.0 / v) as f32).is_normal();
+                if !mean.iter().all(is_mean) || !std.iter().all(is_deviation) {
+                    return fail("means must be finite, deviations and their reciprocals finite and positive".into());
                 }
                 Ok(x)
             }

@@ -7,8 +7,8 @@
 use super::chunk::Chunk;
 use super::{Network, append, mark};
 use crate::attack::{
-    Attack, Engine, Entrants, Gradient, Health, Logits, Norm, Outcome, Perturbation, Pixels, Sample, Tried, Verdict,
-    check_labels, runs,
+    Attack, Engine, Entrants, Gradient, Health, Logits, Loss, Norm, Outcome, Perturbation, Pixels, Sample, Tried,
+    Verdict, check_labels, check_samples, runs,
 };
 use crate::error::{Error, Result};
 use crate::kernel::{Bound, Dispatch};
@@ -49,7 +49,7 @@ impl Network {
     pub fn input_gradient_buffer(&self, images: &Buffer, classes: &[u32], gradient: &Buffer) -> Result<Gradient> {
         let n = classes.len();
         let samples: Vec<Sample> = classes.iter().map(|&class| Sample { class, ..Sample::default() }).collect();
-        self.check(&samples, n)?;
+        check_samples(&samples, n, Loss::CrossEntropy, &self.model)?;
         self.check_pair(("images", images), ("gradient", gradient), n)?;
         let ids = self.plan.ids;
         let mut out = Gradient { gradient: Vec::new(), loss: Vec::new(), health: Vec::new() };
@@ -81,7 +81,7 @@ impl Network {
 
     /// Whether `samples` images can be copied from or to `buffer`.
     fn check_buffer(&self, name: &str, buffer: &Buffer, samples: usize, usage: BufferUsages) -> Result<()> {
-        let needed = samples as u64 * self.bytes_of_one();
+        let needed = (samples as u64).saturating_mul(self.bytes_of_one());
         if !buffer.usage().contains(usage) {
             let has = buffer.usage();
             return Err(Error::Usage(format!("the buffer of {name} needs the usage {usage:?}, but has {has:?}")));

@@ -64,6 +64,11 @@ impl Network {
                 *old = None;
             }
             self.remembering.store(0, Ordering::Relaxed);
+            // The budget holds both for so many samples, and no more.
+            if self.capacity.load(Ordering::Relaxed) > self.remembering_chunk {
+                state.batch.clear();
+                self.capacity.store(0, Ordering::Relaxed);
+            }
         }
         if state.bound.as_ref().is_some_and(|(bound, _)| *bound == n) {
             return Ok(());

@@ -18,7 +18,6 @@ impl Network {
         progress: &mut dyn FnMut(u64) -> bool,
     ) -> Result<Perturbation> {
         let (n, len) = (fit.samples.len(), self.model().input.len());
-        self.check(fit.samples, n)?;
         fit.check(self.model())?;
         let mut out = Perturbation::zero(len, n);
         if n == 0 || fit.steps == 0 {

@@ -7,7 +7,7 @@ use super::layers::{
 };
 use super::loss;
 use super::parallel::parallel;
-use crate::attack::{Health, Loss, Rule, Sample, argmax};
+use crate::attack::{Health, Loss, Rule, Sample, argmax, check_samples};
 use crate::error::{Error, Result};
 use crate::model::{Dims, Layer, Model, Shortcut};
 use std::collections::BTreeMap;
@@ -46,7 +46,8 @@ impl Reference {
     /// [`Error::Data`] when the length is no multiple of an image, or a class is out of range.
     pub fn input_gradient_f64(&self, images: &[f32], classes: &[u32]) -> Result<Vec<f64>> {
         let n = self.count(images)?;
-        self.check_classes(n, classes.iter().copied())?;
+        let samples: Vec<Sample> = classes.iter().map(|&class| Sample { class, ..Sample::default() }).collect();
+        check_samples(&samples, n, Loss::CrossEntropy, &self.model)?;
         Ok(parallel(n, |i| self.backward(self.forward(self.image(images, i)), classes[i]).gradient).concat())
     }
 
@@ -62,19 +63,6 @@ impl Reference {
             return Err(Error::data("images", detail));
         }
         Ok(images.len() / len)
-    }
-
-    pub(super) fn check_classes(&self, n: usize, classes: impl ExactSizeIterator<Item = u32>) -> Result<()> {
-        if classes.len() != n {
-            return Err(Error::data("classes", format!("{} classes for {n} images", classes.len())));
-        }
-        let k = self.model.logits();
-        for (i, class) in classes.enumerate() {
-            if class as usize >= k {
-                return Err(Error::data("classes", format!("sample {i}: class {class}, but there are {k} classes")));
-            }
-        }
-        Ok(())
     }
 
     /// One sample forward, remembering what its gradient needs.

@@ -65,8 +65,7 @@ impl Reference {
         images: &mut Source<'_>,
         progress: &mut dyn FnMut(u64) -> bool,
     ) -> Result<Perturbation> {
-        let (n, len, classes) = (fit.samples.len(), self.model().input.len(), self.model().logits());
-        fit.samples.iter().enumerate().try_for_each(|(i, s)| s.check(i, classes))?;
+        let (n, len) = (fit.samples.len(), self.model().input.len());
         fit.check(self.model())?;
         let mut out = Perturbation::zero(len, n);
         let Some(first) = fit.samples.first() else { return Ok(out) };

@@ -5,7 +5,7 @@ use super::layers::{Params64, for_each_carried, params64};
 use super::loss;
 use super::network::{Pass, Reference, Saved};
 use super::parallel::parallel;
-use crate::attack::{Job, Loss, Sample};
+use crate::attack::{Loss, Sample, check_samples};
 use crate::error::{Error, Result};
 use crate::model::{Dims, Layer, Model, Shortcut};
 use crate::weights::BATCH_NORM_EPS;
@@ -67,10 +67,8 @@ impl Training {
     /// As [`Training::logits_f64`]; [`Error::Data`] for samples that do not fit, [`Error::Usage`] where the network has
     /// too few classes for the loss.
     pub fn loss_gradient_f64(&self, images: &[f32], samples: &[Sample], loss: Loss) -> Result<(Vec<f64>, Vec<f64>)> {
-        let (n, classes) = (self.net.count(images)?, self.model().logits());
-        self.net.check_classes(n, samples.iter().map(|s| s.class))?;
-        samples.iter().enumerate().try_for_each(|(i, s)| s.check(i, classes))?;
-        Job { loss, ..Job::new(images, samples, 1) }.check(self.model())?;
+        let n = self.net.count(images)?;
+        check_samples(samples, n, loss, self.model())?;
         let mut tape = Vec::new();
         let logits = self.forward(images, &mut tape)?;
         let (losses, seeds) = logits.iter().zip(samples).map(|(z, s)| loss::follow(loss, z, s)).unzip();

@@ -1,6 +1,6 @@
 //! Counts, maxima and sums of an outcome: those of two parts of a run make those of both.
 
-use crate::attack::{Outcome, argmax};
+use crate::attack::Outcome;
 use serde::{Deserialize, Serialize};
 
 /// Counts of an outcome.
@@ -44,12 +44,7 @@ impl Statistics {
     /// Counts of some of the rows.
     pub fn of(o: &Outcome, rows: impl Iterator<Item = usize> + Clone) -> Self {
         let count = |flags: &[bool]| rows.clone().filter(|i| flags[*i]).count();
-        let k = o.clean_logits.len() / o.len().max(1);
-        let still_right = |logits: &[f32]| {
-            let right = |i: &usize| argmax(&logits[i * k..(i + 1) * k]) as i64 == o.labels[*i];
-            // What NaN arose in is not known to be right, whatever is delivered for it.
-            rows.clone().filter(|i| o.clean_correct[*i] && o.health[*i].is_healthy() && right(i)).count()
-        };
+        let still_right = |logits: &[f32]| rows.clone().filter(|i| o.is_still_right(*i, logits)).count();
         let pixels = (o.clean.len() / o.len().max(1)) as u64;
         let without = |i: &usize| o.steps_taken[*i] > 0 && o.zero_gradients[*i] >= pixels * o.steps_taken[*i];
         Statistics {

@@ -94,6 +94,11 @@ mod tests {
         assert!(refused(vec![conv("c", 8, 1)]).contains("K at least 2"));
         let late = Layer::Normalise { mean: vec![0.0; 8], std: vec![1.0; 8] };
         assert!(refused(vec![conv("c", 8, 8), late]).contains("normalise: only supported as the first"));
+        // What a kernel multiplies by is a number of f32's.
+        for (mean, std) in [(1e300, 1.0), (f64::NAN, 1.0), (0.0, 0.0), (0.0, 1e-40), (0.0, 1e39)] {
+            let normalise = Layer::Normalise { mean: vec![mean; 8], std: vec![std; 8] };
+            assert!(refused(vec![normalise, conv("c", 8, 8)]).contains("normalise: means must be finite"));
+        }
         let residual = |body| Layer::Residual { body, shortcut: Shortcut::Identity };
         assert!(refused(vec![residual(vec![conv("c", 8, 8), Layer::Relu])]).contains("must end with a convolution"));
         assert!(refused(vec![norm("b", 7)]).contains("b: 7 channels"));
