@@ -41,7 +41,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 use witness::Witness;
 
-/// An opened device. Cheap to clone; `Send` and `Sync`.
+/// An opened device. Cheap to clone; `Send` and `Sync`. It keeps what it compiled, for networks to share, as long as
+/// it lives: some megabytes for each shape of a network.
 #[derive(Clone, Debug)]
 pub struct Gpu(Arc<Inner>);
 

@@ -129,6 +129,24 @@ fn load_bytes(bytes: &[u8], arch: Option<&Arch>, norms: Norms) -> Result<Model> 
 /// Builds a network of one's own (`arch` is `custom`) from layers and tensors named as [`Conv2d`](model::Conv2d),
 /// [`Linear`](model::Linear) and [`Layer::BatchNorm`] say. `input` is the shape of one image.
 ///
+/// ```
+/// use signstep::model::{Conv2d, Dims, Layer, Linear};
+/// use signstep::weights::{Tensors, from_layers};
+///
+/// let conv = Conv2d { name: "conv".into(), inputs: 1, outputs: 4, kernel: 3, stride: 1, padding: 1, bias: false };
+/// let linear = Linear { name: "fc".into(), inputs: 4, outputs: 2 };
+/// let layers = vec![Layer::Conv2d(conv), Layer::Relu, Layer::GlobalAvgPool, Layer::Flatten, Layer::Linear(linear)];
+/// let tensors = Tensors::from([
+///     ("conv.weight".into(), (vec![4, 1, 3, 3], vec![0.1; 36])), // [K, C, R, S]
+///     ("fc.weight".into(), (vec![2, 4], vec![0.5, -0.5, 0.5, -0.5, 1.0, 0.0, 0.0, 1.0])), // [K, C]
+///     ("fc.bias".into(), (vec![2], vec![0.0, 0.1])),
+/// ]);
+/// let model = from_layers(layers, Dims::new(1, 8, 8), tensors)?;
+/// assert_eq!(model.logits(), 2);
+/// // Network::new(&gpu, model), or Reference::new(model) on the CPU
+/// # Ok::<(), signstep::Error>(())
+/// ```
+///
 /// # Errors
 /// [`Error::Model`] naming the layer or tensor: shapes that do not fit, two layers of one name, tensors missing, left
 /// over or not finite, a body of a residual block that does not end with a convolution, a [`Layer::Normalise`] that is

@@ -21,7 +21,7 @@ pub struct Rung {
 pub struct Least {
     /// Of each sample at the smallest radius that turned it; where none did, at the largest. What tells of float
     /// iterates (`float_logits`, `success_float`) is of the largest radius; steps and gradients without a sign are
-    /// those of all.
+    /// those of all, and `effective_eps` is of [`Attack::eps`], which no rung looks at.
     pub outcome: Outcome,
     /// Index of that radius in the ladder, `None` where the largest did not turn it.
     pub rungs: Vec<Option<usize>>,
