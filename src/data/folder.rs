@@ -300,7 +300,7 @@ mod tests {
         }
         let numbered = |names: &[&str], count: usize| {
             let mut set = open(folder.path(), None).unwrap();
-            let names: Vec<String> = names.iter().map(|name| name.to_string()).collect();
+            let names: Vec<String> = names.iter().map(ToString::to_string).collect();
             set.number_as(&names, count).map(|in_order| (set.labels, set.classes.join(" "), in_order))
         };
         let said = |names: &[&str], count: usize| numbered(names, count).unwrap_err().to_string();
@@ -315,7 +315,7 @@ mod tests {
         for name in ["cat/1.png", "dog/1.png"] {
             fs::rename(at(name), at(&name.replace('/', "-"))).unwrap();
         }
-        ["cat", "dog"].map(|name| fs::remove_dir_all(at(name)).unwrap());
+        ["cat", "dog"].iter().for_each(|name| fs::remove_dir_all(at(name)).unwrap());
         let table = |text: &str| fs::write(at(LABELS), text).unwrap();
         table("cat-1.png,cat\ndog-1.png,dog\n");
         assert_eq!(numbered(&["dog", "bird", "cat"], 3).unwrap().0, [2, 0]);

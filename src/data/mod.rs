@@ -41,6 +41,9 @@ use std::io::Read;
 use std::ops::Range;
 use std::path::Path;
 
+/// Names of classes in a message.
+const SHOWN: usize = 20;
+
 /// Labelled images that are read piece by piece.
 #[derive(Debug)]
 pub struct Source {
@@ -123,7 +126,9 @@ impl Source {
                 let numbers = "labels.csv with numbers says it";
                 format!("{} classes of pictures, and a network of {count} without names: {numbers}", self.classes.len())
             } else {
-                format!("class `{}` is none of the network's: {}", self.classes[unknown], names.join(", "))
+                let more = if names.len() > SHOWN { ", …" } else { "" };
+                let names = names[..names.len().min(SHOWN)].join(", ");
+                format!("class `{}` is none of the network's: {names}{more}", self.classes[unknown])
             };
             return Err(Error::data(&self.name, detail));
         }
