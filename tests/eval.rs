@@ -6,6 +6,7 @@ mod program;
 use program::{Bench, json, names};
 use safetensors::SafeTensors;
 use serde_json::Value;
+use signstep::data::{View, write_safetensors};
 use std::collections::BTreeMap;
 use std::fs;
 use std::process::{Child, Command, Stdio};
@@ -203,6 +204,25 @@ fn the_suite_is_run_whole() {
 
     let text = bench.ok(line);
     assert!(text.contains("AutoAttack: apgd") && !text.contains("not AutoAttack"), "{text}");
+}
+
+/// A network of three classes: nothing aims at more than two, and the suite, which would, is refused by name.
+#[test]
+fn no_more_classes_are_told_than_there_are() {
+    let bench = Bench::new();
+    let weights: Vec<f32> = (0..12).map(|i| (i % 5) as f32 - 2.0).collect();
+    let tensors = [("l.weight", View::f32(&[3, 4], &weights)), ("l.bias", View::f32(&[3], &[0.0; 3]))];
+    write_safetensors(&bench.path("net.safetensors"), &tensors, &BTreeMap::new()).unwrap();
+    fs::write(bench.path("net.toml"), "input = [1, 2, 2]\nlayers = ['flatten', { linear = 'l', outputs = 3 }]")
+        .unwrap();
+    let images = [("images", View::u8(&[3, 1, 2, 2], &[99; 12])), ("labels", View::i64(&[3], &[0, 1, 2]))];
+    write_safetensors(&bench.path("data.safetensors"), &images, &BTreeMap::new()).unwrap();
+    let line = "eval --model net.safetensors --arch net.toml --data data.safetensors";
+    let report = json(&bench.ok(&format!("{line} --attacks fab-t:steps=2 --bounds none --json")));
+    assert_eq!(report["attacks"][0]["description"], "fab-t (difference, 2 classes, 2 steps, 1 restart)");
+    assert!(report["config"]["attacks"][0].as_str().unwrap().contains(":classes=2"), "{report}");
+    assert_eq!(report["config"]["quantize"], false);
+    bench.refused(&format!("{line} --suite autoattack"), 2, &["--suite autoattack: apgd-t: ", "needs 4 classes"]);
 }
 
 #[test]

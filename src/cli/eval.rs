@@ -114,7 +114,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     let memory = bytes("--memory", &args.memory)?;
     let thresholds = args.fail_under.iter().map(|text| Threshold::parse(text)).collect::<Result<Vec<_>>>()?;
     let (flag, specs) = match (args.suite, &args.attacks) {
-        (Some(suite), _) => ("--suite", Some(suite.specs()?)),
+        (Some(suite), _) => ("--suite autoattack:", Some(suite.specs()?)),
         (None, Some(text)) => ("--attacks", Some(list("--attacks", text)?)),
         (None, None) => ("--attacks", None),
     };
@@ -131,7 +131,9 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
         return Err(Error::Usage("--eps inf: an evaluation needs a finite radius".into()));
     }
     let specs = specs.map_or_else(|| default_list(model.logits()), Ok)?;
-    let shared = Shared { norm, eps, bounds, quantise: !args.no_quantize, seed: args.seed, classes: model.logits() };
+    let specs: Vec<Spec> = specs.into_iter().map(|spec| spec.among(model.logits())).collect();
+    let quantise = !args.no_quantize && bounds == Some((0.0, 1.0));
+    let shared = Shared { norm, eps, bounds, quantise, seed: args.seed, classes: model.logits() };
     let attacks = specs.iter().map(|spec| spec.attack(flag, &shared)).collect::<Result<Vec<_>>>()?;
     let images = load_images(&args.data, args.limit, &model)?;
     let load = begun.elapsed();
@@ -187,6 +189,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
 fn is_autoattack(specs: &[Spec], shared: &Shared) -> bool {
     let written = |specs: &[Spec]| specs.iter().map(|s| s.canonical(&shared.eps)).collect::<Vec<_>>();
     let suite = Suite::Autoattack.specs().unwrap_or_default();
+    let suite: Vec<Spec> = suite.into_iter().map(|spec| spec.among(shared.classes)).collect();
     !suite.is_empty() && written(&suite) == written(specs) && shared.bounds == Some((0.0, 1.0))
 }
 

@@ -2,6 +2,7 @@
 
 use super::defaults::default_step;
 use super::flags::distance;
+use super::tell::counted;
 use crate::attack::{Attack, Loss, Method, Norm, Targets};
 use crate::error::{Error, Result};
 use crate::report::Distance;
@@ -113,7 +114,7 @@ fn spec(text: &str) -> Result<Spec> {
     let mut parts = text.split(':').map(str::trim);
     let method: Method = match parts.next() {
         None | Some("") => return Err(Error::Usage("a name of an attack is missing".into())),
-        Some(name) => name.parse()?,
+        Some(name) => name.parse().map_err(|_| unknown(name))?,
     };
     if method.shares_perturbation() {
         let why =
@@ -161,6 +162,12 @@ fn spec(text: &str) -> Result<Spec> {
     Ok(spec)
 }
 
+/// What is no method, with those that a list can have.
+fn unknown(name: &str) -> Error {
+    let names: Vec<&str> = Method::ALL.iter().filter(|m| !m.shares_perturbation()).map(|m| m.name()).collect();
+    Error::Usage(format!("no method {name:?}; there are {}", names.join(", ")))
+}
+
 fn whole(key: &str, value: &str) -> Result<u32> {
     let n: Option<u32> = value.parse().ok().filter(|n| *n > 0);
     n.ok_or_else(|| Error::Usage(format!("{key}={value}: a whole number of one or more")))
@@ -206,6 +213,12 @@ impl Spec {
         Ok(attack)
     }
 
+    /// As it runs on a network of so many classes: no more are aimed at than there are others.
+    pub(super) fn among(self, classes: usize) -> Self {
+        let others = u32::try_from(classes.saturating_sub(1)).unwrap_or(u32::MAX);
+        Spec { classes: self.classes.map(|n| n.min(others)), ..self }
+    }
+
     fn step_size(&self, eps: &Distance) -> Distance {
         self.step_size.clone().unwrap_or_else(|| default_step(self.method, eps, self.steps))
     }
@@ -235,23 +248,23 @@ impl Display for Spec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ({}", self.method.name(), self.loss.name())?;
         if let Some(classes) = self.classes {
-            write!(f, ", {classes} classes")?;
+            write!(f, ", {}", counted(classes.into(), "class", "classes"))?;
         }
         if self.targets != Rule::None {
             write!(f, ", targets {}", self.targets.name())?;
         }
-        let plural = |n: u32| if n == 1 { "" } else { "s" };
-        write!(f, ", {} step{}", self.steps, plural(self.steps))?;
+        let steps = |n: u32| counted(n.into(), "step", "steps");
+        write!(f, ", {}", steps(self.steps))?;
         if let Some(step) = &self.step_size {
             write!(f, " of {}", step.text)?;
         }
-        if let Some(steps) = self.schedule {
-            write!(f, ", schedule over {steps} step{}", plural(steps))?;
+        if let Some(over) = self.schedule {
+            write!(f, ", schedule over {}", steps(over))?;
         }
         if self.method.has_momentum() {
             write!(f, ", momentum {}", self.momentum.unwrap_or(MOMENTUM))?;
         }
-        write!(f, ", {} restart{})", self.restarts, plural(self.restarts))
+        write!(f, ", {})", counted(self.restarts.into(), "restart", "restarts"))
     }
 }
 
@@ -307,6 +320,21 @@ mod tests {
     }
 
     #[test]
+    fn no_more_classes_are_told_than_there_are_others() {
+        let words = |text: &str, classes| spec(text).unwrap().among(classes).to_string();
+        assert_eq!(words("fab-t", 2), "fab-t (difference, 1 class, 100 steps, 1 restart)");
+        assert_eq!(words("apgd-t", 5), "apgd-t (dlr, 4 classes, 100 steps, 1 restart)");
+        assert_eq!(words("apgd-t:classes=20", 10), words("apgd-t", 10));
+        assert_eq!(
+            spec("apgd-t:classes=20").unwrap().among(10).canonical(&eps()),
+            spec("apgd-t").unwrap().canonical(&eps())
+        );
+        // Of as many as AutoAttack was made for, nothing is another.
+        let suite = Suite::Autoattack.specs().unwrap();
+        assert!(suite.iter().all(|spec| spec.clone().among(10) == *spec));
+    }
+
+    #[test]
     fn what_is_no_attack_is_told_with_its_place() {
         let told = |text: &str| {
             let e = list("--attacks", text).unwrap_err();
@@ -315,6 +343,7 @@ mod tests {
         };
         assert!(told("fgsm,nonsense").starts_with("--attacks nonsense: no method"));
         assert!(told("fgsm,").contains("missing"));
+        assert!(!told("nonsense").contains("uap") && told("nonsense").contains("fab-t"));
         assert!(told("uap").contains("one perturbation to all images"));
         assert!(told("pgd:stepz=4").contains("no key \"stepz\""));
         assert!(told("pgd:steps").contains("not key=value"));

@@ -39,6 +39,11 @@ fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }
 
+/// A number of things in words: `1 step`, `2 steps`.
+pub(super) fn counted(n: u64, one: &str, many: &str) -> String {
+    format!("{n} {}", if n == 1 { one } else { many })
+}
+
 /// Something that a user should know before trusting a result.
 pub(super) fn warn(message: impl Display) {
     complain("warning", &message);
