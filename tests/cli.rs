@@ -304,6 +304,7 @@ fn help_names_every_setting_once() {
     for command in ["attack", "eval"] {
         let help = bench.ok(&format!("{command} --help")).split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(help.contains("files of images hold values in [0, 1] whatever they are"), "{command}: {help}");
+        assert!(help.contains("With others than 0,1 floats are delivered"), "{command}: {help}");
     }
 }
 
@@ -367,6 +368,9 @@ fn what_cannot_be_delivered_is_said() {
 #[test]
 fn floats_are_kept_when_asked_for() {
     let bench = Bench::new();
+    // What is told is what is delivered.
+    let wide = json(&bench.ok("attack --limit 2 --bounds 0,2 --json --out wide"));
+    assert_eq!(wide["config"]["quantize"], false);
     let report = json(&bench.ok("attack --limit 4 --eps 0.5/255 --no-quantize --json"));
     assert_eq!(report["config"]["quantize"], false);
     let moved = report["max_perturbation"].as_f64().unwrap();

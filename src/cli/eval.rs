@@ -51,7 +51,7 @@ pub(super) struct EvalArgs {
     #[arg(long, value_name = "DISTANCE", allow_hyphen_values = true, help_heading = "Attack")]
     eps: Option<String>,
     /// Smallest and largest pixel value, or none for inputs that are no pixels; files of images hold values in [0, 1]
-    /// whatever they are
+    /// whatever they are. With others than 0,1 floats are delivered, as with --no-quantize
     #[arg(long, value_name = "LO,HI|none", default_value = "0,1", allow_hyphen_values = true, help_heading = "Attack")]
     bounds: String,
     /// Deliver floats instead of 8-bit values
@@ -242,7 +242,6 @@ struct Job {
 impl Job {
     /// Classifies the clean images; gives the time it took, without the compilation of kernels.
     fn clean(&mut self) -> Result<Duration> {
-        let delivers_bytes = self.shared.quantise && self.shared.bounds == Some((0.0, 1.0));
         let mut time = Duration::ZERO;
         for first in (0..self.images.samples).step_by(self.chunk) {
             if self.interrupt.is_asked(STOPPING) {
@@ -250,7 +249,7 @@ impl Job {
             }
             let end = (first + self.chunk).min(self.images.samples);
             let pixels = self.images.pixels(first..end, self.shared.bounds)?;
-            let (pixels, snapped) = if delivers_bytes { snap(&pixels) } else { (pixels, 0.0) };
+            let (pixels, snapped) = if self.shared.quantise { snap(&pixels) } else { (pixels, 0.0) };
             let (start, compiled) = (Instant::now(), self.runner.compile_time());
             let seen = self.runner.engine().logits(&pixels)?;
             time += start.elapsed().saturating_sub(self.runner.compile_time().saturating_sub(compiled));

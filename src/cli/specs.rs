@@ -184,6 +184,7 @@ pub(super) struct Shared {
     pub(super) norm: Norm,
     pub(super) eps: Distance,
     pub(super) bounds: Option<(f32, f32)>,
+    /// Whether 8-bit values are delivered, which other bounds than 0 and 1 have none of.
     pub(super) quantise: bool,
     pub(super) seed: u64,
     /// Of the network.

@@ -59,7 +59,7 @@ pub struct Config {
     pub early_stop: bool,
     /// Smallest and largest pixel value, if there are any.
     pub bounds: Option<(f32, f32)>,
-    /// Whether 8-bit values were asked for.
+    /// Whether 8-bit values are delivered: only within the bounds 0 and 1, unless floats were asked for.
     #[serde(rename = "quantize")]
     pub quantise: bool,
     /// Whether samples that are wrong when clean were stepped as well.

@@ -22,7 +22,7 @@ pub struct EvalConfig {
     pub eps: Distance,
     /// Smallest and largest pixel value, if there are any.
     pub bounds: Option<(f32, f32)>,
-    /// Whether 8-bit values were asked for.
+    /// Whether 8-bit values are delivered: only within the bounds 0 and 1, unless floats were asked for.
     #[serde(rename = "quantize")]
     pub quantise: bool,
     /// Seed of everything random.

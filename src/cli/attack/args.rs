@@ -69,7 +69,7 @@ pub(in crate::cli) struct AttackArgs {
     #[arg(long, help_heading = "Attack")]
     pub(super) early_stop: bool,
     /// Smallest and largest pixel value, or none for inputs that are no pixels; files of images hold values in [0, 1]
-    /// whatever they are
+    /// whatever they are. With others than 0,1 floats are delivered, as with --no-quantize
     #[arg(long, value_name = "LO,HI|none", default_value = "0,1", allow_hyphen_values = true, help_heading = "Attack")]
     pub(super) bounds: String,
     /// Deliver floats instead of 8-bit values

@@ -69,7 +69,8 @@ pub(super) fn configure(
         (None, Method::Fgsm, _) => eps.clone(),
         (None, ..) => default_step(method, &eps, steps),
     };
-    let ladder = if args.min_eps { Some(ladder(args, &list, norm, bounds)?) } else { None };
+    let quantise = !args.no_quantize && bounds == Some((0.0, 1.0));
+    let ladder = if args.min_eps { Some(ladder(args, &list, norm, quantise)?) } else { None };
     let step_of = |eps: &Distance| match &args.step_size {
         Some(_) => step_size.clone(),
         None => default_step(method, eps, steps),
@@ -106,7 +107,7 @@ pub(super) fn configure(
         momentum: method.has_momentum().then(|| args.momentum.unwrap_or(1.0)),
         early_stop: args.early_stop,
         bounds,
-        quantise: !args.no_quantize,
+        quantise,
         attack_all: args.attack_all,
         keep_going: args.keep_going,
         seed: args.seed,
@@ -117,7 +118,7 @@ pub(super) fn configure(
 }
 
 /// The radii among which the smallest is looked for: grey levels where pixels have them.
-fn ladder(args: &AttackArgs, list: &[Distance], norm: Norm, bounds: Option<(f32, f32)>) -> Result<Ladder> {
+fn ladder(args: &AttackArgs, list: &[Distance], norm: Norm, quantise: bool) -> Result<Ladder> {
     let [eps] = list else {
         return Err(Error::Usage("--min-eps looks for one radius up to --eps: give one, not several".into()));
     };
@@ -128,8 +129,7 @@ fn ladder(args: &AttackArgs, list: &[Distance], norm: Norm, bounds: Option<(f32,
     if args.attack_all {
         return Err(Error::Usage("--min-eps: images that are wrong when clean have none (--attack-all)".into()));
     }
-    let in_levels = norm == Norm::Linf && bounds == Some((0.0, 1.0)) && !args.no_quantize;
-    let ladder = if in_levels { Ladder::levels(eps.value) } else { Ladder::parts(eps.value) };
+    let ladder = if norm == Norm::Linf && quantise { Ladder::levels(eps.value) } else { Ladder::parts(eps.value) };
     ladder.map_or_else(|| fail("is less than one grey level"), Ok)
 }
 
