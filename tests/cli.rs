@@ -175,7 +175,8 @@ fn every_rule_for_targets_runs() {
     bench.refused("attack --limit 3 --targets short.txt", 3, &["short.txt"]);
     bench.write("high.txt", b"1\n2\n10\n");
     bench.refused("attack --limit 3 --targets high.txt", 3, &["high.txt", "10"]);
-    bench.refused("attack --limit 3 --targets nowhere.txt", 3, &["nowhere.txt"]);
+    let rules = "there are none, random, next, least-likely, second; nor is there a file of that name";
+    bench.refused("attack --limit 3 --targets leastlikely", 2, &["--targets", "\"leastlikely\"", rules]);
 }
 
 #[test]

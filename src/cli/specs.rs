@@ -57,7 +57,7 @@ pub(super) struct Spec {
 
 /// What is aimed at.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Rule {
+pub(super) enum Rule {
     None,
     Random,
     Next,
@@ -74,7 +74,7 @@ impl Rule {
         ("second", Rule::Second),
     ];
 
-    fn targets(self) -> Targets {
+    pub(super) fn targets(self) -> Targets {
         match self {
             Rule::None => Targets::None,
             Rule::Random => Targets::Random,

@@ -4,6 +4,7 @@ use super::args::AttackArgs;
 use crate::attack::{Attack, Loss, Method, Norm, Targets};
 use crate::cli::defaults::{default_eps, default_step};
 use crate::cli::flags::{distance, distances};
+use crate::cli::specs::Rule;
 use crate::data;
 use crate::error::{Error, Result};
 use crate::model::Model;
@@ -25,6 +26,16 @@ pub(super) fn refuse_for_shared(args: &AttackArgs, method: Method, norm: Norm) -
     match reasons.iter().find(|(is_asked, ..)| *is_asked) {
         Some((_, flag, why)) => Err(Error::Usage(format!("{flag}: {} {why}", method.name()))),
         None => Ok(()),
+    }
+}
+
+/// Refuses what is neither a rule for targets nor a file of them.
+pub(super) fn check_targets(targets: &str) -> Result<()> {
+    match targets.parse::<Rule>() {
+        Err(e) if !Path::new(targets).exists() => {
+            Err(Error::Usage(format!("--targets: {e}; nor is there a file of that name")))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -153,18 +164,12 @@ pub(super) fn configured(c: &Config) -> Attack {
 
 /// The targets that a configuration names; those of a file are read, and their hash becomes part of it.
 pub(super) fn targets(samples: usize, classes: usize, config: &mut Config) -> Result<Targets> {
-    Ok(match config.targets.as_str() {
-        "none" => Targets::None,
-        "random" => Targets::Random,
-        "next" => Targets::Next,
-        "least-likely" => Targets::LeastLikely,
-        "second" => Targets::Second,
-        _ => {
-            let list = data::read_targets(Path::new(&config.targets), samples, classes)?;
-            let bytes: Vec<u8> = list.iter().flat_map(|t| t.to_le_bytes()).collect();
-            config.targets = "file".into();
-            config.targets_sha256 = Some(data::sha256([&bytes[..]]));
-            Targets::Classes(list)
-        }
-    })
+    if let Ok(rule) = config.targets.parse::<Rule>() {
+        return Ok(rule.targets());
+    }
+    let list = data::read_targets(Path::new(&config.targets), samples, classes)?;
+    let bytes: Vec<u8> = list.iter().flat_map(|t| t.to_le_bytes()).collect();
+    config.targets = "file".into();
+    config.targets_sha256 = Some(data::sha256([&bytes[..]]));
+    Ok(Targets::Classes(list))
 }
