@@ -214,6 +214,8 @@ fn requests_that_make_no_sense_are_usage_errors() {
     bench.refused("attack --method nonsense", 2, &["nonsense"]);
     bench.refused("attack --method fgsm --steps 3", 2, &["fgsm"]);
     bench.refused("attack --steps 0", 2, &["steps"]);
+    // Before it is said how long they would take.
+    bench.refused("attack --steps 4294967295", 2, &["4294967295 steps are more than can be counted"]);
     bench.refused("attack --batch 0", 2, &["--batch"]);
     bench.refused("attack --limit 0", 2, &["--limit"]);
     bench.refused("attack --chunk 0", 2, &["--chunk"]);

@@ -179,6 +179,7 @@ fn what_does_not_fit_into_the_time_is_left_out_and_said() {
 fn requests_that_make_no_sense_are_usage_errors() {
     let bench = Bench::new();
     bench.refused("eval --attacks fgsm,nonsense", 2, &["--attacks", "nonsense", "apgd-t"]);
+    bench.refused("eval --attacks pgd:steps=4294967295", 2, &["more than can be counted"]);
     bench.refused("eval --attacks fgsm,", 2, &["--attacks", "missing"]);
     bench.refused("eval --attacks pgd:stepz=4", 2, &["--attacks pgd:stepz=4", "stepz", "restarts"]);
     bench.refused("eval --attacks pgd:steps", 2, &["--attacks", "key=value"]);

@@ -109,7 +109,7 @@ impl Attack {
     }
 
     /// Checks a run of `n` samples before any image is looked at; how often a sample is tried at most.
-    pub(super) fn check_run(&self, model: &Model, n: usize) -> Result<u32> {
+    pub(crate) fn check_run(&self, model: &Model, n: usize) -> Result<u32> {
         self.check_perturbation(model.input.len())?;
         self.check_steps(model)?;
         let attempts = self.countable_attempts(model.logits())?;

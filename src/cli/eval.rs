@@ -135,6 +135,7 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     let quantise = !args.no_quantize && bounds == Some((0.0, 1.0));
     let shared = Shared { norm, eps, bounds, quantise, seed: args.seed, classes: model.logits() };
     let attacks = specs.iter().map(|spec| spec.attack(flag, &shared)).collect::<Result<Vec<_>>>()?;
+    attacks.iter().try_for_each(|attack| attack.check_run(&model, 0).map(drop))?;
     let images = load_images(&args.data, args.limit, &model)?;
     let load = begun.elapsed();
 
