@@ -216,6 +216,8 @@ fn requests_that_make_no_sense_are_usage_errors() {
     bench.refused("attack --steps 0", 2, &["steps"]);
     // Before it is said how long they would take.
     bench.refused("attack --steps 4294967295", 2, &["4294967295 steps are more than can be counted"]);
+    bench.refused("attack --deadline 0s", 2, &["--deadline", "0s", "more than zero"]);
+    bench.refused("attack --seed -1", 2, &["--seed", "-1"]);
     bench.refused("attack --batch 0", 2, &["--batch"]);
     bench.refused("attack --limit 0", 2, &["--limit"]);
     bench.refused("attack --chunk 0", 2, &["--chunk"]);
@@ -229,6 +231,7 @@ fn requests_that_make_no_sense_are_usage_errors() {
     bench.refused("attack --json --format csv", 2, &["--json", "--format"]);
     bench.refused("attack --format nonsense", 2, &["nonsense", "markdown"]);
     bench.refused("verify --tolerance 1,1", 2, &["--logits"]);
+    bench.refused("verify --logits x --tolerance -1,0", 2, &["--tolerance -1,0"]);
     bench.refused("verify --limit 0", 2, &["--limit"]);
     bench.refused("merge --out x", 2, &["DIR"]);
 }

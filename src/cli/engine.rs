@@ -1,6 +1,6 @@
 //! What a command runs on: a device, or the f64 reference on the CPU.
 
-use super::flags::duration;
+use super::flags::some_duration;
 use super::tell::{complain, warn};
 use crate::attack::Engine;
 use crate::error::{Error, Result};
@@ -19,7 +19,7 @@ pub(super) struct DeviceArgs {
     pub device: Option<String>,
     /// Give up where one submission, of about a quarter of a second, takes the device longer than this (30s, 5m): exit
     /// code 6
-    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = duration, help_heading = "Running")]
+    #[arg(long, value_name = "TIME", default_value = "10m", value_parser = some_duration, help_heading = "Running")]
     pub deadline: Duration,
 }
 

@@ -15,6 +15,11 @@ pub(super) fn duration(text: &str) -> std::result::Result<Duration, String> {
     humantime::parse_duration(text).map_err(|e| format!("not a duration such as 90s, 10m or 1h 30m ({e})"))
 }
 
+/// Reads a duration of more than nothing.
+pub(super) fn some_duration(text: &str) -> std::result::Result<Duration, String> {
+    duration(text).and_then(|time| if time.is_zero() { Err("must be more than zero".into()) } else { Ok(time) })
+}
+
 /// Reads a number of bytes: `512M`, `2G`, `1GiB` count by 1,024, `1GB` by 1,000.
 pub(super) fn bytes(flag: &str, text: &str) -> Result<u64> {
     let fail = || Error::Usage(format!("{flag} {text}: not a number of bytes such as 512M, 2G or 1GiB"));

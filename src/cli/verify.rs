@@ -24,7 +24,7 @@ pub(super) struct VerifyArgs {
     #[arg(long, value_name = "FILE")]
     logits: Option<PathBuf>,
     /// How far logits may differ: A + R times the largest |logit| of the image
-    #[arg(long, value_name = "A,R", default_value = "1e-5,1e-4", requires = "logits")]
+    #[arg(long, value_name = "A,R", default_value = "1e-5,1e-4", allow_hyphen_values = true, requires = "logits")]
     tolerance: String,
     /// Read only the first N images
     #[arg(long, value_name = "N")]
