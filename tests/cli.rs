@@ -307,6 +307,11 @@ fn help_names_every_setting_once() {
     for key in ["steps", "step-size", "restarts", "loss", "momentum", "targets", "classes", "schedule"] {
         assert!(help.contains(key), "{key}: {help}");
     }
+    // What a reader of figures must know.
+    let help = bench.ok("attack --help").split_whitespace().collect::<Vec<_>>().join(" ");
+    for words in ["count neither as attacked nor as turned", "a smaller one that was not looked at"] {
+        assert!(help.contains(words), "{words}: {help}");
+    }
     for command in ["attack", "eval"] {
         let help = bench.ok(&format!("{command} --help")).split_whitespace().collect::<Vec<_>>().join(" ");
         assert!(help.contains("files of images hold values in [0, 1] whatever they are"), "{command}: {help}");
@@ -367,6 +372,12 @@ fn what_cannot_be_delivered_is_said() {
     warned("attack --limit 2 --eps 0.5/255 --out a", "nothing can be delivered");
     warned("attack --limit 2 --eps 0.3 --out b", "76/255");
     warned("attack --limit 2 --eps 8/255 --step-size 0.5/255 --out c", "do not reach");
+    let labels = json(&bench.ok("attack --limit 2 --json --out e"));
+    assert_eq!(labels["attacked"], 2, "{labels}");
+    let list = fs::read_to_string(bench.path("e/samples.csv")).unwrap();
+    let own: Vec<&str> = list.lines().skip(1).map(|line| line.split(',').nth(1).unwrap()).collect();
+    bench.write("own.txt", format!("{}\n-1\n", own[0]).as_bytes());
+    warned("attack --limit 2 --targets own.txt --out f", "own label: 1;");
     let quiet = bench.run("attack --limit 2 --eps 8/255 --out d");
     assert!(quiet.status.success() && quiet.stderr.is_empty(), "{}", String::from_utf8_lossy(&quiet.stderr));
 }

@@ -254,7 +254,8 @@ impl Attack {
         self
     }
 
-    /// Whether samples that are wrong when clean are stepped as well.
+    /// Whether samples that are wrong when clean are stepped as well. They are delivered as the steps left them, but
+    /// count neither as attacked nor as a success.
     pub fn attack_all(mut self, yes: bool) -> Self {
         self.attack_all = yes;
         self

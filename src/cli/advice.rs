@@ -21,6 +21,13 @@ pub(super) fn advise(report: &Report) {
     if config.delivers_bytes() {
         advise_of_snapping(report.statistics.snapped);
     }
+    // A target is never the label, unless a file says so.
+    let own = report.statistics.clean_correct.saturating_sub(report.statistics.attacked);
+    if own > 0 {
+        warn(format!(
+            "images whose target is their own label: {own}; not attacked, they count as robust and prove nothing"
+        ));
+    }
     let (marked, all) = (report.statistics.nonfinite_samples, report.statistics.samples);
     if marked > 0 {
         let what = "they are delivered as they were, marked in `health`, and count neither as turned nor as robust";

@@ -140,14 +140,21 @@ fn card(page: &mut Page, card: &Card<'_>, (x, y): (usize, usize)) {
     if drawn <= fits {
         page.text(at(0) + w - id.len() * advance(LINE, FontWeight::Regular), y, LINE, FontWeight::Regular, GREY, &id);
     }
-    let aim = match o.targets[sample] {
-        t if t >= 0 => format!("to {}", run.class(t)),
-        _ => format!("not {}", run.class(o.labels[sample])),
-    };
-    let aim = if o.attacked[sample] { aim } else { "not attacked".to_string() };
-    page.text(at(1), y, LINE, FontWeight::Regular, FAINT, &cut(&aim, fits));
+    page.text(at(1), y, LINE, FontWeight::Regular, FAINT, &cut(&aim(report, o, sample), fits));
     let colour = if o.attacked[sample] { colour } else { FAINT };
     page.text(at(2), y, LINE, FontWeight::Bold, colour, &caption(&says(&o.adversarial_logits)));
+}
+
+/// What a sample was aimed at, or why it counts for nothing.
+fn aim(report: &Report, rows: &Rows, sample: usize) -> String {
+    let (run, label, target) = (&report.identity, rows.labels[sample], rows.targets[sample]);
+    match rows.attacked[sample] {
+        true if target >= 0 => format!("to {}", run.class(target)),
+        true => format!("not {}", run.class(label)),
+        // Moved all the same.
+        false if run.config.attack_all && target != label => "wrong already".into(),
+        false => "not attacked".into(),
+    }
 }
 
 fn summary(report: &Report) -> String {
@@ -379,6 +386,16 @@ mod tests {
         assert_eq!(choose(&o.attacked, &o.success, &o.labels), [0, 1, 3]);
         assert_eq!(choose(&[false; 20], &[false; 20], &[0; 20]).len(), SAMPLES);
         assert_eq!(spread(&[0, 1, 2, 3, 4], &[5, 5, 6, 5, 7], 4), [0, 2, 4, 1]);
+    }
+
+    #[test]
+    fn a_sample_that_was_moved_is_not_told_as_left_alone() {
+        let (mut report, mut rows) = (report(), rows(Dims::new(1, 2, 2)));
+        (rows.attacked, rows.labels, rows.targets) = (vec![true, true, false, false], vec![0; 4], vec![1, -1, 1, 0]);
+        let told = |report: &Report| [0, 1, 2, 3].map(|sample| aim(report, &rows, sample));
+        assert_eq!(told(&report), ["to dog", "not cat", "not attacked", "not attacked"]);
+        report.identity.config.attack_all = true;
+        assert_eq!(told(&report), ["to dog", "not cat", "wrong already", "not attacked"]);
     }
 
     #[test]

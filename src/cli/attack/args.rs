@@ -76,7 +76,8 @@ pub(in crate::cli) struct AttackArgs {
     /// Deliver floats instead of 8-bit values
     #[arg(long, alias = "no-quantise", help_heading = "Attack")]
     pub(super) no_quantize: bool,
-    /// Attack images that the network gets wrong when clean as well
+    /// Attack images that the network gets wrong when clean as well: they are moved too, but count neither as attacked
+    /// nor as turned
     #[arg(long, help_heading = "Attack")]
     pub(super) attack_all: bool,
     /// Seed of everything random
