@@ -438,7 +438,10 @@ fn a_folder_holds_one_run() {
     fs::remove_dir_all(out.join("images")).unwrap();
     let output = bench.run(first);
     let told = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.success() && told.contains("note: signstep-out lacks samples.csv, images"), "{told}");
+    assert!(
+        output.status.success() && told.contains("note: signstep-out lacks samples.csv, images; --fresh runs it anew"),
+        "{told}"
+    );
     // Tensors of other bytes are none of this run: cut off, or one bit of a pixel.
     for damage in
         [&before[..before.len() / 2], &[&before[..before.len() - 1], &[before[before.len() - 1] ^ 1]].concat()]

@@ -59,6 +59,6 @@ pub(super) fn advise_of_snapping(snapped: f32) {
 pub(super) fn tell_missing(out: &Path, report: &Report) {
     let missing = report::missing(out, report);
     if !missing.is_empty() {
-        complain("note", &format!("{} lacks {}; --fresh makes them anew", out.display(), missing.join(", ")));
+        complain("note", &format!("{} lacks {}; --fresh runs it anew", out.display(), missing.join(", ")));
     }
 }

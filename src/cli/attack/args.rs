@@ -40,7 +40,8 @@ pub(in crate::cli) struct AttackArgs {
     #[arg(long, value_name = "DISTANCE[,…]", allow_hyphen_values = true, help_heading = "Attack")]
     pub(super) eps: Option<String>,
     /// Find the smallest radius up to eps that turns each image, by bisection: in whole grey levels, or in l2 and
-    /// without 8-bit values in 64ths of eps
+    /// without 8-bit values in 64ths of eps. What turns an image at one radius is taken to do so at every larger one:
+    /// an attack of which that is not true may turn it at a smaller one that was not looked at
     #[arg(long, help_heading = "Attack")]
     pub(super) min_eps: bool,
     /// Step length [default: 2.5·eps/steps; for fgsm: eps; for mifgsm and nifgsm: eps/steps; for apgd and apgd-t, of
