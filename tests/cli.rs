@@ -324,8 +324,20 @@ fn outputs_that_cannot_be_written_are_refused_first() {
     let bench = Bench::new();
     // A path below a regular file: permissions would not stop root.
     bench.write("file", b"x");
-    bench.refused("attack --limit 2 --out file/below", 8, &["file/below"]);
+    for out in ["file", "file/below"] {
+        let why = format!("--out {out}: file is a file");
+        for command in ["attack --limit 2", "eval --limit 2", "study --rows 1", "merge none"] {
+            bench.refused(&format!("{command} --out {out}"), 8, &[&why]);
+        }
+    }
     assert_eq!(names(bench.folder.path()), ["file"]);
+    #[cfg(unix)]
+    {
+        std::os::unix::fs::symlink("nowhere", bench.path("link")).unwrap();
+        bench.refused("attack --limit 2 --out link", 8, &["--out link: link is", "a link that leads nowhere"]);
+        fs::create_dir(bench.path("nowhere")).unwrap();
+        bench.ok("attack --limit 2 --out link");
+    }
 }
 
 #[test]

@@ -18,11 +18,16 @@ pub(super) fn inputs<'a>(network: &'a NetworkArgs, data: &'a DataArgs) -> Vec<In
 }
 
 /// Refuses a folder `out`, in which the command may write and discard what has one of `names`, where an input is among
-/// these, or where it lies in the folder of the data.
+/// these, or where it lies in the folder of the data; and what can be no folder.
 ///
 /// # Errors
-/// [`Error::Usage`] naming both.
+/// [`Error::Usage`] naming both; [`Error::Output`] naming what is in the way.
 pub(super) fn check(out: &Path, names: &[&str], inputs: &[Input<'_>]) -> Result<()> {
+    let there = out.ancestors().find(|path| path.symlink_metadata().is_ok());
+    if let Some(path) = there.filter(|path| !path.is_dir()) {
+        let detail = format!("{} is a file, or a link that leads nowhere, and no folder", path.display());
+        return Err(Error::Output { place: format!("--out {}", out.display()), detail });
+    }
     let folder = place(out);
     for (flag, path) in inputs {
         let (input, shown) = (place(path), path.display());
