@@ -49,12 +49,16 @@ fn the_readmes_description_runs_as_the_network_that_it_describes() {
     }
     bench.ok(&format!("{again} --arch net.toml"));
     // Every other command takes it too.
-    let eval = json(&bench.ok("eval --attacks fgsm --limit 20 --arch net.toml --json --out evaluated"));
+    let eval = json(
+        &bench.ok("eval --attacks fgsm --limit 20 --model net.safetensors --arch net.toml --json --out evaluated"),
+    );
     assert_eq!(eval["model"]["description_sha256"], sha256.as_str());
     let line = "eval --attacks fgsm --limit 20 --out evaluated";
     refused(&bench.run(line), line, 8, &["model.description_sha256"]);
     for line in ["info", "verify --limit 20", "study --limit 40 --rows 1"] {
-        let told = json(&bench.ok(&format!("{line} --arch net.toml --json")));
+        let alone = format!("{line} --arch net.toml");
+        refused(&bench.run(&alone), &alone, 2, &["--arch net.toml needs --model"]);
+        let told = json(&bench.ok(&format!("{line} --model net.safetensors --arch net.toml --json")));
         let place = if line == "info" { &told } else { &told["model"] };
         assert_eq!(place["description_sha256"], sha256.as_str(), "{line}: {told}");
     }
@@ -278,9 +282,11 @@ fn mistakes_are_told_with_their_line_and_layer() {
         assert!(told.contains(word), "{word}: {told}");
     }
     fs::write(bench.path("net.toml"), b"input = [1,\n \xff").unwrap();
-    refused(&bench.run("info --arch net.toml"), "info", 3, &["net.toml: line 2", "not UTF-8"]);
+    let info = |arch: &str| bench.run(&format!("info --model net.safetensors --arch {arch}"));
+    refused(&info("net.toml"), "info", 3, &["net.toml: line 2", "not UTF-8"]);
     // Weights that are not of the described layers.
     fs::write(bench.path("net.toml"), DIGITS_CNN.replace("outputs = 48", "outputs = 50")).unwrap();
-    refused(&bench.run("info --arch net.toml"), "info", 3, &["linear1.weight", "[48, 128]", "[50, 128]"]);
-    refused(&bench.run("info --arch none.toml"), "info", 3, &["none.toml"]);
+    fs::write(bench.path("net.safetensors"), WEIGHTS).unwrap();
+    refused(&info("net.toml"), "info", 3, &["linear1.weight", "[48, 128]", "[50, 128]"]);
+    refused(&info("none.toml"), "info", 3, &["none.toml"]);
 }

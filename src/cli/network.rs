@@ -20,7 +20,7 @@ pub(super) struct NetworkArgs {
     /// Weights (safetensors) [default: digits-cnn, inside the program]
     #[arg(long, value_name = "FILE", help_heading = "Input")]
     pub model: Option<PathBuf>,
-    /// Layers of the network whose weights they are, one of your own (TOML) [default: the network, among those known,
+    /// Layers of the network whose weights --model names, one of your own (TOML) [default: the network, among those known,
     /// that the tensors tell]
     #[arg(long, value_name = "FILE.toml", help_heading = "Input")]
     pub arch: Option<PathBuf>,
@@ -37,6 +37,10 @@ pub(super) struct Weights {
 impl Weights {
     /// Reads a file; without one, the weights inside the program.
     pub(super) fn open(file: Option<&Path>, arch: Option<&Path>) -> Result<Self> {
+        if let (Some(arch), None) = (arch, file) {
+            let why = "needs --model: it describes the layers of weights of your own";
+            return Err(Error::Usage(format!("--arch {} {why}", arch.display())));
+        }
         let description = arch.map(Description::open).transpose()?;
         let Some(path) = file else {
             return Ok(Weights { bytes: DIGITS_CNN.to_vec(), name: "digits-cnn".into(), description });
