@@ -158,6 +158,12 @@ impl Reader<'_> {
         if (x.h, x.w) != (1, 1) || x.c < 2 {
             return self.fail(&place, "layers", &format!("give {x}; a classifier ends with K×1×1, K at least 2"));
         }
+        if matches!(layers.iter().rfind(|layer| **layer != Layer::Flatten), Some(Layer::Relu)) {
+            let items = self.list("layers", list)?;
+            let (last, path) = (items.last().map_or(place, Spanned::span), format!("layers[{}]", items.len() - 1));
+            let detail = "a ReLU is behind the last layer, which must give plain numbers, one a class";
+            return self.fail(&last, &path, detail);
+        }
         let classes = match table.entries.get("classes") {
             None => Vec::new(),
             Some(value) => self.classes(value, x.c)?,
