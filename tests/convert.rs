@@ -161,6 +161,22 @@ fn the_tensors_are_found_where_training_programs_put_them() {
     assert!(message(None).contains("`net` and `model` could both be meant; --key says which"), "{}", message(None));
     assert!(message(Some("best")).contains("no entry `best`; there are `model`, `net`, `ema`"));
     assert!(open(&both, Some("ema")).is_ok());
+    // Dots lead further in, unless that is what an entry is called.
+    let inner = dict(vec![("b", both.clone())]);
+    let deep = dict(vec![("a.b", dict(vec![("w", Int(3))])), ("state_dict", inner.clone()), ("a", inner)]);
+    let message = |key| open(&deep, Some(key)).unwrap_err().to_string();
+    assert!(message("a").contains("--key NAME says where: there are `a.b`"), "{}", message("a"));
+    assert!(
+        message("state_dict.b").contains("`state_dict.b.net` and `state_dict.b.model`"),
+        "{}",
+        message("state_dict.b")
+    );
+    assert_eq!(open(&deep, Some("state_dict.b.ema")).unwrap().slots()[0].name, "w");
+    assert!(message("a.b").contains("no tensors"), "{}", message("a.b"));
+    assert!(open(&deep, None).unwrap_err().to_string().contains("there are `state_dict.b`"));
+    for key in ["a.", ".", "a.b.c", "a..b", "é.é"] {
+        assert!(message(key).contains("has no entry"), "{key}: {}", message(key));
+    }
 }
 
 #[test]

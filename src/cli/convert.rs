@@ -32,7 +32,7 @@ pub(super) struct ConvertArgs {
     #[arg(value_name = "OUT")]
     output: PathBuf,
     /// Entry of the checkpoint that holds the tensors [default: the one of state_dict, model_state_dict, net and model
-    /// that is there, else the whole]
+    /// that is there, else the whole; behind a dot, an entry of an entry: ema.model]
     #[arg(long, value_name = "NAME")]
     key: Option<String>,
     /// Name of the architecture, or the layers of one of your own, as they are described in a file, which later

@@ -338,13 +338,15 @@ fn state_dict<'p>(pickle: &'p Pickle<'_>, key: Option<&str>) -> Detail<&'p [(Id,
     let Value::Dict(whole) = pickle.root() else {
         return Err(format!("holds {} in place of a dictionary of tensors", kind(pickle.root())));
     };
-    let mut dict = whole.as_slice();
+    // The key that leads to the dictionary, with a dot behind it.
+    let (mut dict, mut path) = (whole.as_slice(), String::new());
     if let Some(key) = key {
-        match pickle.entry(dict, key) {
+        match named(pickle, dict, key) {
             Some(Value::Dict(inner)) => dict = inner,
             Some(other) => return Err(format!("`{}` holds {}, not a dictionary", shown(key), kind(other))),
-            None => return Err(format!("has no entry `{}`; there are {}", shown(key), entries(pickle, dict))),
+            None => return Err(format!("has no entry `{}`; there are {}", shown(key), entries(pickle, dict, ""))),
         }
+        path = format!("{key}.");
     }
     // Some wrap what is wrapped already; more than three times has no sense.
     for _ in 0..3 {
@@ -354,9 +356,13 @@ fn state_dict<'p>(pickle: &'p Pickle<'_>, key: Option<&str>) -> Detail<&'p [(Id,
         });
         match (inner.next(), inner.next()) {
             (None, _) => break,
-            (Some((_, inner)), None) => dict = inner,
+            (Some((key, inner)), None) => {
+                dict = inner;
+                path += &format!("{key}.");
+            }
             (Some((a, _)), Some((b, _))) => {
-                return Err(format!("`{a}` and `{b}` could both be meant; --key says which"));
+                let path = shown(&path);
+                return Err(format!("`{path}{a}` and `{path}{b}` could both be meant; --key says which"));
             }
         }
     }
@@ -364,13 +370,23 @@ fn state_dict<'p>(pickle: &'p Pickle<'_>, key: Option<&str>) -> Detail<&'p [(Id,
     if dict.iter().any(|(_, value)| is_tensor(pickle.get(*value))) {
         return Ok(dict);
     }
-    Err(format!("no tensors where they are expected; --key NAME says where: there are {}", entries(pickle, dict)))
+    let there = entries(pickle, dict, &path);
+    Err(format!("no tensors where they are expected; --key NAME says where: there are {there}"))
 }
 
-/// Some keys of a dictionary, for a message.
-fn entries(pickle: &Pickle<'_>, dict: &[(Id, Id)]) -> String {
+/// What `key` names: the entry of that name, else, behind a dot, an entry of an entry.
+fn named<'p>(pickle: &'p Pickle<'_>, dict: &[(Id, Id)], key: &str) -> Option<&'p Value<'p>> {
+    let deeper = |(dot, _)| match pickle.entry(dict, &key[..dot]) {
+        Some(Value::Dict(inner)) => named(pickle, inner, &key[dot + 1..]),
+        _ => None,
+    };
+    pickle.entry(dict, key).or_else(|| key.match_indices('.').find_map(deeper))
+}
+
+/// Some keys of a dictionary, for a message, each behind the `path` that leads there.
+fn entries(pickle: &Pickle<'_>, dict: &[(Id, Id)], path: &str) -> String {
     let names = dict.iter().filter_map(|(key, _)| match pickle.get(*key) {
-        Value::Text(key) => Some(format!("`{}`", shown(key))),
+        Value::Text(key) => Some(format!("`{}`", shown(&format!("{path}{key}")))),
         _ => None,
     });
     let names: Vec<String> = names.take(8).collect();
