@@ -101,6 +101,15 @@ pub fn load_training_as(bytes: &[u8], arch: &Arch) -> Result<Model> {
     load_bytes(bytes, Some(arch), Norms::Apart)
 }
 
+/// Whether the tensors are those of a network that is known, whatever else may be wrong.
+#[cfg(feature = "cli")]
+pub(crate) fn is_known(bytes: &[u8]) -> bool {
+    let Ok((file, metadata)) = open(bytes) else { return false };
+    let Ok((mut views, _)) = unwrapped(file.tensors()) else { return false };
+    wrappers::take_suspects(&mut views);
+    recognise(&metadata, &views).is_ok()
+}
+
 fn load_bytes(bytes: &[u8], arch: Option<&Arch>, norms: Norms) -> Result<Model> {
     let (file, metadata) = open(bytes).map_err(|detail| Error::model("weights", detail))?;
     let (mut views, own) = unwrapped(file.tensors())?;

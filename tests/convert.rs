@@ -227,6 +227,22 @@ fn files_and_flags_are_guarded() {
     fails("convert net.pt out.safetensors --mean 0.5 --std 0", 2, &["--std 0"]);
     fails("convert net.pt out.safetensors --mean 0,0,0 --std 1,1,1", 3, &["3 means"]);
     fails("convert net.pt out.safetensors --classes a,b", 3, &["2 names for 10 logits"]);
+    // No other network would be a way out.
+    for flags in ["--mean 0,0,0 --std 1,1,1", "--classes a,b", "--input-shape 1,9,9"] {
+        let output = bench.run(&format!("convert net.pt out.safetensors {flags}"));
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && !told.contains("--any"), "{flags}: {told}");
+    }
+    for (flags, warning) in [
+        ("--mean 128 --std 64", "--mean 128: in pixels of [0, 1]"),
+        ("--mean 0.5 --std 64", "--std 64: in pixels of [0, 1]"),
+        ("--classes 0,1,2,3,4,5,6,7,8,0", "\"0\" is there twice"),
+    ] {
+        let output = bench.run(&format!("convert net.pt warned.safetensors {flags}"));
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && told.contains("warning: ") && told.contains(warning), "{told}");
+        fs::remove_file(bench.path("warned.safetensors")).unwrap();
+    }
     fails("convert net.pt out.safetensors --eps -1", 2, &["--eps -1"]);
     fails("convert net.pt out.safetensors --any --eps 0.1", 2, &["--any"]);
     fails("convert net.pt out.safetensors --key model", 3, &["no entry `model`"]);

@@ -3,13 +3,13 @@
 
 use super::apart;
 use super::flags::distance;
-use super::tell::{answer, answer_json};
+use super::tell::{answer, answer_json, warn};
 use crate::data::{self, Checkpoint, Description};
 use crate::error::{Error, Result};
 use crate::{model, weights};
 use clap::Args;
 use serde_json::json;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -83,7 +83,7 @@ pub(super) fn run(args: &ConvertArgs) -> Result<()> {
     let bytes = checkpoint.safetensors(&metadata)?;
     let model = match &description {
         _ if args.any => None,
-        None => Some(weights::load(&bytes).map_err(|e| unknown(e, &args.input))?),
+        None => Some(weights::load(&bytes).map_err(|e| refused(e, &args.input, weights::is_known(&bytes)))?),
         Some(d) => Some(weights::load_as(&bytes, &d.arch).map_err(|e| e.in_file(&args.input.display().to_string()))?),
     };
     data::write_file(&args.output, &bytes)?;
@@ -109,10 +109,10 @@ pub(super) fn run(args: &ConvertArgs) -> Result<()> {
     answer(&format!("{what}\nwritten to {out}: {tensors} tensors, sha256 {sha256}"))
 }
 
-/// What the tensors lack to be a network, with the way out.
-fn unknown(error: Error, input: &Path) -> Error {
+/// What the tensors lack to be a network, with the way out where they are of none that is known.
+fn refused(error: Error, input: &Path, is_known: bool) -> Error {
     match error.in_file(&input.display().to_string()) {
-        Error::Model { place, detail } => Error::Model {
+        Error::Model { place, detail } if !is_known => Error::Model {
             place,
             detail: format!("{detail}; --arch FILE.toml describes another network, --any writes the tensors alone"),
         },
@@ -159,7 +159,13 @@ fn metadata(args: &ConvertArgs) -> Result<BTreeMap<String, String>> {
     }
     put("arch", name.cloned());
     let list = |flag: &str, text: &Option<String>| {
-        text.as_deref().map(|text| numbers(flag, text).map(|list| json!(list).to_string())).transpose()
+        let Some(text) = text.as_deref() else { return Ok(None) };
+        let list = numbers(flag, text)?;
+        if list.iter().any(|value| value.abs() > 1.0) {
+            let how = "in pixels of [0, 1] none is more than 1; of 255 grey levels they are written as 128/255";
+            warn(format!("{flag} {text}: {how}"));
+        }
+        Ok::<_, Error>(Some(json!(list).to_string()))
     };
     put("mean", list("--mean", &args.mean)?);
     put("std", list("--std", &args.std)?);
@@ -170,7 +176,12 @@ fn metadata(args: &ConvertArgs) -> Result<BTreeMap<String, String>> {
         }
         put("input", Some(text.clone()));
     }
-    put("classes", args.classes.as_deref().map(classes).transpose()?.map(|names| json!(names).to_string()));
+    let names = args.classes.as_deref().map(classes).transpose()?;
+    // No reason to refuse them: two pairs of ImageNet's classes share a name.
+    if let Some(name) = names.as_deref().and_then(repeated) {
+        warn(format!("--classes: {name:?} is there twice, and reports will not tell which is meant"));
+    }
+    put("classes", names.map(|names| json!(names).to_string()));
     let text = |flag: &str, text: &Option<String>| {
         text.as_deref().map(|text| distance(flag, text).map(|distance| distance.text)).transpose()
     };
@@ -206,6 +217,12 @@ fn classes(text: &str) -> Result<Vec<String>> {
         Some(i) => Err(Error::Usage(format!("--classes: name {i} is empty, or holds a control character"))),
         None => Ok(names),
     }
+}
+
+/// The first name that was there before.
+fn repeated(names: &[String]) -> Option<&String> {
+    let mut seen = BTreeSet::new();
+    names.iter().find(|name| !seen.insert(*name))
 }
 
 #[cfg(test)]
