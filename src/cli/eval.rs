@@ -11,7 +11,7 @@ use super::images::{DataArgs, Images, load_images};
 use super::interrupt::Interrupt;
 use super::network::{NetworkArgs, load_model};
 use super::specs::{Shared, Spec, Suite, default_list, list};
-use super::tell::{AnswerArgs, Format, answer, complain, progress_bar, warn};
+use super::tell::{AnswerArgs, Format, answer, complain, counted, progress_bar, warn};
 use super::thresholds::Threshold;
 use crate::attack::{Attack, Norm, Own, snap};
 use crate::error::{Error, Result};
@@ -357,8 +357,9 @@ impl Job {
         let n = self.ledger.clean_correct();
         let time: Duration = attacks.iter().map(|attack| self.duration(attack, step, n)).sum();
         if time > LONG || std::io::stderr().is_terminal() {
-            let (time, count) = (forecast::words(time), attacks.len());
-            complain("note", &format!("about {time} for {count} attacks on {n} images; less where images fall early"));
+            let (time, n) = (forecast::words(time), counted(n as u64, "image", "images"));
+            let count = counted(attacks.len() as u64, "attack", "attacks");
+            complain("note", &format!("about {time} for {count} on {n}; less where images fall early"));
         }
     }
 }

@@ -6,7 +6,7 @@ use crate::cli::engine::Runner;
 use crate::cli::forecast;
 use crate::cli::images::Images;
 use crate::cli::interrupt::Interrupt;
-use crate::cli::tell::{complain, progress_bar};
+use crate::cli::tell::{complain, counted, progress_bar};
 use crate::error::{Error, Result};
 use crate::report::{Config, Distance, Folder};
 use indicatif::ProgressBar;
@@ -120,7 +120,8 @@ impl Job {
         let time = forecast::duration(step, left, self.steps_each());
         if time > LONG || std::io::stderr().is_terminal() {
             let more = if self.done() > 0 { "more " } else { "" };
-            let steps = if c.steps == 1 { "1 step".into() } else { format!("{} steps", c.steps) };
+            let steps = counted(c.steps.into(), "step", "steps");
+            let images = if left == 1 { "image" } else { "images" };
             let restarts = if c.restarts == 1 { String::new() } else { format!(" × at most {} restarts", c.restarts) };
             let radii = match &c.ladder {
                 Some(ladder) => format!(" × at most {} radii", ladder.rounds()),
@@ -128,7 +129,7 @@ impl Job {
                 None => format!(" × {} radii", c.radii.len()),
             };
             let time = forecast::words(time);
-            complain("note", &format!("about {time} for {left} {more}images × {steps}{restarts}{radii}"));
+            complain("note", &format!("about {time} for {left} {more}{images} × {steps}{restarts}{radii}"));
         }
     }
 

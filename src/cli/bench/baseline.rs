@@ -1,6 +1,7 @@
 //! This run beside an earlier one of the same adapter.
 
 use super::results::Results;
+use crate::cli::tell::counted;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
 
@@ -49,7 +50,8 @@ pub(super) fn compare(before: &Results, now: &Results, threshold: f64) -> Result
     slower.sort_by(|a, b| b.1.total_cmp(&a.1));
     if slower.is_empty() {
         let change = both.iter().map(|(_, change)| *change).fold(f64::MIN, f64::max);
-        return Ok(format!("{} rows beside the baseline; the worst change is {:+.1} %", both.len(), 100.0 * change));
+        let rows = counted(both.len() as u64, "row", "rows");
+        return Ok(format!("{rows} beside the baseline; the worst change is {:+.1} %", 100.0 * change));
     }
     let rows: Vec<String> = slower.iter().map(|(key, change)| format!("{key} {:+.1} %", 100.0 * change)).collect();
     Err(Error::Threshold(format!(
@@ -70,6 +72,8 @@ mod tests {
     fn slower_rows_fail_and_a_slower_machine_does_not() {
         let before = sample();
         assert!(compare(&before, &before, 0.0).unwrap().starts_with("2 rows"));
+        let one = Results { steps: Vec::new(), ..before.clone() };
+        assert!(compare(&before, &one, 0.0).unwrap().starts_with("1 row "));
         let mut slower = before.clone();
         slower.kernels[0].time.median *= 1.2;
         let error = compare(&before, &slower, 0.05).unwrap_err();

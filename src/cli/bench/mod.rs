@@ -12,7 +12,7 @@ mod tell;
 use super::apart;
 use super::engine::Place;
 use super::flags::{bytes, positive};
-use super::tell::{answer, bar, complain, warn};
+use super::tell::{answer, bar, complain, counted, warn};
 use crate::coop;
 use crate::data;
 use crate::error::{Error, Result};
@@ -450,5 +450,5 @@ fn table(folder: &Path) -> Result<()> {
     }
     let page = folder.parent().unwrap_or(Path::new("")).join("RESULTS.md");
     write_whole(&page, tell::page(&all, &peers).as_bytes())?;
-    answer(&format!("{} adapters in {}", all.len(), page.display()))
+    answer(&format!("{} in {}", counted(all.len() as u64, "adapter", "adapters"), page.display()))
 }

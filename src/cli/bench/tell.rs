@@ -2,6 +2,7 @@
 
 use super::peers::Peers;
 use super::results::{DispatchRow, KernelRow, ProbeRow, Results, StepRow};
+use crate::cli::tell::counted;
 use crate::report;
 
 /// A table before it is drawn.
@@ -208,7 +209,8 @@ fn by_kernel(r: &Results) -> Sheet<7> {
 fn headline(r: &Results) -> String {
     let d = &r.device;
     let (name, backend, driver) = (&d.name, &d.backend, &d.driver);
-    format!("{name} ({backend}), {driver}; signstep {}, {}, {} rounds", r.version, r.clock, r.rounds)
+    let rounds = counted(r.rounds as u64, "round", "rounds");
+    format!("{name} ({backend}), {driver}; signstep {}, {}, {rounds}", r.version, r.clock)
 }
 
 /// For a terminal.
