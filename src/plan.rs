@@ -353,6 +353,7 @@ impl fmt::Display for Plan {
             match r.kind {
                 Kind::Constant(_) | Kind::Texels(_) => weights += bytes,
                 _ if r.per_sample == 0 => writeln!(f, "  {:<28} {bytes:>10}  (for any batch)", r.label)?,
+                Kind::Memory => writeln!(f, "  {:<28} {bytes:>10}  (beside the sum, where a rule remembers)", r.label)?,
                 _ => writeln!(f, "  {:<28} {bytes:>10}", r.label)?,
             }
         }

@@ -66,8 +66,8 @@ impl<'a> Work<'a> {
 /// by answering `false`.
 ///
 /// # Errors
-/// [`Error::Cancelled`], [`Error::OutOfMemory`] for a batch beyond the device's limits, [`Error::Internal`] where not
-/// even the default gives the naive kernel's bits, those of the device.
+/// [`Error::Cancelled`], [`Error::Usage`] for a batch of none, [`Error::OutOfMemory`] for a batch beyond the device's
+/// limits, [`Error::Internal`] where not even the default gives the naive kernel's bits, those of the device.
 pub fn tune(
     gpu: &Gpu,
     model: &Model,
@@ -80,6 +80,9 @@ pub fn tune(
     let (naive, default) = (plan(Variant::Naive)?, plan(Variant::Fast)?);
     // Pieces are timed alone, but none is larger alone than in the plan.
     let most = naive.largest_batch(u64::MAX)?.min(default.largest_batch(u64::MAX)?);
+    if samples == 0 {
+        return Err(Error::Usage("a batch of 0 takes no time".into()));
+    }
     if samples as usize > most {
         let limit = format!("the largest batch that fits its limits is {most}");
         let what = format!("a batch of {samples}");

@@ -55,6 +55,10 @@ fn shaders_are_written_in_four_languages_whole_or_not_at_all() {
     assert_eq!(names(&bench.path("dump")), files);
     fs::write(bench.path("file"), "").unwrap();
     bench.refused("bench --kernel conv2d_forward --shape conv3x3s1-3-8-8x8 --dump file/dump", 8, "file");
+    // A folder of the name that it would have used on the way is somebody else's.
+    fs::create_dir(bench.path(".other.partial")).unwrap();
+    bench.refused("bench --kernel conv2d_forward --shape conv3x3s1-3-8-8x8 --dump other", 8, ".other.partial");
+    fs::remove_dir(bench.path(".other.partial")).unwrap();
     assert_eq!(names(bench.folder.path()), ["dump", "file"]);
 }
 
@@ -174,7 +178,7 @@ fn results_are_kept_compared_and_made_into_a_page() {
     bench.refused(
         &line,
         1,
-        "1 of 1 rows are slower than the baseline by more than 150.0 %: conv2d_forward conv3x3s1-3-8-8x8",
+        "1 of 1 row slower than the baseline by more than 150.0 %: conv2d_forward conv3x3s1-3-8-8x8",
     );
     baseline(100.0);
     bench.ok(&line);
@@ -186,6 +190,12 @@ fn results_are_kept_compared_and_made_into_a_page() {
     let kept = fs::read(bench.path("baseline.json")).unwrap();
     bench.refused(&format!("{SMALL} --baseline baseline.json --out ./baseline.json"), 2, "choose another file");
     assert_eq!(fs::read(bench.path("baseline.json")).unwrap(), kept);
+    // Nor is what it is held against replaced before it is.
+    let kept = bench.path("kept/results").join(&saved[0]);
+    let before = fs::read(&kept).unwrap();
+    let line = format!("{SMALL} --save=kept/results --baseline kept/results/{}", saved[0]);
+    bench.refused(&line, 2, "in the place of --baseline");
+    assert_eq!(fs::read(&kept).unwrap(), before);
 
     bench.ok("bench --table=kept/results");
     let page = fs::read_to_string(bench.path("kept/RESULTS.md")).unwrap();
@@ -253,6 +263,24 @@ fn peers_stand_beside_the_results_of_their_adapter() {
     fs::write(bench.path("kept/results/peers-x.json"), "{").unwrap();
     refused("no figures of peers");
     assert_eq!(fs::read_to_string(bench.path("kept/RESULTS.md")).unwrap(), page);
+}
+
+#[test]
+fn networks_of_one_name_are_told_apart() {
+    let bench = Bench::new();
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/weights/digits-cnn-robust.safetensors");
+    let line =
+        format!("bench steps --network digits-cnn --model {model} --math f32,f32 --batch 1 --rounds 1 --dispatches");
+    let results = json(&bench.ok(&format!("{line} --format json")));
+    let of = |list: &str| -> Vec<String> {
+        let rows = results[list].as_array().unwrap();
+        let mut all: Vec<String> = rows.iter().map(|r| r["network"].as_str().unwrap().into()).collect();
+        all.dedup();
+        all
+    };
+    assert_eq!((of("steps"), of("dispatches")), (vec!["digits-cnn".into(), "digits-cnn #2".into()], of("steps")));
+    let shares: f64 = results["dispatches"].as_array().unwrap().iter().map(|r| r["share"].as_f64().unwrap()).sum();
+    assert!((shares - 2.0).abs() < 1e-6, "{shares}");
 }
 
 #[test]

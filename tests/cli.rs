@@ -269,6 +269,40 @@ fn infinity_that_arises_while_running_is_an_error_of_its_own() {
     bench.refused("attack --model huge.st --limit 2 --device reference", 7, &["sample 0", "NaN or infinite"]);
 }
 
+/// Folders of digits without threes, under the names that `named` gives to classes.
+fn folders_of_digits(bench: &Bench, folder: &str, named: impl Fn(i64) -> Option<String>) {
+    let mut digits = signstep::data::digits().unwrap();
+    let pixels = digits.images(0..60).unwrap();
+    for (i, (image, label)) in pixels.chunks(64).zip(&digits.labels).enumerate() {
+        let Some(class) = named(*label) else { continue };
+        let class = bench.path(folder).join(class);
+        fs::create_dir_all(&class).unwrap();
+        let bytes = image.iter().map(|x| (x * 255.0).round() as u8).collect();
+        image::GrayImage::from_raw(8, 8, bytes).unwrap().save(class.join(format!("{i:02}.png"))).unwrap();
+    }
+}
+
+#[test]
+fn classes_of_pictures_are_the_networks_by_name() {
+    let bench = Bench::new();
+    let verified = |line: &str| {
+        let output = bench.run(line);
+        assert!(output.status.success(), "{line}: {}", String::from_utf8_lossy(&output.stderr));
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        (report["clean_accuracy"].as_f64().unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    folders_of_digits(&bench, "some", |label| (label != 3).then(|| label.to_string()));
+    let (accuracy, told) = verified("verify --json --data some");
+    assert!(accuracy > 0.9 && !told.contains("classes"), "{accuracy}: {told}");
+    let (_, told) = verified("verify --json --data some --limit 2");
+    assert!(told.contains("the first 2 images are of 1 of 10 classes"), "{told}");
+    folders_of_digits(&bench, "renamed", |label| Some(if label == 3 { "three".into() } else { label.to_string() }));
+    bench.refused("verify --data renamed", 3, &["class `three` is none of the network's: 0, 1"]);
+    folders_of_digits(&bench, "others", |label| Some(format!("n0{label}")));
+    let (accuracy, told) = verified("verify --json --data others");
+    assert!(accuracy > 0.9 && told.contains("so `n00` is `0`"), "{accuracy}: {told}");
+}
+
 #[test]
 fn broken_data_name_their_file() {
     let bench = Bench::new();

@@ -83,6 +83,8 @@ fn every_tile_is_judged_and_results_stay_as_they_are() {
 fn a_batch_beyond_the_limits_is_refused_before_it_is_there() {
     let most = [Variant::Naive, Variant::Fast].map(|v| plan(&small(), v).largest_batch(u64::MAX).unwrap());
     let most = u32::try_from(most[0].min(most[1])).unwrap();
+    let none = tune(gpu(), &small(), 0, &Clock::Wall, &mut |_| panic!("tried"));
+    assert!(matches!(none, Err(signstep::Error::Usage(_))), "{none:?}");
     for samples in [most + 1, u32::MAX] {
         let refused = tune(gpu(), &small(), samples, &Clock::Wall, &mut |_| panic!("tried"));
         let Err(e @ signstep::Error::OutOfMemory { .. }) = refused else { panic!("{refused:?}") };

@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::report::DataFacts;
 use clap::Args;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::PathBuf;
 
@@ -96,6 +97,11 @@ pub(super) fn load_images(args: &DataArgs, limit: Option<usize>, model: &Model) 
         ));
     }
     let labels = &source.labels[..samples];
+    // Folders are read one class after the other.
+    let (seen, known) = (labels.iter().collect::<BTreeSet<_>>().len(), source.classes.len());
+    if limit == Some(samples) && source.framing.is_some() && seen < known {
+        warn(format!("the first {samples} images are of {seen} of {known} classes"));
+    }
     if let Some((i, label)) = labels.iter().enumerate().find(|(_, l)| !(0..classes as i64).contains(*l)) {
         return fail(format!("label {label} of sample {i} is none of the {classes} classes of {}", model.arch));
     }

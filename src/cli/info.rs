@@ -76,7 +76,7 @@ pub(super) fn run(args: &InfoArgs) -> Result<()> {
     }
     let mut text = format!(
         "{}: {} in, {} logits, {} parameters, batch norm folded\n{table}\n\
-         per image: {} forward, {} backward, {} on the device; a batch of {} with weights: {}",
+         per image: {} forward, {} backward, {} on a device that keeps activations in buffers; a batch of {} with weights: {}",
         model.arch,
         model.input,
         model.logits(),

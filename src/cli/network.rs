@@ -20,8 +20,8 @@ pub(super) struct NetworkArgs {
     /// Weights (safetensors) [default: digits-cnn, inside the program]
     #[arg(long, value_name = "FILE", help_heading = "Input")]
     pub model: Option<PathBuf>,
-    /// Layers of the network whose weights --model names, one of your own (TOML) [default: the network, among those known,
-    /// that the tensors tell]
+    /// Layers of the network whose weights --model names, one of your own (TOML) [default: the network, among those
+    /// known, that the tensors tell]
     #[arg(long, value_name = "FILE.toml", help_heading = "Input")]
     pub arch: Option<PathBuf>,
 }

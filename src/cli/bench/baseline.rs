@@ -1,6 +1,6 @@
 //! This run beside an earlier one of the same adapter.
 
-use super::results::Results;
+use super::results::{Results, StepRow};
 use crate::cli::tell::counted;
 use crate::error::{Error, Result};
 use std::collections::BTreeMap;
@@ -10,7 +10,9 @@ pub(super) fn threshold(text: &str) -> Result<f64> {
     let fail = || Error::Usage(format!("--fail-over {text}: not a share such as 5% or 0.05"));
     let (number, scale) = text.trim().strip_suffix('%').map_or((text.trim(), 1.0), |n| (n.trim(), 0.01));
     let value = number.parse::<f64>().map_err(|_| fail())? * scale;
-    if value.is_finite() && value >= 0.0 { Ok(value) } else { Err(fail()) }
+    // 5 is more likely to be meant for 5% than for six times as slow.
+    let is_share = value.is_finite() && value >= 0.0 && (scale < 1.0 || value <= 1.0);
+    if is_share { Ok(value) } else { Err(fail()) }
 }
 
 /// Refuses results that are of another adapter than `now`.
@@ -46,6 +48,14 @@ pub(super) fn compare(before: &Results, now: &Results, threshold: f64) -> Result
     if both.is_empty() {
         return Err(Error::Usage("--baseline: it has no row in common with this run".into()));
     }
+    let left_out: Vec<String> = now.steps.iter().filter(|r| r.skipped.is_some()).map(StepRow::key).collect();
+    let left_out: Vec<String> = left_out.into_iter().filter(|key| old.contains_key(key)).collect();
+    if !left_out.is_empty() {
+        return Err(Error::Threshold(format!(
+            "left out for their time, but not in the baseline: {}",
+            left_out.join("; ")
+        )));
+    }
     let mut slower: Vec<_> = both.iter().filter(|(_, c)| c.is_nan() || *c > threshold).collect();
     slower.sort_by(|a, b| b.1.total_cmp(&a.1));
     if slower.is_empty() {
@@ -55,9 +65,9 @@ pub(super) fn compare(before: &Results, now: &Results, threshold: f64) -> Result
     }
     let rows: Vec<String> = slower.iter().map(|(key, change)| format!("{key} {:+.1} %", 100.0 * change)).collect();
     Err(Error::Threshold(format!(
-        "{} of {} rows are slower than the baseline by more than {:.1} %: {}",
+        "{} of {} slower than the baseline by more than {:.1} %: {}",
         slower.len(),
-        both.len(),
+        counted(both.len() as u64, "row", "rows"),
         100.0 * threshold,
         rows.join("; ")
     )))
@@ -96,6 +106,10 @@ mod tests {
             r
         };
         assert_eq!(compare(&hardware(&before), &hardware(&machine), 0.01).unwrap_err().exit_code(), 1);
+        let mut left_out = before.clone();
+        left_out.steps[0].skipped = Some("it takes too long".into());
+        let error = compare(&before, &left_out, 10.0).unwrap_err();
+        assert!(error.exit_code() == 1 && error.to_string().contains("left out for their time"), "{error}");
         let mut nan = before.clone();
         nan.kernels[0].time.median = f64::NAN;
         assert_eq!(compare(&before, &nan, 10.0).unwrap_err().exit_code(), 1);
@@ -116,8 +130,8 @@ mod tests {
     #[test]
     fn thresholds_are_shares() {
         assert_eq!(threshold("5%").unwrap(), 0.05);
-        assert_eq!(threshold("0.5").unwrap(), 0.5);
-        for bad in ["", "%", "-1%", "nan", "x", "inf"] {
+        assert_eq!((threshold("0.5").unwrap(), threshold("150%").unwrap()), (0.5, 1.5));
+        for bad in ["", "%", "-1%", "nan", "x", "inf", "5"] {
             assert_eq!(threshold(bad).unwrap_err().exit_code(), 2, "{bad}");
         }
     }

@@ -80,13 +80,14 @@ pub(super) fn dump(folder: &Path, kernels: &BTreeMap<String, &Kernel>) -> Result
     let name = folder.file_name().ok_or_else(|| fail("no name of a folder".into()))?;
     let partial = parent.join(format!(".{}.partial", name.to_string_lossy()));
     let write = || {
-        fs::create_dir_all(parent)?;
-        fs::create_dir(&partial)?;
         files.iter().try_for_each(|(name, bytes)| fs::write(partial.join(name), bytes))?;
         // An empty folder may stand where it goes.
         let _ = fs::remove_dir(folder);
         fs::rename(&partial, folder)
     };
+    // What is there already is somebody else's.
+    let made = fs::create_dir_all(parent).and_then(|()| fs::create_dir(&partial));
+    made.map_err(|e| Error::Output { place: partial.display().to_string(), detail: e.to_string() })?;
     write().map_err(|e| {
         let _ = fs::remove_dir_all(&partial);
         fail(e.to_string())

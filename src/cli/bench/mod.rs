@@ -129,7 +129,8 @@ pub(super) struct BenchArgs {
     /// Batches [default: 1,8,64,512,2048]
     #[arg(long, value_name = "N", value_delimiter = ',', help_heading = "Steps")]
     batch: Vec<usize>,
-    /// Time for one network and batch; what would take longer is left out, or gets fewer rounds
+    /// Time for one network and batch; what would take longer, but for the smallest batch, is left out, or gets fewer
+    /// rounds
     #[arg(long, value_name = "S", default_value_t = 60.0, help_heading = "Steps")]
     max_seconds: f64,
     /// Each dispatch of a step alone, too, and what they come to by kernel: where its time goes
@@ -207,7 +208,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
         networks: args.network.clone(),
         models: args.model.clone(),
         batches: batches(args)?,
-        maths: args.math.clone(),
+        maths: each_once(&args.math),
         rounds: args.rounds,
         max_seconds: args.max_seconds,
         dispatches: args.dispatches,
@@ -240,12 +241,22 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
     if let Some(before) = &before {
         baseline::check(before, &results)?;
     }
+    if let Some((saved, baseline)) = args.save.as_ref().map(|f| saved(f, &results)).zip(args.baseline.as_ref())
+        && apart::same(&saved, baseline)
+    {
+        let (saved, baseline) = (saved.display(), baseline.display());
+        return Err(Error::Usage(format!("--save would put {saved} in the place of --baseline {baseline}")));
+    }
 
     let mut rows = if kernels { kernels::rows(&bench, &row_choice(args, &gpu))? } else { Vec::new() };
     if let Some(folder) = &args.dump {
         let named = kernels::by_name(&rows);
         language::dump(folder, &named)?;
-        return answer(&format!("{} kernels written to {}", named.len(), folder.display()));
+        return answer(&format!(
+            "{} written to {}",
+            counted(named.len() as u64, "kernel", "kernels"),
+            folder.display()
+        ));
     }
     if let Some(own) = &own {
         kernels::add_own(&bench, &mut rows, own)?;
@@ -312,6 +323,12 @@ fn check(args: &BenchArgs, kernels: bool) -> Result<()> {
         return fail(&format!("--out {} is {flag} {}: choose another file", out.display(), file.display()));
     }
     Ok(())
+}
+
+/// In the order given, none twice.
+fn each_once(maths: &[Math]) -> Vec<Math> {
+    let first = |(i, math): &(usize, &Math)| !maths[..*i].contains(math);
+    maths.iter().enumerate().filter(first).map(|(_, math)| *math).collect()
 }
 
 fn batches(args: &BenchArgs) -> Result<Vec<usize>> {
@@ -414,7 +431,7 @@ fn time(
 /// Tells results where they were asked for.
 fn deliver(args: &BenchArgs, results: &Results) -> Result<()> {
     if let Some(folder) = &args.save {
-        let path = folder.join(results.slug() + ".json");
+        let path = saved(folder, results);
         write_whole(&path, results.json()?.as_bytes())?;
         complain("note", &format!("saved as {}", path.display()));
     }
@@ -428,6 +445,11 @@ fn deliver(args: &BenchArgs, results: &Results) -> Result<()> {
         Some(path) => write_whole(path, (text.trim_end().to_string() + "\n").as_bytes()),
         None => answer(text.trim_end()),
     }
+}
+
+/// Where results are kept in a folder.
+fn saved(folder: &Path, results: &Results) -> PathBuf {
+    folder.join(results.slug() + ".json")
 }
 
 /// Makes the page of all results in a folder.

@@ -218,6 +218,10 @@ pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
     if let Some(folder) = path.parent() {
         fs::create_dir_all(folder).map_err(fail)?;
     }
+    // A device, a pipe or a link is written to, not replaced.
+    if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) {
+        return fs::write(path, bytes).map_err(fail);
+    }
     let mut partial = path.as_os_str().to_owned();
     partial.push(".partial");
     fs::write(&partial, bytes).and_then(|()| fs::rename(&partial, path)).map_err(|e| {
@@ -298,6 +302,18 @@ pub(super) mod tests {
         assert!((spread.p90 - 3.7).abs() < 1e-12 && (spread.drift() - 3.7 / 1.3).abs() < 1e-12);
         let rate = spread.map(|s| 1.0 / s);
         assert!(rate.p10 < rate.median && rate.median < rate.p90);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_is_written_through() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("file"), "before").unwrap();
+        std::os::unix::fs::symlink(at("file"), at("link")).unwrap();
+        write_whole(&at("link"), b"after").unwrap();
+        assert!(fs::symlink_metadata(at("link")).unwrap().is_symlink());
+        assert_eq!(fs::read(at("file")).unwrap(), b"after");
     }
 
     #[test]

@@ -46,6 +46,7 @@ pub(super) struct Choice {
 /// One network on the device, and its rows.
 struct Subject {
     net: Network,
+    name: String,
     start_up: f64,
     rows: Vec<Row>,
 }
@@ -102,7 +103,11 @@ pub(super) fn run(
         let start_up = start_up(bench, model, math)?;
         let net = Network::with_options(bench.gpu, model.clone(), &bench.options(math))?;
         let rows = choice.batches.iter().map(|&batch| Row::new(batch)).collect();
-        subjects.push(Subject { net, start_up, rows });
+        // Two files may hold networks of one name.
+        let is_there = |name: &String| subjects.iter().any(|s: &Subject| s.name == *name);
+        let names = (2..).map(|n| format!("{} #{n}", name(&net)));
+        let name = [name(&net)].into_iter().chain(names).find(|n| !is_there(n)).unwrap_or_default();
+        subjects.push(Subject { net, name, start_up, rows });
     }
     for round in 0..=choice.rounds {
         for subject in &mut subjects {
@@ -115,7 +120,7 @@ pub(super) fn run(
             told(&subject.net.model().arch.clone(), row.batch);
             row.parts = parts(bench, &subject.net, row)?;
             if choice.dispatches {
-                dispatches.extend(one_by_one(bench, &subject.net, row.batch, choice.rounds)?);
+                dispatches.extend(one_by_one(bench, (&subject.net, &subject.name), row.batch, choice.rounds)?);
             }
         }
         all.extend(subject.told(&bench.clock));
@@ -174,8 +179,9 @@ impl Subject {
                 }
                 told(&self.net.model().arch.clone(), row.batch);
                 let batch = Batch::new(self.net.model().input.len(), row.batch);
-                // The first one compiles, and makes memory for the batch. Where it is known to take long, it is enough.
-                let enough = each.map_or(choice.max_seconds, |_| choice.max_seconds / 4.0);
+                // The first one compiles, and makes memory for the batch. Where a step is known to take long, it is
+                // enough.
+                let enough = each.map_or(f64::INFINITY, |_| choice.max_seconds / 4.0);
                 let mut step = 0.0;
                 for _ in 0..2 {
                     let start = Instant::now();
@@ -223,7 +229,7 @@ impl Subject {
                 let device = if matches!(clock, Clock::Process(_)) { spread(&row.cpu) } else { spread(&both) };
                 let shares: Vec<f64> = row.parts.iter().map(|(conv, other)| other / (conv + other)).collect();
                 StepRow {
-                    network: name(&self.net),
+                    network: self.name.clone(),
                     batch: row.batch,
                     skipped: row.skipped.clone(),
                     chunk: row.batch.min(self.net.chunk()),
@@ -264,7 +270,12 @@ fn step<'d>(bench: &Bench<'_>, plan: &'d Plan, samples: usize) -> Result<(Vec<&'
 }
 
 /// Each dispatch of a step alone, again and again, what it leaves on the stage copied; in rounds.
-fn one_by_one(bench: &Bench<'_>, net: &Network, batch: usize, rounds: usize) -> Result<Vec<DispatchRow>> {
+fn one_by_one(
+    bench: &Bench<'_>,
+    (net, name): (&Network, &str),
+    batch: usize,
+    rounds: usize,
+) -> Result<Vec<DispatchRow>> {
     let plan = net.plan();
     let n = batch.min(net.chunk());
     let (dispatches, trial) = step(bench, plan, n)?;
@@ -284,7 +295,7 @@ fn one_by_one(bench: &Bench<'_>, net: &Network, batch: usize, rounds: usize) -> 
     let times: Vec<Spread> = times.iter().map(|t| Spread::of(t)).collect();
     let step: f64 = times.iter().map(|t| t.median).sum();
     let row = |(place, (d, time)): (usize, (&&Dispatch, &Spread))| DispatchRow {
-        network: name(net),
+        network: name.to_string(),
         samples: n,
         place,
         kernel: d.kernel.entry.into(),

@@ -80,12 +80,16 @@ fn kernels(r: &Results) -> Sheet<12> {
             maybe(k.speedup),
         ]
     };
+    // One batch for all, unless one of that size does not fit.
+    let samples = r.kernels.first().map_or(0, |k| k.samples);
+    let is_one = r.kernels.iter().all(|k| k.samples == samples);
+    let median = if is_one { format!("median of {samples} samples, us") } else { "median, us".into() };
     let header = [
         "kernel",
         "shape",
         "variant (tile)",
         "in",
-        "median, us",
+        &median,
         "p10",
         "p90",
         "GFLOP/s",
@@ -114,7 +118,7 @@ fn steps(r: &Results) -> Sheet<12> {
             maybe(s.rate(s.wall)),
             ms(s.device),
             ms(s.wall),
-            spread,
+            if s.rounds == 1 { "one round".into() } else { spread },
             maybe(s.gflops_per_s),
             s.other_share.map_or_else(String::new, percent),
             maybe(s.growth),
@@ -244,7 +248,7 @@ pub(super) fn page(all: &[Results], peers: &[Peers]) -> String {
         rounds on random data. On a software adapter a second is one of process CPU time, for there the device is the process; on \
         hardware times are timestamps of the device. \"Of ceiling\" is the share of what the probes reached on the same adapter in \
         the same run: of arithmetic, of copies, or of dispatches that do nothing, whichever allows least; a kernel that reads more \
-        than it writes may pass the copies. GB/s counts inputs, \
+        than it writes may pass the copies, and a short one the dispatches, whose probe is no faster than the machine was just then. GB/s counts inputs, \
         outputs and weights once; GFLOP/s counts what is done, which in Winograd's convolution is less than its definition. \"x naive\" is \
         beside the naive kernel of f32, where that was timed, whatever the arithmetic. \"Each, x largest\" is the time for one sample as a multiple of \
         that in the largest batch. \"Beside peers\" is made by `peers/`, whose README says what is compared and how it is checked.";
