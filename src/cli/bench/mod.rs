@@ -42,7 +42,8 @@ It gets the same bindings and, unless --grid says otherwise, the same workgroups
 be as near. No loop of an invocation should take more than 32,000 rounds.
 
 --baseline compares medians row by row: as they are on hardware; on a software adapter, whose machine is shared, in units of the
-fma probe of the same run.
+fma probe of the same run. That says nothing of short kernels and small batches there, whose time is that of dispatches: name the
+rows to compare, and a threshold that two runs of one program keep.
 
 Examples:
   signstep bench
@@ -50,7 +51,7 @@ Examples:
   signstep bench steps --network resnet20 --batch 1,64
   signstep bench steps --network resnet20 --batch 16 --dispatches
   signstep bench --save && signstep bench --table
-  signstep bench --baseline benches/results/llvmpipe.json --fail-over 5%";
+  signstep bench --baseline before.json --fail-over 5%";
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Part {
