@@ -146,8 +146,7 @@ impl Gpu {
     ///
     /// What WebGPU guarantees everywhere ([`wgpu::Limits::default`]) is enough for all there is. With less (six storage
     /// buffers a stage in the place of eight, workgroups of fewer than 256 invocations) some attacks are not there, and
-    /// a network that cannot run says which limit it is: with fewer than six storage buffers a stage none
-    /// can.
+    /// a network that cannot run says which limit it is: with fewer than six storage buffers a stage none can.
     ///
     /// On GL a device has one context for all threads, and the library panics where a thread waits for it for 6 s.
     /// Networks take turns there, whichever threads run them; of the host's own calls nothing is known. So on GL a host

@@ -184,9 +184,9 @@
 //!   with a convolution.
 //! - Of activations there is ReLU alone, and none behind the last layer: logits are plain numbers, one for each class.
 //!   Flattening comes before a linear layer, or where there is one pixel.
-//! - One invocation goes round fewer than 32,000 times, for lavapipe stops there without a word: maps of so many pixels
-//!   cannot be averaged, nor flattened into a linear layer of 128,000 inputs. `square` in L2 is not there for images so
-//!   thin that they have that many tiles.
+//! - One invocation goes round fewer than 32,000 times, for lavapipe stops at twice that without a word: maps of so
+//!   many pixels cannot be averaged, nor a linear layer read so many texels (four channels of a pixel each). `square`
+//!   in L2 is not there for images so thin that they would have more than some thousand tiles.
 //! - On software adapters the gradient of strides 3 and 4 runs on the naive kernel.
 //! - On GL, which waits while work is handed over, a deadline is noticed only when the work has ended, and threads take
 //!   turns (`gpu/turns.rs`), for wgpu panics where one waits for 6 s: a host program's own calls have to keep out of

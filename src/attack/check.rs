@@ -108,11 +108,16 @@ impl Attack {
         Ok(())
     }
 
-    /// Checks a run of `n` samples before any image is looked at; how often a sample is tried at most.
-    pub(crate) fn check_run(&self, model: &Model, n: usize) -> Result<u32> {
+    /// Checks what a network has no sense for, whatever the images; how often a sample is tried at most.
+    pub(crate) fn check_on(&self, model: &Model) -> Result<u32> {
         self.check_perturbation(model.input.len())?;
         self.check_steps(model)?;
-        let attempts = self.countable_attempts(model.logits())?;
+        self.countable_attempts(model.logits())
+    }
+
+    /// Checks a run of `n` samples before any image is looked at; how often a sample is tried at most.
+    pub(super) fn check_run(&self, model: &Model, n: usize) -> Result<u32> {
+        let attempts = self.check_on(model)?;
         if !self.own.is_empty() && self.own.len() != n {
             return Err(Error::Usage(format!(
                 "{} samples have an eps of their own, but there are {n}",

@@ -49,7 +49,8 @@ pub trait Engine {
     /// answers `false` the run ends with [`Error::Cancelled`].
     ///
     /// # Errors
-    /// As [`Engine::logits`]; [`Error::Usage`] for more steps than can be counted.
+    /// As [`Engine::input_gradient`]; [`Error::Data`] for a sample whose eps, step size or direction is none;
+    /// [`Error::Usage`] for bounds that are none, for more steps than can be counted, and where the rule is not there.
     fn iterate(&self, job: &Job<'_>, progress: &mut dyn FnMut(u64) -> bool) -> Result<Iterated>;
 
     /// Fits one perturbation to all samples of `fit`, whose clean images `images` gives: g ← Σ ∇ over the samples in
@@ -58,8 +59,7 @@ pub trait Engine {
     /// NaN or infinity arises is marked and adds nothing from then on. `progress` as in [`Engine::iterate`].
     ///
     /// # Errors
-    /// As [`Engine::logits`], those of `images`, and [`Error::Usage`] for samples that differ in eps or step size, or
-    /// for more steps than can be counted.
+    /// As [`Engine::iterate`], those of `images`, and [`Error::Usage`] for samples that differ in eps or step size.
     fn fit(
         &self,
         fit: &Fit<'_>,

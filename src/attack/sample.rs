@@ -23,7 +23,7 @@ pub struct Sample {
     /// Step length in pixel units; 0 leaves the sample where it is. With [`Rule::Apgd`](super::Rule::Apgd) the first
     /// step's.
     pub step_size: f32,
-    /// +1 ascends (untargeted), −1 descends (targeted).
+    /// +1 ascends (untargeted), −1 descends (targeted), 0 leaves the sample where it is.
     pub direction: f32,
     /// Whole grey levels that what is delivered may differ from the clean image ([`budget`](super::budget); in L2 the
     /// sum of their squares, [`budget_l2`](super::budget_l2)). The steps do not look at it.
@@ -97,7 +97,7 @@ pub(crate) fn check_moves(samples: &[Sample], (lo, hi): (f32, f32)) -> Result<()
             return fail(format!("a step of {}", s.step_size));
         }
         if ![-1.0, 0.0, 1.0].contains(&s.direction) {
-            return fail(format!("direction {}, which is neither 1 nor -1", s.direction));
+            return fail(format!("direction {}: 1 ascends, -1 descends, 0 stays", s.direction));
         }
     }
     Ok(())

@@ -49,7 +49,7 @@ pub(super) fn run(args: &AttackArgs) -> Result<()> {
     let mut config = configure(args, (method, norm, loss), bounds, &model)?;
     let attack = configured(&config);
     attack.validate()?;
-    attack.check_run(&model, 0)?;
+    attack.check_on(&model)?;
     let images = load_images(&args.data, args.limit, &model)?;
     if model.logits() < 2 {
         return Err(Error::Model { place: model.arch.clone(), detail: "has one class: nothing to turn to".into() });

@@ -86,7 +86,7 @@ pub(super) fn run(args: &ConvertArgs) -> Result<()> {
         None => Some(weights::load(&bytes).map_err(|e| refused(e, &args.input, weights::is_known(&bytes)))?),
         Some(d) => Some(weights::load_as(&bytes, &d.arch).map_err(|e| e.in_file(&args.input.display().to_string()))?),
     };
-    data::write_file(&args.output, &bytes)?;
+    data::write_named(&args.output, &bytes)?;
 
     let (out, sha256) = (args.output.display().to_string(), data::sha256([&bytes[..]]));
     if args.json {

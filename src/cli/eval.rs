@@ -5,7 +5,7 @@ use super::advice::{advise_of_radius, advise_of_snapping};
 use super::apart;
 use super::defaults::default_eps;
 use super::engine::{Place, PlaceArgs, Runner};
-use super::flags::{bounds, bytes, distance, duration, named, positive};
+use super::flags::{bounds, bytes, delivers_bytes, distance, duration, named, positive};
 use super::forecast;
 use super::images::{DataArgs, Images, load_images};
 use super::interrupt::Interrupt;
@@ -132,10 +132,10 @@ pub(super) fn run(args: &EvalArgs) -> Result<()> {
     }
     let specs = specs.map_or_else(|| default_list(model.logits()), Ok)?;
     let specs: Vec<Spec> = specs.into_iter().map(|spec| spec.among(model.logits())).collect();
-    let quantise = !args.no_quantize && bounds == Some((0.0, 1.0));
+    let quantise = delivers_bytes(args.no_quantize, bounds);
     let shared = Shared { norm, eps, bounds, quantise, seed: args.seed, classes: model.logits() };
     let attacks = specs.iter().map(|spec| spec.attack(flag, &shared)).collect::<Result<Vec<_>>>()?;
-    attacks.iter().try_for_each(|attack| attack.check_run(&model, 0).map(drop))?;
+    attacks.iter().try_for_each(|attack| attack.check_on(&model).map(drop))?;
     let images = load_images(&args.data, args.limit, &model)?;
     let load = begun.elapsed();
 

@@ -87,6 +87,11 @@ pub(super) fn bounds(text: &str) -> Result<Option<(f32, f32)>> {
     }
 }
 
+/// Whether 8-bit values are delivered: other bounds than 0 and 1 have none.
+pub(super) fn delivers_bytes(no_quantize: bool, bounds: Option<(f32, f32)>) -> bool {
+    !no_quantize && bounds == Some((0.0, 1.0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

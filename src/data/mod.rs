@@ -29,8 +29,8 @@ pub use description::Description;
 pub use digits::digits;
 pub use framing::Framing;
 pub use targets::read_targets;
-pub(crate) use write::write_file;
 pub use write::{Slot, View, stream_safetensors, write_safetensors};
+pub(crate) use write::{write_file, write_named};
 
 use crate::error::{Error, Result};
 use crate::model::Dims;
@@ -116,29 +116,31 @@ impl Source {
         }
         let places: Vec<Option<usize>> =
             self.classes.iter().map(|class| names.iter().position(|name| name == class)).collect();
-        let unknown = places.iter().position(Option::is_none);
-        if let Some(unknown) = unknown {
-            let known = places.iter().any(Option::is_some);
-            if !known && self.classes.len() == count {
-                return Ok(!names.is_empty());
+        let known = places.iter().flatten().count();
+        if known == places.len() {
+            for label in &mut self.labels {
+                // `labels` is anyone's to change.
+                let place = usize::try_from(*label).ok().and_then(|class| places.get(class).copied().flatten());
+                *label = place.map_or(*label, |place| place as i64);
             }
-            let detail = if names.is_empty() {
-                let numbers = "labels.csv with numbers says it";
-                format!("{} classes of pictures, and a network of {count} without names: {numbers}", self.classes.len())
-            } else {
+            self.classes = names.to_vec();
+            return Ok(false);
+        }
+        if known == 0 && places.len() == count {
+            return Ok(!names.is_empty());
+        }
+        let detail = match places.iter().position(Option::is_none) {
+            Some(unknown) if !names.is_empty() => {
                 let more = if names.len() > SHOWN { ", …" } else { "" };
                 let names = names[..names.len().min(SHOWN)].join(", ");
                 format!("class `{}` is none of the network's: {names}{more}", self.classes[unknown])
-            };
-            return Err(Error::data(&self.name, detail));
-        }
-        for label in &mut self.labels {
-            let class = usize::try_from(*label).ok().and_then(|class| places.get(class).copied().flatten());
-            // `labels` is anyone's to change.
-            *label = class.map_or(*label, |place| place as i64);
-        }
-        self.classes = names.to_vec();
-        Ok(false)
+            }
+            _ => {
+                let numbers = "labels.csv with numbers says which is which";
+                format!("{} classes of pictures, and a network of {count} without names: {numbers}", places.len())
+            }
+        };
+        Err(Error::data(&self.name, detail))
     }
 
     /// All images at once, for data that are small.

@@ -218,6 +218,17 @@ pub(crate) fn write_file(path: &Path, bytes: &[u8]) -> Result<()> {
     replace(path, |file| file.write_all(bytes).map_err(|e| output(path, e)))
 }
 
+/// Writes a file that a user names: as [`write_file`], but a device, a pipe or a link is written to, not replaced.
+///
+/// # Errors
+/// As [`write_file`].
+pub(crate) fn write_named(path: &Path, bytes: &[u8]) -> Result<()> {
+    if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) {
+        return fs::write(path, bytes).map_err(|e| output(path, e));
+    }
+    write_file(path, bytes)
+}
+
 /// Writes beside `path`, then renames: readers see the old file or the whole new one.
 fn replace(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
     let fail = |e: io::Error| output(path, e);
@@ -260,6 +271,18 @@ mod tests {
 
     fn left_in(folder: &Path) -> Vec<String> {
         fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_link_is_written_through() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("file"), "before").unwrap();
+        std::os::unix::fs::symlink(at("file"), at("link")).unwrap();
+        write_named(&at("link"), b"after").unwrap();
+        assert!(fs::symlink_metadata(at("link")).unwrap().is_symlink());
+        assert_eq!(fs::read(at("file")).unwrap(), b"after");
     }
 
     #[test]

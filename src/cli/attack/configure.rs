@@ -3,7 +3,7 @@
 use super::args::AttackArgs;
 use crate::attack::{Attack, Loss, Method, Norm, Targets};
 use crate::cli::defaults::{default_eps, default_step};
-use crate::cli::flags::{distance, distances};
+use crate::cli::flags::{delivers_bytes, distance, distances};
 use crate::cli::specs::Rule;
 use crate::data;
 use crate::error::{Error, Result};
@@ -80,7 +80,7 @@ pub(super) fn configure(
         (None, Method::Fgsm, _) => eps.clone(),
         (None, ..) => default_step(method, &eps, steps),
     };
-    let quantise = !args.no_quantize && bounds == Some((0.0, 1.0));
+    let quantise = delivers_bytes(args.no_quantize, bounds);
     let ladder = if args.min_eps { Some(ladder(args, &list, norm, quantise)?) } else { None };
     let step_of = |eps: &Distance| match &args.step_size {
         Some(_) => step_size.clone(),

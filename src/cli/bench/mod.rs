@@ -21,7 +21,7 @@ use crate::plan::{Math, Target, Tuning};
 use crate::trial::Clock;
 use clap::{Args, ValueEnum};
 use peers::Peers;
-use results::{Results, write_whole};
+use results::{Results, write};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -433,7 +433,7 @@ fn time(
 fn deliver(args: &BenchArgs, results: &Results) -> Result<()> {
     if let Some(folder) = &args.save {
         let path = saved(folder, results);
-        write_whole(&path, results.json()?.as_bytes())?;
+        write(&path, results.json()?.as_bytes())?;
         complain("note", &format!("saved as {}", path.display()));
     }
     let text = match args.format {
@@ -443,7 +443,7 @@ fn deliver(args: &BenchArgs, results: &Results) -> Result<()> {
         Format::Json => results.json()?,
     };
     match &args.out {
-        Some(path) => write_whole(path, (text.trim_end().to_string() + "\n").as_bytes()),
+        Some(path) => write(path, (text.trim_end().to_string() + "\n").as_bytes()),
         None => answer(text.trim_end()),
     }
 }
@@ -472,6 +472,6 @@ fn table(folder: &Path) -> Result<()> {
         return Err(Error::Data { place: file.display().to_string(), detail });
     }
     let page = folder.parent().unwrap_or(Path::new("")).join("RESULTS.md");
-    write_whole(&page, tell::page(&all, &peers).as_bytes())?;
+    write(&page, tell::page(&all, &peers).as_bytes())?;
     answer(&format!("{} in {}", counted(all.len() as u64, "adapter", "adapters"), page.display()))
 }

@@ -212,22 +212,13 @@ fn read<T: DeserializeOwned>(path: &Path, what: &str, schema: u32) -> Result<T> 
     serde_json::from_value(value).map_err(|e| fail(format!("no {what}: {e}")))
 }
 
-/// Writes a file whole or not at all.
-pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
-    let fail = |e: std::io::Error| Error::Output { place: path.display().to_string(), detail: e.to_string() };
+/// Writes a file, and the folders that it lies in.
+pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     if let Some(folder) = path.parent() {
+        let fail = |e: std::io::Error| Error::Output { place: path.display().to_string(), detail: e.to_string() };
         fs::create_dir_all(folder).map_err(fail)?;
     }
-    // A device, a pipe or a link is written to, not replaced.
-    if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) {
-        return fs::write(path, bytes).map_err(fail);
-    }
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    fs::write(&partial, bytes).and_then(|()| fs::rename(&partial, path)).map_err(|e| {
-        let _ = fs::remove_file(&partial);
-        fail(e)
-    })
+    data::write_named(path, bytes)
 }
 
 #[cfg(test)]
@@ -304,29 +295,17 @@ pub(super) mod tests {
         assert!(rate.p10 < rate.median && rate.median < rate.p90);
     }
 
-    #[cfg(unix)]
-    #[test]
-    fn a_link_is_written_through() {
-        let folder = tempfile::tempdir().unwrap();
-        let at = |name: &str| folder.path().join(name);
-        fs::write(at("file"), "before").unwrap();
-        std::os::unix::fs::symlink(at("file"), at("link")).unwrap();
-        write_whole(&at("link"), b"after").unwrap();
-        assert!(fs::symlink_metadata(at("link")).unwrap().is_symlink());
-        assert_eq!(fs::read(at("file")).unwrap(), b"after");
-    }
-
     #[test]
     fn json_is_read_back_as_it_was() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("deep/results.json");
         let results = sample();
-        write_whole(&path, results.json().unwrap().as_bytes()).unwrap();
+        write(&path, results.json().unwrap().as_bytes()).unwrap();
         assert_eq!(Results::read(&path).unwrap(), results);
         assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
         assert_eq!(results.slug(), "llvmpipe-llvm-15-0-6-256-bits-vulkan");
         for (text, said) in [("{}", "schema_version"), ("{\"schema_version\": 99}", "schema 99"), ("[", "no results")] {
-            write_whole(&path, text.as_bytes()).unwrap();
+            write(&path, text.as_bytes()).unwrap();
             let error = Results::read(&path).unwrap_err();
             assert!(error.exit_code() == 3 && error.to_string().contains(said), "{error}");
         }

@@ -46,6 +46,7 @@ pub(super) struct Choice {
 /// One network on the device, and its rows.
 struct Subject {
     net: Network,
+    /// Its own.
     name: String,
     start_up: f64,
     rows: Vec<Row>,
@@ -104,9 +105,9 @@ pub(super) fn run(
         let net = Network::with_options(bench.gpu, model.clone(), &bench.options(math))?;
         let rows = choice.batches.iter().map(|&batch| Row::new(batch)).collect();
         // Two files may hold networks of one name.
-        let is_there = |name: &String| subjects.iter().any(|s: &Subject| s.name == *name);
-        let names = (2..).map(|n| format!("{} #{n}", name(&net)));
-        let name = [name(&net)].into_iter().chain(names).find(|n| !is_there(n)).unwrap_or_default();
+        let one = name(&net);
+        let same = subjects.iter().filter(|s: &&Subject| name(&s.net) == one).count();
+        let name = if same == 0 { one } else { format!("{one} #{}", same + 1) };
         subjects.push(Subject { net, name, start_up, rows });
     }
     for round in 0..=choice.rounds {
