@@ -36,9 +36,10 @@ use crate::error::{Error, Result};
 use adapter::{Opened, enumerate, summarise};
 use fault::{Fault, Faults};
 use pace::Pace;
+use pipeline::Compiling;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use witness::Witness;
 
 /// An opened device. Cheap to clone; `Send` and `Sync`. It keeps what it compiled, for networks to share, as long as
@@ -69,7 +70,7 @@ struct Inner {
     cache: Option<wgpu::PipelineCache>,
     /// Why the device went away, if it did. Written by the library's callback.
     lost: Arc<OnceLock<String>>,
-    compile_time: Mutex<Duration>,
+    compiling: Mutex<Compiling>,
     /// What a submission may take before the device counts as lost.
     deadline: Mutex<Option<Duration>>,
     pace: Pace,
@@ -181,7 +182,7 @@ impl Gpu {
             pipelines: Mutex::default(),
             cache,
             lost,
-            compile_time: Mutex::new(Duration::ZERO),
+            compiling: Mutex::default(),
             deadline: Mutex::new(None),
             pace: Pace::default(),
             witness: OnceLock::new(),
@@ -260,9 +261,9 @@ impl Gpu {
         Ok(self.0.answers.get_or_init(|| answers))
     }
 
-    /// Time spent on making pipelines so far.
+    /// Time in which pipelines were made so far, on one thread or on several.
     pub fn compile_time(&self) -> Duration {
-        self.0.compile_time.lock().map(|t| *t).unwrap_or_default()
+        self.0.compiling.lock().unwrap_or_else(PoisonError::into_inner).time
     }
 
     /// The device, for buffers to attack from and to.
@@ -336,17 +337,19 @@ impl Gpu {
         if let Some(pipeline) = known()?.get(&key) {
             return Ok(pipeline.clone());
         }
-        let start = Instant::now();
+        let _timed = Compiling::begin(&self.0.compiling);
         let (entry, text, bindings) = make()?;
         let made = Arc::new(self.scope(entry, || {
             Ok(Pipeline::new(self.device(), self.submits_and_waits(), self.0.cache.as_ref(), entry, text, &bindings))
         })?);
-        if let Ok(mut time) = self.0.compile_time.lock() {
-            *time += start.elapsed();
-        }
         // Where another thread was faster: dropped when the lock is free again.
         let _other = known()?.insert(key, made.clone());
         Ok(made)
+    }
+
+    /// Whether the pipeline of `key` is there already.
+    pub(crate) fn has_pipeline(&self, key: &str) -> bool {
+        self.0.pipelines.lock().is_ok_and(|known| known.contains_key(key))
     }
 
     /// Lets go of all pipelines that no network holds: a device keeps what it has made for the next network of the same

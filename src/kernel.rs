@@ -7,9 +7,11 @@
 //! | `kernel/expression.rs` | arithmetic in directives |
 //! | `kernel/binding.rs` | what is declared for a binding |
 //! | `kernel/rounds.rs` | how long loops are |
+//! | `kernel/compile.rs` | pipelines, made on several threads |
 //! | `kernel/record.rs` | a dispatch bound to memory, and recorded |
 
 mod binding;
+mod compile;
 mod expression;
 mod files;
 mod record;
@@ -20,6 +22,7 @@ pub use binding::Access;
 pub use files::fingerprint;
 pub use text::Source;
 
+pub(crate) use compile::compile;
 pub(crate) use record::{Bound, Ready, Recorder, submit};
 pub(crate) use rounds::{MAX_BATCH, MAX_ROUNDS};
 
@@ -133,6 +136,11 @@ impl Kernel {
     /// A kernel whose texels are all of f32.
     pub fn new(entry: &'static str, consts: Vec<(&'static str, u32)>, storage: Storage) -> Self {
         Kernel { entry, consts, storage, halves: Vec::new(), wide: false }
+    }
+
+    /// Under what a device keeps its pipeline.
+    fn key(&self) -> String {
+        format!("{self:?}")
     }
 
     fn types(&self, source: &Source) -> Vec<wgpu::BindingType> {

@@ -9,7 +9,7 @@
 use crate::attack::{Gradient, Health, Logits, Loss, Sample, check_samples};
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Storage};
-use crate::kernel::{Bound, Dispatch};
+use crate::kernel::{Bound, Dispatch, compile};
 use crate::model::{Arch, Dims, Layer, Model};
 use crate::network::{Memory, Options, append, mark, run};
 use crate::plan::{Math, Target, TrainingPlan};
@@ -257,6 +257,7 @@ impl Training {
             let new = |r| Allocated::new(&self.gpu, r, n as u64, storage);
             missing.map(|(r, constant)| constant.is_none().then(|| new(r)).transpose()).collect()
         })?;
+        compile(&self.gpu, plan.forward.iter().chain(&plan.backward).chain([&plan.logits]))?;
         let bound = self.gpu.scope("binding the plan", || {
             let bind = |d: &Dispatch| self.bind(Memory { constants, batch: &memory }, d, n);
             let all = |list: &[Dispatch]| list.iter().map(bind).collect::<Result<Vec<_>>>();

@@ -41,9 +41,10 @@ use tell::complain;
 
 const ENVIRONMENT: &str = "\
 Environment:
-  WGPU_BACKEND       graphics interfaces to look at: vulkan, metal, dx12, gl (several with commas)
-  WGPU_ADAPTER_NAME  part of the name of the device to use, where --device names none
-  SIGNSTEP_CACHE     folder for what can be found out again: tunings, what devices do [default: signstep in the folder for caches]";
+  WGPU_BACKEND        graphics interfaces to look at: vulkan, metal, dx12, gl (several with commas)
+  WGPU_ADAPTER_NAME   part of the name of the device to use, where --device names none
+  WGPU_DX12_COMPILER  what compiles shaders on dx12: dxc, or fxc, which takes ten times as long [default: dxc if dxcompiler.dll is beside the program or on the path]
+  SIGNSTEP_CACHE      folder for what can be found out again: tunings, what devices do [default: signstep in the folder for caches]";
 
 /// Interfaces to look at.
 const BACKEND: &str = "WGPU_BACKEND";

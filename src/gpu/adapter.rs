@@ -51,6 +51,14 @@ fn instance() -> wgpu::Instance {
     wgpu::Instance::new(wgpu::InstanceDescriptor {
         backends: wgpu::Backends::from_env().unwrap_or(native),
         flags: wgpu::InstanceFlags::empty(),
+        backend_options: wgpu::BackendOptions {
+            // DXC, where dxcompiler.dll is there, or FXC, which Windows has, and which takes ten times as long.
+            dx12: wgpu::Dx12BackendOptions {
+                shader_compiler: wgpu::Dx12Compiler::default().with_env(),
+                ..Default::default()
+            },
+            ..Default::default()
+        },
         ..wgpu::InstanceDescriptor::new_without_display_handle()
     })
 }

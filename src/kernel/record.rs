@@ -38,7 +38,7 @@ impl Dispatch {
     pub(crate) fn ready(&self, gpu: &Gpu, other: Option<Arc<Pipeline>>) -> Result<Ready> {
         let source = self.kernel.source()?;
         let types = self.kernel.types(&source);
-        let make = || gpu.pipeline(format!("{:?}", self.kernel), || Ok((self.kernel.entry, source.text, types)));
+        let make = || gpu.pipeline(self.kernel.key(), || Ok((self.kernel.entry, source.text, types)));
         Ok(Ready { pipeline: other.map_or_else(make, Ok)?, bindings: source.bindings })
     }
 

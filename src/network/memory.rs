@@ -2,7 +2,7 @@
 
 use super::Network;
 use crate::error::Result;
-use crate::kernel::{Bound, Dispatch};
+use crate::kernel::{Bound, Dispatch, compile};
 use crate::tensor::{Allocated, Kind, Lent, Resource, Stages};
 use std::cell::OnceCell;
 use std::sync::atomic::Ordering;
@@ -98,15 +98,17 @@ impl Network {
         let memory = Memory { constants: &state.constants, batch: &state.batch };
         let bind = |d: &Dispatch| self.bind(memory, d, n);
         let all = |list: &[Dispatch]| list.iter().map(bind).collect::<Result<Vec<_>>>();
+        let plan = &self.plan;
+        compile(&self.gpu, plan.forward.iter().chain(&plan.backward).chain([&plan.step, &plan.logits]))?;
         let bound = self.gpu.scope("binding the plan", || {
             Ok(BoundPlan {
-                forward: all(&self.plan.forward)?,
-                backward: all(&self.plan.backward)?,
-                step: bind(&self.plan.step)?,
-                logits: bind(&self.plan.logits)?,
+                forward: all(&plan.forward)?,
+                backward: all(&plan.backward)?,
+                step: bind(&plan.step)?,
+                logits: bind(&plan.logits)?,
                 start: OnceCell::new(),
-                losses: self.plan.losses.iter().map(|_| OnceCell::new()).collect(),
-                rules: self.plan.rules.iter().map(|_| Default::default()).collect(),
+                losses: plan.losses.iter().map(|_| OnceCell::new()).collect(),
+                rules: plan.rules.iter().map(|_| Default::default()).collect(),
                 inspect: OnceCell::new(),
                 inspect_gradient: OnceCell::new(),
                 snap: OnceCell::new(),
