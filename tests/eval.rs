@@ -9,8 +9,6 @@ use serde_json::Value;
 use signstep::data::{View, write_safetensors};
 use std::collections::BTreeMap;
 use std::fs;
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
 
 /// Weak enough that each attack leaves some: what the next one adds shows.
 const SET: &str = "--limit 80 --eps 0.07 --seed 3";
@@ -260,6 +258,8 @@ fn a_folder_holds_one_evaluation() {
 #[cfg(unix)]
 #[test]
 fn ctrl_c_ends_an_evaluation_and_leaves_nothing() {
+    use std::process::{Child, Command, Stdio};
+    use std::time::{Duration, Instant};
     let bench = Bench::new();
     let start = |line: &str, out: &str| {
         let mut child = bench.command(line).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();

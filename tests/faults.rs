@@ -9,9 +9,12 @@ use program::{Bench, json, names, refused};
 use signstep::data::digits;
 use signstep::{Adapter, Attack, Error, Gpu, Network, attack::Engine};
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
+#[cfg(unix)]
 use std::io::{BufRead, BufReader, Read};
-use std::process::{Command, Stdio};
+#[cfg(unix)]
+use std::process::Command;
+use std::process::Stdio;
 
 const ATTACK: &str = "attack --method pgd --eps 0.2 --steps 2 --limit 60 --chunk 10";
 
@@ -38,7 +41,7 @@ fn a_reader_that_leaves_loses_nothing() {
 #[test]
 fn an_answer_that_cannot_be_written_is_an_error_after_everything_was_kept() {
     let bench = Bench::new();
-    let full = || Stdio::from(File::options().write(true).open("/dev/full").unwrap());
+    let full = || Stdio::from(fs::File::options().write(true).open("/dev/full").unwrap());
     for line in [format!("{ATTACK} --out kept --json"), "devices".into(), "info".into()] {
         let output = bench.command(&line).stdout(full()).stderr(Stdio::piped()).output().unwrap();
         refused(&output, &line, 8, &["standard output", "No space left"]);

@@ -10,7 +10,7 @@ use signstep::study::verdict::{Words, baseline, example, verdict};
 use signstep::study::{Effect, Numbers};
 use signstep::{Adapter, Attack, Gpu, Network, Targets};
 use std::fs;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Duration;
 
 const WEIGHTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/weights");
@@ -291,7 +291,7 @@ fn ctrl_c_ends_a_study_and_leaves_nothing() {
         assert!(child.try_wait().unwrap().is_none(), "ended before it was seen");
         std::thread::sleep(Duration::from_millis(1));
     }
-    assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
+    assert!(std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     let output = child.wait_with_output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(130), "{said}");
