@@ -77,7 +77,7 @@ fn model() -> Model {
         Layer::Relu,
         conv("b", 36, 24, 2),
         Layer::GlobalAvgPool,
-        Layer::Linear(Linear { name: "z".into(), inputs: 24, outputs: 2 }),
+        Layer::Linear(Linear { name: "z".into(), inputs: 24, outputs: 2, bias: true }),
     ];
     let mut scatter = Scatter(9);
     let mut params = |outputs: usize, each: usize| Params {

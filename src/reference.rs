@@ -242,9 +242,9 @@ mod tests {
             Layer::MaxPool { size: 2, stride: 1, padding: 0 },
             Layer::GlobalAvgPool,
             Layer::Flatten,
-            Layer::Linear(Linear { name: "l1".into(), inputs: 12, outputs: 12 }),
+            Layer::Linear(Linear { name: "l1".into(), inputs: 12, outputs: 12, bias: true }),
             Layer::Relu,
-            Layer::Linear(Linear { name: "l2".into(), inputs: 12, outputs: 5 }),
+            Layer::Linear(Linear { name: "l2".into(), inputs: 12, outputs: 5, bias: true }),
         ];
         (layers, Dims::new(3, 11, 9))
     }
@@ -337,7 +337,7 @@ mod tests {
 
     #[test]
     fn overflow_is_marked_where_it_arises() {
-        let l = Layer::Linear(Linear { name: "l".into(), inputs: 1, outputs: 2 });
+        let l = Layer::Linear(Linear { name: "l".into(), inputs: 1, outputs: 2, bias: true });
         let tensors = Tensors::from([
             ("l.weight".into(), (vec![2, 1], vec![f32::MAX, 0.0])),
             ("l.bias".into(), (vec![2], vec![0.0; 2])),

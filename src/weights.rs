@@ -143,7 +143,7 @@ fn load_bytes(bytes: &[u8], arch: Option<&Arch>, norms: Norms) -> Result<Model> 
 /// use signstep::weights::{Tensors, from_layers};
 ///
 /// let conv = Conv2d { name: "conv".into(), inputs: 1, outputs: 4, kernel: 3, stride: 1, padding: 1, bias: false };
-/// let linear = Linear { name: "fc".into(), inputs: 4, outputs: 2 };
+/// let linear = Linear { name: "fc".into(), inputs: 4, outputs: 2, bias: true };
 /// let layers = vec![Layer::Conv2d(conv), Layer::Relu, Layer::GlobalAvgPool, Layer::Flatten, Layer::Linear(linear)];
 /// let tensors = Tensors::from([
 ///     ("conv.weight".into(), (vec![4, 1, 3, 3], vec![0.1; 36])), // [K, C, R, S]

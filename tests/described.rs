@@ -84,8 +84,8 @@ fn written(layers: &[Layer], to: &mut String) {
             Layer::AvgPool { size, stride, padding } => {
                 writeln!(to, "{{ avg_pool = {size}, stride = {stride}, padding = {padding} }},").unwrap();
             }
-            Layer::Linear(Linear { name, outputs, .. }) => {
-                writeln!(to, "{{ linear = {name:?}, outputs = {outputs} }},").unwrap();
+            Layer::Linear(Linear { name, outputs, bias, .. }) => {
+                writeln!(to, "{{ linear = {name:?}, outputs = {outputs}, bias = {bias} }},").unwrap();
             }
             Layer::Residual { body, shortcut } => {
                 *to += "{ residual = [\n";
@@ -128,7 +128,7 @@ fn every_layer_can_be_described() {
             shortcut: Shortcut::Projection(vec![conv("e", 4, 4, 1, 1, 0)]),
         },
         Layer::MaxPool { size: 2, stride: 1, padding: 0 },
-        Layer::Linear(Linear { name: "f".into(), inputs: 16, outputs: 3 }),
+        Layer::Linear(Linear { name: "f".into(), inputs: 16, outputs: 3, bias: false }),
     ];
     let own = Arch { name: "own".into(), input: Dims::new(2, 9, 9), layers };
     for arch in known().into_iter().chain([own]) {
@@ -139,6 +139,38 @@ fn every_layer_can_be_described() {
         let read = read(&bench, &text).unwrap_or_else(|e| panic!("{}: {e}", arch.name));
         assert_eq!((&read.arch, read.classes.len()), (&arch, 0), "{}", arch.name);
     }
+}
+
+/// A linear layer without a bias is one whose bias is zero.
+#[test]
+fn the_last_layer_may_have_no_bias() {
+    let bench = Bench::new();
+    let without = DIGITS_CNN.replace("\"linear2\", outputs = 10", "\"linear2\", outputs = 10, bias = false");
+    assert_ne!(without, DIGITS_CNN);
+    let arch = read(&bench, &without).unwrap().arch;
+    let error = weights::load_as(WEIGHTS, &arch).unwrap_err().to_string();
+    assert!(error.contains("linear2.bias: this tensor is left over"), "{error}");
+
+    let file = safetensors::SafeTensors::deserialize(WEIGHTS).unwrap();
+    let written = |bias: Option<[f32; 10]>| {
+        let of = |name: &str| bytemuck::pod_collect_to_vec::<u8, f32>(file.tensor(name).unwrap().data());
+        let mut all: Vec<(&str, Vec<usize>, Vec<f32>)> = file
+            .names()
+            .into_iter()
+            .map(|name| (name, file.tensor(name).unwrap().shape().to_vec(), of(name)))
+            .collect();
+        all.retain(|(name, ..)| *name != "linear2.bias");
+        all.extend(bias.map(|zeros| ("linear2.bias", vec![10], zeros.to_vec())));
+        let views: Vec<_> =
+            all.iter().map(|(name, shape, values)| (*name, signstep::data::View::f32(shape, values))).collect();
+        let path = bench.path("net.safetensors");
+        signstep::data::write_safetensors(&path, &views, &Default::default()).unwrap();
+        fs::read(path).unwrap()
+    };
+    let model = weights::load_as(&written(None), &arch).unwrap();
+    let zero = weights::load_as(&written(Some([0.0; 10])), &read(&bench, DIGITS_CNN).unwrap().arch).unwrap();
+    assert_eq!(model, zero);
+    assert_eq!(model.params["linear2"].bias, [0.0; 10]);
 }
 
 const HEAD: &str = "input = [1, 8, 8]\nlayers = [\n";
@@ -204,7 +236,7 @@ layers = [
 #[test]
 fn mistakes_are_told_with_their_line_and_layer() {
     let bench = Bench::new();
-    let cases: [(&str, &[&str]); 37] = [
+    let cases: [(&str, &[&str]); 38] = [
         ("", &["`input` is missing"]),
         ("input = [1, 8]\nlayers = []", &["line 1, input", "channels, height, width"]),
         ("input = [1, 8, 0]\nlayers = []", &["line 1", "1 or more"]),
@@ -226,6 +258,7 @@ fn mistakes_are_told_with_their_line_and_layer() {
         ("HEAD{ conv = 'a', outputs = 4, kernel = -3 }]", &["line 3, layers[0].kernel", "whole number"]),
         ("HEAD{ conv = 'a', outputs = 4, kernel = 3.0 }]", &["line 3, layers[0].kernel", "whole number"]),
         ("HEAD{ conv = 'a', outputs = 4, kernel = 3, bias = 1 }]", &["line 3, layers[0]", "bias", "true or false"]),
+        ("HEAD{ linear = 'a', outputs = 4, bias = 1 }]", &["line 3, layers[0]", "bias", "true or false"]),
         ("HEAD{ conv = 'a', outputs = 4,\n kernel = 3, dilation = 2 }]", &["line 4, layers[0]", "no key \"dilation\""]),
         ("HEAD{ conv = 'a', outputs = 4, kernel = 9 }]", &["line 3, layers[0]: a", "kernel 9"]),
         ("HEAD'relu',\n{ conv = 'a', outputs = 4000000000, kernel = 1 }]", &["line 4, layers[1]: a", "too large"]),
@@ -249,7 +282,10 @@ fn mistakes_are_told_with_their_line_and_layer() {
             "HEAD{ residual = [{ conv = 'a', outputs = 4, kernel = 3 }], shortcut = 'option C' }]",
             &["line 3, layers[0].shortcut", "\"identity\", { subsample"],
         ),
-        ("HEAD{ repeat = 0, layers = ['relu'] }]", &["line 3, layers[0]", "repeats are 1 to"]),
+        (
+            "HEAD{ repeat = 0, layers = ['relu'] }]",
+            &["line 3, layers[0]", "`repeat` must be 1 to 4096, `from` at most 4096"],
+        ),
         (
             "HEAD{ repeat = 2, layers = [{ repeat = 2, layers = ['relu'] }] }]",
             &["layers[0].layers[0]", "inside another"],

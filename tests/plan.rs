@@ -21,7 +21,7 @@ fn model(input: Dims, layers: Vec<Layer>) -> Model {
                 Layer::Conv2d(Conv2d { name, inputs, outputs, kernel, .. }) => {
                     (name, *outputs, inputs * kernel * kernel)
                 }
-                Layer::Linear(Linear { name, inputs, outputs }) => (name, *outputs, *inputs),
+                Layer::Linear(Linear { name, inputs, outputs, .. }) => (name, *outputs, *inputs),
                 Layer::Affine { name, channels } => (name, *channels, 1),
                 Layer::Residual { .. } => {
                     fill(layer.inner(), params);

@@ -38,7 +38,7 @@ fn tensors(rng: &mut Rng, layers: &[Layer]) -> Tensors {
                     add(name, "running_mean", vec![*channels], &|v| 5.0 * v);
                     add(name, "running_var", vec![*channels], &|v| 9.0 + v * v);
                 }
-                Layer::Linear(Linear { name, inputs, outputs }) => {
+                Layer::Linear(Linear { name, inputs, outputs, .. }) => {
                     let scale = (1.5 / *inputs as f32).sqrt();
                     add(name, "weight", vec![*outputs, *inputs], &|v| v * scale);
                     add(name, "bias", vec![*outputs], &|v| v * 0.1);

@@ -63,7 +63,7 @@ impl Description {
     ///   ] },
     ///   "global_avg_pool",
     ///   "flatten",
-    ///   { linear = "fc", outputs = 10 },
+    ///   { linear = "fc", outputs = 10, bias = true },                                          # [true]
     /// ]
     /// ```
     ///
@@ -232,7 +232,11 @@ impl Reader<'_> {
         let times = self.size(table, "repeat", None)?;
         let from = self.size(table, "from", Some(0))?;
         if !(1..=MAX_LAYERS).contains(&times) || from > MAX_LAYERS {
-            return self.fail(&table.span, table.path, &format!("repeats are 1 to {MAX_LAYERS}, from no more"));
+            return self.fail(
+                &table.span,
+                table.path,
+                &format!("`repeat` must be 1 to {MAX_LAYERS}, `from` at most {MAX_LAYERS}"),
+            );
         }
         let (_, list) = self.wanted(table, "layers")?;
         for number in from..from + times {
@@ -273,11 +277,7 @@ impl Reader<'_> {
                     kernel: self.size(&table, "kernel", None)?,
                     stride: self.size(&table, "stride", Some(1))?,
                     padding: self.size(&table, "padding", Some(0))?,
-                    bias: match entries.get("bias").map(|value| (value.get_ref(), value.span())) {
-                        None => true,
-                        Some((DeValue::Boolean(bias), _)) => *bias,
-                        Some((_, span)) => return self.fail(&span, path, "bias: true or false is expected"),
-                    },
+                    bias: self.bias(&table)?,
                 }))
             }
             "batch_norm" => {
@@ -289,9 +289,13 @@ impl Reader<'_> {
                 Ok(Layer::Affine { name: self.layer_name(&table, kind)?, channels: x.c })
             }
             "linear" => {
-                self.only(&table, &[kind, "outputs"])?;
-                let outputs = self.size(&table, "outputs", None)?;
-                Ok(Layer::Linear(Linear { name: self.layer_name(&table, kind)?, inputs: x.len(), outputs }))
+                self.only(&table, &[kind, "outputs", "bias"])?;
+                Ok(Layer::Linear(Linear {
+                    name: self.layer_name(&table, kind)?,
+                    inputs: x.len(),
+                    outputs: self.size(&table, "outputs", None)?,
+                    bias: self.bias(&table)?,
+                }))
             }
             "max_pool" | "avg_pool" => {
                 self.only(&table, &[kind, "stride", "padding"])?;
@@ -304,6 +308,15 @@ impl Reader<'_> {
                 })
             }
             _ => self.residual(&table, x, depth),
+        }
+    }
+
+    /// Whether a layer has a bias: it does unless the file says that it does not.
+    fn bias(&self, table: &Table<'_>) -> Result<bool> {
+        match table.entries.get("bias").map(|value| (value.get_ref(), value.span())) {
+            None => Ok(true),
+            Some((DeValue::Boolean(bias), _)) => Ok(*bias),
+            Some((_, span)) => self.fail(&span, table.path, "bias: true or false is expected"),
         }
     }
 

@@ -77,6 +77,8 @@ pub struct Linear {
     pub inputs: usize,
     /// Values written.
     pub outputs: usize,
+    /// Whether the checkpoint has `NAME.bias`. Once it is loaded every linear layer has one.
+    pub bias: bool,
 }
 
 /// What is added to the body of a residual block.

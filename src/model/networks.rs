@@ -11,7 +11,7 @@ pub(super) fn norm(name: &str, channels: usize) -> Layer {
 }
 
 pub(super) fn linear(name: &str, inputs: usize, outputs: usize) -> Layer {
-    Layer::Linear(Linear { name: name.into(), inputs, outputs })
+    Layer::Linear(Linear { name: name.into(), inputs, outputs, bias: true })
 }
 
 pub(super) fn halve() -> Layer {

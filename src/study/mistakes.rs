@@ -239,7 +239,8 @@ mod tests {
     /// The second image succeeds in the first step, the first one in the fifth.
     #[test]
     fn a_batch_stops_with_any_first_success_or_with_the_last() {
-        let layers = vec![Layer::Flatten, Layer::Linear(Linear { name: "z".into(), inputs: 1, outputs: 2 })];
+        let layers =
+            vec![Layer::Flatten, Layer::Linear(Linear { name: "z".into(), inputs: 1, outputs: 2, bias: true })];
         let weight = ("z.weight".to_string(), (vec![2, 1], vec![0.0, 1.0]));
         let tensors = Tensors::from([weight, ("z.bias".to_string(), (vec![2], vec![0.5, 0.0]))]);
         let engine = Reference::new(weights::from_layers(layers, Dims::new(1, 1, 1), tensors).unwrap()).unwrap();

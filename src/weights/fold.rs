@@ -73,8 +73,12 @@ pub(super) fn take_params(
                 params.insert(name.clone(), p);
                 folded.push(Layer::BatchNorm { name, channels });
             }
-            Layer::Linear(linear) => {
-                let p = Params { weight: take(&linear.name, "weight")?, bias: take(&linear.name, "bias")? };
+            Layer::Linear(mut linear) => {
+                let mut p = Params { weight: take(&linear.name, "weight")?, bias: vec![0.0; linear.outputs] };
+                if linear.bias {
+                    p.bias = take(&linear.name, "bias")?;
+                }
+                linear.bias = true;
                 params.insert(linear.name.clone(), p);
                 folded.push(Layer::Linear(linear));
             }

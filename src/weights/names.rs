@@ -32,9 +32,11 @@ fn collect<'a>(layers: impl IntoIterator<Item = &'a Layer>, list: &mut Vec<(Stri
                     push(name, "bias", vec![*outputs]);
                 }
             }
-            Layer::Linear(Linear { name, inputs, outputs }) => {
+            Layer::Linear(Linear { name, inputs, outputs, bias }) => {
                 push(name, "weight", vec![*outputs, *inputs]);
-                push(name, "bias", vec![*outputs]);
+                if *bias {
+                    push(name, "bias", vec![*outputs]);
+                }
             }
             Layer::Affine { name, channels } => {
                 push(name, "weight", vec![*channels]);

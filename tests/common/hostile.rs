@@ -439,7 +439,7 @@ fn begun(path: &Path) -> Box<Folder> {
 }
 
 fn tiny() -> signstep::Model {
-    let layers = vec![Layer::Flatten, Layer::Linear(Linear { name: "z".into(), inputs: 4, outputs: 2 })];
+    let layers = vec![Layer::Flatten, Layer::Linear(Linear { name: "z".into(), inputs: 4, outputs: 2, bias: true })];
     let weight = (vec![2, 4], vec![1.0, -1.0, 0.5, 0.0, -1.0, 1.0, 0.0, 0.5]);
     let tensors = Tensors::from([("z.weight".into(), weight), ("z.bias".into(), (vec![2], vec![0.0, 0.1]))]);
     weights::from_layers(layers, DIMS, tensors).unwrap()

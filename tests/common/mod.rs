@@ -78,7 +78,7 @@ pub fn affine(name: &str, channels: usize) -> Layer {
 }
 
 pub fn linear(name: &str, inputs: usize, outputs: usize) -> Layer {
-    Layer::Linear(Linear { name: name.into(), inputs, outputs })
+    Layer::Linear(Linear { name: name.into(), inputs, outputs, bias: true })
 }
 
 pub fn residual(body: Vec<Layer>, added: usize) -> Layer {

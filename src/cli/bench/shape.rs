@@ -166,7 +166,7 @@ impl Shape {
                 Some(Layer::Conv2d(Conv2d { name, inputs, outputs, kernel, stride, padding, bias: true }))
             }
             What::Linear { outputs } => {
-                Some(Layer::Linear(Linear { name: TIMED.into(), inputs: self.x.len(), outputs }))
+                Some(Layer::Linear(Linear { name: TIMED.into(), inputs: self.x.len(), outputs, bias: true }))
             }
             What::MaxPool { size, stride } => Some(Layer::MaxPool { size, stride, padding: 0 }),
             What::AvgPool { size, stride } => Some(Layer::AvgPool { size, stride, padding: 0 }),
@@ -188,7 +188,7 @@ impl Shape {
         if y.h * y.w > 1 {
             layers.push(Layer::GlobalAvgPool);
         }
-        layers.push(Layer::Linear(Linear { name: "logits".into(), inputs: y.c, outputs: CLASSES }));
+        layers.push(Layer::Linear(Linear { name: "logits".into(), inputs: y.c, outputs: CLASSES, bias: true }));
         Ok(random_model("bench", self.x, layers))
     }
 
