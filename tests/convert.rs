@@ -244,6 +244,14 @@ fn files_and_flags_are_guarded() {
         fs::remove_file(bench.path("warned.safetensors")).unwrap();
     }
     fails("convert net.pt out.safetensors --eps -1", 2, &["--eps -1"]);
+    for eps in ["inf", "0"] {
+        fails(&format!("convert net.pt out.safetensors --eps {eps}"), 2, &["--eps", eps, "more than zero and finite"]);
+    }
+    fails("convert net.pt out.safetensors --eps 0.1 --step-size 0", 2, &["--step-size 0", "more than zero"]);
+    // Nothing would ever take it.
+    let lonely = bench.run("convert net.pt out.safetensors --step-size 0.1");
+    let told = String::from_utf8_lossy(&lonely.stderr).into_owned();
+    assert!(lonely.status.code() == Some(2) && told.contains("--eps") && told.contains("--step-size"), "{told}");
     fails("convert net.pt out.safetensors --any --eps 0.1", 2, &["--any"]);
     fails("convert net.pt out.safetensors --key model", 3, &["no entry `model`"]);
     for command in ["attack", "eval", "verify", "info", "tune", "bench steps"] {
@@ -259,6 +267,28 @@ fn files_and_flags_are_guarded() {
     let said = json(&bench.ok("convert few.pt out.safetensors --any --json"));
     assert_eq!((&said["tensors"], said["arch"].is_null()), (&9.into(), true));
     assert_eq!(tensors(&fs::read(bench.path("out.safetensors")).unwrap()).len(), 9);
+}
+
+/// As the help says it.
+#[test]
+fn a_step_in_the_weights_is_taken_with_their_radius_alone() {
+    let bench = Bench::new();
+    let (entries, storages) = digits("");
+    fs::write(bench.path("net.pt"), legacy(&Dict(entries), &storages)).unwrap();
+    bench.ok("convert net.pt net.safetensors --eps 0.1 --step-size 0.02");
+    for (flags, step) in [
+        ("", "0.02"),
+        ("--method pgd --steps 10", "0.02"),
+        ("--eps 0.1", "0.025"),
+        ("--steps 5", "0.05"),
+        ("--min-eps", "0.025"),
+        ("--method mifgsm", "0.01"),
+        ("--norm l2", "0.125"),
+    ] {
+        let line = format!("attack --model net.safetensors --limit 1 --json --fresh {flags}");
+        let report = json(&bench.ok(&line));
+        assert_eq!(report["config"]["step_size"]["text"], step, "{line}");
+    }
 }
 
 /// A file that must be refused, and a word of why.

@@ -51,15 +51,17 @@ pub(super) struct ConvertArgs {
     /// Names of the classes, with commas between them, or a file with one a line
     #[arg(long, value_name = "NAME,…|FILE", help_heading = "Metadata")]
     classes: Option<String>,
-    /// Radius that attacks shall take where none is asked for
+    /// Radius in linf that attacks shall take where none is asked for
     #[arg(long, value_name = "DISTANCE", allow_hyphen_values = true, help_heading = "Metadata")]
     eps: Option<String>,
-    /// Step length to go with it
+    /// Step length to go with it: `attack` takes it for ifgsm, pgd and uap, where neither an --eps nor other --steps than
+    /// 10 are asked for, and no --min-eps
     #[arg(
         long,
         visible_aliases = ["alpha", "eps-step"],
         value_name = "DISTANCE",
         allow_hyphen_values = true,
+        requires = "eps",
         help_heading = "Metadata"
     )]
     step_size: Option<String>,
@@ -182,12 +184,19 @@ fn metadata(args: &ConvertArgs) -> Result<BTreeMap<String, String>> {
         warn(format!("--classes: {name:?} is there twice, and reports will not tell which is meant"));
     }
     put("classes", names.map(|names| json!(names).to_string()));
-    let text = |flag: &str, text: &Option<String>| {
-        text.as_deref().map(|text| distance(flag, text).map(|distance| distance.text)).transpose()
-    };
-    put("eps", text("--eps", &args.eps)?);
-    put("step_size", text("--step-size", &args.step_size)?);
+    put("eps", args.eps.as_deref().map(|text| length("--eps", text)).transpose()?);
+    put("step_size", args.step_size.as_deref().map(|text| length("--step-size", text)).transpose()?);
     Ok(metadata)
+}
+
+/// A distance that every command can take, as it was written.
+fn length(flag: &str, text: &str) -> Result<String> {
+    let distance = distance(flag, text)?;
+    if distance.value > 0.0 && distance.value.is_finite() {
+        Ok(distance.text)
+    } else {
+        Err(Error::Usage(format!("{flag} {text}: must be more than zero and finite")))
+    }
 }
 
 /// One number a channel, as decimals or fractions (125.3/255); deviations are positive. How many, the network says.

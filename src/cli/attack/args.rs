@@ -45,7 +45,8 @@ pub(in crate::cli) struct AttackArgs {
     #[arg(long, help_heading = "Attack")]
     pub(super) min_eps: bool,
     /// Step length [default: 2.5·eps/steps; for fgsm: eps; for mifgsm and nifgsm: eps/steps; for apgd and apgd-t, of
-    /// the first step: 2·eps; fab-t and square have none]
+    /// the first step: 2·eps; fab-t and square have none]. One that the weights suggest is taken by ifgsm, pgd and uap,
+    /// where eps is the weights' as well, steps are 10, and there is no --min-eps
     #[arg(
         long,
         visible_aliases = ["alpha", "eps-step"],

@@ -66,7 +66,8 @@ pub(super) fn configure(
     let largest = list.iter().max_by(|a, b| a.value.total_cmp(&b.value));
     let eps = largest.cloned().ok_or_else(|| Error::Usage("--eps: no distance".into()))?;
     let steps = args.steps.unwrap_or(method.default_steps());
-    let hint = suggested(&model.step_size, "step_size")?.filter(|_| from_weights && steps == 10);
+    // It was chosen for their radius, and for the number of steps that is the default of those who take it.
+    let hint = suggested(&model.step_size, "step_size")?.filter(|_| from_weights && steps == 10 && !args.min_eps);
     if args.step_size.is_some() && !method.has_step_size() {
         return Err(Error::Usage(format!("--step-size: {} has none", method.name())));
     }
