@@ -235,7 +235,10 @@ fn a_folder_holds_one_evaluation() {
     let written = json(&fs::read_to_string(bench.path("a/b/eval.json")).unwrap());
     assert_eq!(json(&String::from_utf8(again.stdout).unwrap()), written);
     bench.refused(&format!("{line} --seed 1"), 8, &["config.seed is 0 there and 1 here", "--fresh", "--out"]);
+    // What a killed process was writing goes with the next one.
+    fs::write(bench.path("a/b/.eval.safetensors.77.tmp"), "x").unwrap();
     bench.ok(&format!("{line} --seed 1 --fresh"));
+    assert_eq!(names(&bench.path("a/b")), ["eval.json", "eval.safetensors"]);
     // Tensors of other bytes are none of this evaluation.
     let (path, line) = (bench.path("a/b/eval.safetensors"), format!("{line} --seed 1"));
     let whole = fs::read(&path).unwrap();

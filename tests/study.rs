@@ -264,6 +264,23 @@ fn the_same_seed_gives_the_same_study_and_another_one_another() {
     assert_eq!(names(&bench.path("a")), ["study.json", "study.md"]);
 }
 
+/// Killed while its files were moved into the folder, the last of them still being written.
+#[test]
+fn a_study_that_was_killed_is_begun_anew() {
+    let bench = Bench::new();
+    let line = "study --rows 1 --limit 20 --out a";
+    bench.ok(line);
+    let whole = fs::read(bench.path("a/study.md")).unwrap();
+    fs::remove_file(bench.path("a/study.json")).unwrap();
+    refused(&bench.run(line), line, 8, &["study.md without study.json", "--fresh"]);
+    fs::write(bench.path("a/.study.tmp"), "").unwrap();
+    fs::write(bench.path("a/.study.json.77.tmp"), "{").unwrap();
+    fs::write(bench.path("a/.study.json.mine.tmp"), "mine").unwrap();
+    bench.ok(line);
+    assert_eq!(names(&bench.path("a")), [".study.json.mine.tmp", "study.json", "study.md"]);
+    assert!(fs::read(bench.path("a/study.md")).unwrap() == whole);
+}
+
 #[test]
 fn two_processes_do_not_write_to_one_folder() {
     let bench = Bench::new();

@@ -30,7 +30,7 @@ pub use digits::digits;
 pub use framing::Framing;
 pub use targets::read_targets;
 pub use write::{Slot, View, stream_safetensors, write_safetensors};
-pub(crate) use write::{write_file, write_named};
+pub(crate) use write::{sweep_scratch, write_file, write_named};
 
 use crate::error::{Error, Result};
 use crate::model::Dims;

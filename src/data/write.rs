@@ -229,6 +229,20 @@ pub(crate) fn write_named(path: &Path, bytes: &[u8]) -> Result<()> {
     write_file(path, bytes)
 }
 
+/// Removes what is left of files of these `names` that were being written to `folder` when their process was killed.
+/// Only for who has the folder alone: nobody can tell it from one that is being written.
+pub(crate) fn sweep_scratch(folder: &Path, names: &[&str]) {
+    let process = |found: &str| {
+        let of = |name: &&str| found.strip_prefix('.')?.strip_prefix(*name)?.strip_prefix('.')?.strip_suffix(".tmp");
+        names.iter().find_map(of).and_then(|id| id.parse::<u32>().ok())
+    };
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        if entry.file_name().to_str().and_then(process).is_some() {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Writes beside `path`, then renames: readers see the old file or the whole new one.
 fn replace(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<()> {
     let fail = |e: io::Error| output(path, e);

@@ -4,7 +4,7 @@
 use super::config::differences;
 use super::tensors::is_intact;
 use super::{EvalIdentity, Evaluation, Ledger, TensorFile};
-use crate::data::{Slot, View, stream_safetensors, write_file};
+use crate::data::{Slot, View, stream_safetensors, sweep_scratch, write_file};
 use crate::error::{Error, Result};
 use crate::model::Dims;
 use safetensors::tensor::Dtype;
@@ -90,6 +90,7 @@ impl EvalFolder {
         }
         scratch.set_len(0).map_err(|e| output(&place, e))?;
         folder.scratch = Some(scratch);
+        sweep_scratch(path, &EVALUATION_NAMES);
         Ok(EvalOpened::Ready(Box::new(folder)))
     }
 

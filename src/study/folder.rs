@@ -4,7 +4,7 @@
 use super::batch::{Batch, Run};
 use super::figures;
 use super::report::{Findings, Identity, markdown};
-use crate::data::{View, sha256, write_file, write_safetensors};
+use crate::data::{View, sha256, sweep_scratch, write_file, write_safetensors};
 use crate::error::{Error, Result};
 use crate::model::Dims;
 use crate::report::differences;
@@ -17,7 +17,8 @@ const JSON: &str = "study.json";
 const MARKDOWN: &str = "study.md";
 const TENSORS: &str = "study.safetensors";
 const FIGURES: [&str; 2] = ["success.svg", "steps.svg"];
-/// There while a study is under way, so that no other one writes to the folder meanwhile.
+/// There while a study is under way, so that no other one writes to the folder meanwhile. One that nobody holds is of a
+/// study that was killed.
 const LOCK: &str = ".study.tmp";
 /// What a study writes and discards in its folder.
 pub(crate) const NAMES: [&str; 6] = [JSON, MARKDOWN, TENSORS, FIGURES[0], FIGURES[1], LOCK];
@@ -63,6 +64,7 @@ pub fn open(path: &Path, identity: &Identity, fresh: bool) -> Result<Opened> {
         }
     } else if let Some(name) = FIGURES.into_iter().chain([MARKDOWN, TENSORS]).find(|name| there(name))
         && !fresh
+        && !there(LOCK)
     {
         return refuse(format!("holds {name} without {JSON}; --fresh replaces it"));
     }
@@ -79,6 +81,7 @@ pub fn open(path: &Path, identity: &Identity, fresh: bool) -> Result<Opened> {
         return Err(output(path, "another process is writing to this folder"));
     }
     folder.lock = Some(lock);
+    sweep_scratch(path, &NAMES);
     Ok(Opened::Ready(folder))
 }
 
