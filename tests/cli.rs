@@ -428,6 +428,30 @@ fn what_cannot_be_delivered_is_said() {
     assert!(quiet.status.success() && quiet.stderr.is_empty(), "{}", String::from_utf8_lossy(&quiet.stderr));
 }
 
+/// Of floats between grey levels: each report that is for people says so, and none says it of what is 8-bit already.
+#[test]
+fn rounding_of_clean_images_is_said_in_every_report() {
+    let bench = Bench::new();
+    let mut digits = signstep::data::digits().unwrap();
+    let (labels, mut images) = (digits.labels[..8].to_vec(), digits.images(0..8).unwrap());
+    images.iter_mut().for_each(|x| *x *= 0.999);
+    let views = [
+        ("images", signstep::data::View::f32(&[8, 1, 8, 8], &images)),
+        ("labels", signstep::data::View::i64(&[8], &labels)),
+    ];
+    signstep::data::write_safetensors(&bench.path("data.safetensors"), &views, &Default::default()).unwrap();
+    let rounded = "- clean images were rounded to 8 bits before anything else, by at most 0.255/255";
+    let attack = "attack --limit 8 --format markdown --fresh";
+    for line in [attack, "eval --limit 8 --attacks fgsm --format markdown", "study --rows 1 --limit 8"] {
+        let told = bench.ok(&format!("{line} --data data.safetensors"));
+        assert!(told.contains(rounded), "{line}: {told}");
+        let told = bench.ok(line);
+        assert!(!told.contains("rounded"), "{line}: {told}");
+    }
+    let floats = bench.ok(&format!("{attack} --no-quantize --data data.safetensors"));
+    assert!(!floats.contains("rounded"), "{floats}");
+}
+
 #[test]
 fn floats_are_kept_when_asked_for() {
     let bench = Bench::new();

@@ -180,6 +180,15 @@ fn poisoned_samples_are_delivered_as_they_were_when_asked_for() {
     let marked = report["nonfinite_samples"].as_u64().unwrap() as usize;
     assert!((1..40).contains(&marked), "{marked} of 40");
     assert!(told.contains(&format!("warning: NaN or infinity arose in {marked} of 40 images")), "{told}");
+    let table = String::from_utf8(output.stdout).unwrap();
+    for text in [table, fs::read_to_string(bench.path("all/report.md")).unwrap()] {
+        assert!(text.contains(&format!("images with NaN or infinity: {marked};")), "{text}");
+    }
+    let csv = bench.ok(&format!("{line} --keep-going --out all --format csv"));
+    let (names, values) = csv.split_once('\n').unwrap();
+    // From the end, for names of devices may hold commas.
+    let from_end = names.rsplit(',').position(|name| name == "nonfinite_samples").unwrap();
+    assert_eq!(values.trim_end().rsplit(',').nth(from_end), Some(marked.to_string().as_str()), "{csv}");
     assert_eq!(report["config"]["keep_going"], true);
     let bytes = tensors(&bench, "all");
     let file = safetensors::SafeTensors::deserialize(&bytes).unwrap();

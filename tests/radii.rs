@@ -140,7 +140,7 @@ fn a_list_is_told_line_by_line_and_drawn() {
     assert_eq!(csv.lines().count(), 5, "{csv}");
     // Names of devices may hold commas, and then are quoted.
     let fields = |l: &str| l.split('"').step_by(2).map(|part| part.matches(',').count()).sum::<usize>();
-    assert!(csv.lines().all(|l| fields(l) == 26), "{csv}");
+    assert!(csv.lines().all(|l| fields(l) == 33), "{csv}");
     let markdown = bench.ok(&format!("{line} --format markdown"));
     assert!(markdown.contains("| 60/255 |"), "{markdown}");
     bench.refused("attack --eps 0.1,0.1", &["--eps", "twice"]);

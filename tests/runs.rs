@@ -608,6 +608,15 @@ fn targets_from_a_file_follow_their_samples() {
         let cells: Vec<&str> = line.split(',').collect();
         assert_eq!((cells[0], cells[2]), (i.to_string().as_str(), lines[i].as_str()));
     }
+    let told = bench.ok(&format!("{attack} --out whole"));
+    assert!(told.contains("turned, to their target where they have one"), "{told}");
+    // A file that aims at nothing is no targeted run: it is the untargeted one.
+    fs::write(bench.path("targets.txt"), "-1\n".repeat(30)).unwrap();
+    let told = bench.ok(&format!("{attack} --out none"));
+    assert!(told.contains("ifgsm, untargeted") && told.contains("turned to another class"), "{told}");
+    let again = bench.run("attack --limit 30 --steps 2 --untargeted --out none");
+    let said = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert!(again.status.success() && said.contains("none holds this run already"), "{said}");
 }
 
 #[test]

@@ -238,7 +238,10 @@ fn the_same_seed_gives_the_same_study_and_another_one_another() {
     }
 
     let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>().join(" ");
-    assert_eq!(keys(&one), "schema_version version math config model data samples rows success_by_batch steps files");
+    assert_eq!(
+        keys(&one),
+        "schema_version version math config model data samples snapped rows success_by_batch steps files"
+    );
     assert_eq!(
         keys(row(&one, "5a")),
         "id experiment against samples successes success_rate success_95 loss_before loss_after first_signs_differ signs_differ \

@@ -50,8 +50,8 @@ pub(super) fn advise_of_radius(eps: &Distance, effective: f64) {
 
 /// What 8 bits did to clean images.
 pub(super) fn advise_of_snapping(snapped: f32) {
-    if snapped > 0.0 {
-        complain("note", &format!("clean images were rounded to 8 bits, by at most {:.3}/255", snapped * 255.0));
+    if let Some(what) = report::rounding(snapped) {
+        complain("note", &what);
     }
 }
 

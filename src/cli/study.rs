@@ -109,7 +109,7 @@ pub(super) fn run(args: &StudyArgs) -> Result<()> {
     }
     let runner = place.load(model, None, memory)?;
     let engine = runner.engine();
-    let right = right_images(engine, &mut images, args.seed)?;
+    let (right, snapped) = right_images(engine, &mut images, args.seed)?;
     let Some(power) = right.len().checked_ilog2() else {
         return Err(Error::Data { place: images.source.name, detail: "no image is right when clean".into() });
     };
@@ -150,7 +150,8 @@ pub(super) fn run(args: &StudyArgs) -> Result<()> {
 
     let bar = spinner();
     let (weights, interrupt) = (&weights, &interrupt);
-    let work = Work { place: &place, runner: &runner, weights, memory, identity: &identity, bar: &bar, interrupt };
+    let identity = &identity;
+    let work = Work { place: &place, runner: &runner, weights, memory, identity, snapped, bar: &bar, interrupt };
     let (findings, repeatable) = work.run(&right, n, &eps, &step_size)?;
     bar.finish_and_clear();
     let Some(folder) = folder else { return tell(&findings, args.json, &[]) };
@@ -221,8 +222,9 @@ fn step_size(eps: &Distance) -> Distance {
     Distance { text, value }
 }
 
-/// The images that the network gets right when clean, each with a random target.
-fn right_images(engine: &dyn Engine, images: &mut Images, seed: u64) -> Result<Batch> {
+/// The images that the network gets right when clean, each with a random target, and how far one moved at most when
+/// all were rounded to 8 bits: row 13 counts grey levels.
+fn right_images(engine: &dyn Engine, images: &mut Images, seed: u64) -> Result<(Batch, f32)> {
     let classes = engine.model().logits();
     let pixels = images.pixels(0..images.samples, Some((0.0, 1.0)))?;
     let (x0, moved) = snap(&pixels);
@@ -235,7 +237,7 @@ fn right_images(engine: &dyn Engine, images: &mut Images, seed: u64) -> Result<B
         Batch { targets: (0..labels.len()).map(target).collect(), ids: (0..labels.len() as u64).collect(), x0, labels };
     let is_right = |i: &usize| argmax(&seen.logits[i * classes..(i + 1) * classes]) as i64 == all.labels[*i];
     let right: Vec<usize> = (0..all.len()).filter(is_right).collect();
-    Ok(all.select(&right))
+    Ok((all.select(&right), moved))
 }
 
 /// Images of the two classes in turns, each aimed at the other; as many as a power of two.
@@ -266,6 +268,7 @@ struct Work<'a> {
     weights: &'a Weights,
     memory: u64,
     identity: &'a Identity,
+    snapped: f32,
     bar: &'a ProgressBar,
     interrupt: &'a Interrupt,
 }
@@ -337,6 +340,7 @@ impl Work<'_> {
         let findings = Findings {
             identity: self.identity.clone(),
             samples: n,
+            snapped: self.snapped,
             rows,
             success_by_batch,
             steps,

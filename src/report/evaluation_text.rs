@@ -1,7 +1,7 @@
 //! An evaluation in words: the table of attacks, the rates, and the evidence.
 
 use super::evaluation::{Evaluation, Rate, Struck};
-use super::{blank, grouped, levels, percent};
+use super::{blank, grouped, levels, percent, rounding};
 
 const HEADER: [&str; 9] =
     ["", "tried", "turned", "robust", "turned (float)", "robust (float)", "gradients", "forwards", "time"];
@@ -39,6 +39,7 @@ pub fn evaluation_markdown(e: &Evaluation) -> String {
     let i = &e.identity;
     lines.push(format!("- model: {}, SHA-256 `{}`", escaped(&i.model.arch), i.model.sha256));
     lines.push(format!("- data: {}, SHA-256 `{}`", escaped(&i.data.source), i.data.sha256));
+    lines.extend(rounding(e.evidence.snapped).map(|what| format!("- {what}")));
     lines.join("\n")
 }
 

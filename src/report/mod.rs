@@ -46,6 +46,13 @@ fn levels(x: f32) -> String {
     if x.is_finite() && (k - k.round()).abs() < 1e-3 { format!("{}/255", k.round()) } else { decimal(x) }
 }
 
+/// What 8 bits did to clean images, if anything.
+pub(crate) fn rounding(snapped: f32) -> Option<String> {
+    let most = snapped * 255.0;
+    (snapped > 0.0)
+        .then(|| format!("clean images were rounded to 8 bits before anything else, by at most {most:.3}/255"))
+}
+
 /// Four digits at most.
 fn decimal(x: f32) -> String {
     let rounded = format!("{x:.4}");

@@ -146,6 +146,7 @@ impl MinEps {
     /// The quartiles as distances are written.
     pub(super) fn words(&self, ladder: &Ladder, attacked: usize) -> [String; 3] {
         [1, 2, 3].map(|q| match rung(&self.counts, (q * attacked).div_ceil(4)) {
+            _ if attacked == 0 => "-".into(),
             Some(k) => ladder.radius(k).text,
             None => format!("> {}", ladder.radius(ladder.rungs).text),
         })
@@ -217,7 +218,8 @@ mod tests {
         assert_eq!(least.quartiles, [Some(3.0 / 255.0), Some(3.0 / 255.0), None]);
         assert_eq!(least.words(&ladder, 8), ["3/255", "3/255", "> 4/255"]);
         assert_eq!(least.turned(8), Some(0.625));
-        assert_eq!(MinEps::new(&ladder, vec![0; 4], 0).quartiles, [None; 3]);
+        let nobody = MinEps::new(&ladder, vec![0; 4], 0);
+        assert_eq!((nobody.quartiles, nobody.words(&ladder, 0)), ([None; 3], ["-", "-", "-"].map(String::from)));
         // A quarter of three is the first of them, and the half the second.
         let least = MinEps::new(&ladder, vec![1, 1, 1, 0], 3);
         assert_eq!(least.quartiles, [Some(1.0 / 255.0), Some(2.0 / 255.0), Some(3.0 / 255.0)]);

@@ -159,7 +159,10 @@ fn aim(report: &Report, rows: &Rows, sample: usize) -> String {
 
 fn summary(report: &Report) -> String {
     let s = &report.statistics;
-    let verb = if report.identity.config.is_untargeted() { "turned" } else { "turned to their targets" };
+    let verb = match report.identity.config.targets.as_str() {
+        "none" | "file" => "turned",
+        _ => "turned to their targets",
+    };
     format!("{} of {} attacked images {verb} ({})", s.successes, s.attacked, percent(s.success_rate()))
 }
 

@@ -1,6 +1,6 @@
 //! The table at the end of a run: what a person wants to know first, delivered bytes beside floats.
 
-use super::{Device, EpsRow, Report, decimal, levels};
+use super::{Device, EpsRow, Report, Statistics, decimal, levels, rounding};
 use crate::attack::Norm;
 use comfy_table::{CellAlignment, ContentArrangement, LineStyle, Row, Table, TableStyle};
 use serde_json::Value;
@@ -32,7 +32,8 @@ pub fn table(report: &Report) -> String {
         lines.push(table.to_string());
     }
     lines.push(format!("{}; {}", reach(report), pace(report)));
-    lines.into_iter().chain(caution(report)).collect::<Vec<_>>().join("\n")
+    lines.extend(cautions(report));
+    lines.join("\n")
 }
 
 /// The same in Markdown, with everything that says what was run: fit for pasting.
@@ -46,7 +47,7 @@ pub fn markdown(report: &Report) -> String {
         lines.push(String::new());
     }
     lines.push(format!("{}.", reach(report)));
-    lines.extend(caution(report).map(|c| format!("{c}.")));
+    lines.extend(cautions(report).iter().map(|c| format!("{c}.")));
     lines.push(String::new());
     let c = &i.config;
     let bounds = c.bounds.map_or("none".into(), |(lo, hi)| format!("{lo},{hi}"));
@@ -63,6 +64,7 @@ pub fn markdown(report: &Report) -> String {
     let parameters = format!("{} parameters", grouped(i.model.parameters as f64));
     lines.push(facts("model", &i.model.arch, parameters, &i.model.sha256));
     lines.push(facts("data", &i.data.source, format!("{} images", i.data.samples), &i.data.sha256));
+    lines.extend(rounding(report.statistics.snapped).map(|what| format!("- {what}")));
     if let Some(shard) = i.shard {
         let range = shard.range();
         lines.push(format!("- shard: {} of {}, images {} to {}", shard.index, shard.count, range.start, range.end - 1));
@@ -77,9 +79,10 @@ pub fn markdown(report: &Report) -> String {
 }
 
 const EPS: &str = "/config/eps/value";
+const QUARTILES: &str = "/min_eps/quartiles/";
 
-/// Columns of [`csv()`], and where they are found in `report.json`.
-const COLUMNS: [(&str, &str); 27] = [
+/// Columns of [`csv()`], and where they are found in `report.json`. New ones come last, for readers count them.
+const COLUMNS: [(&str, &str); 34] = [
     ("arch", "/model/arch"),
     ("data", "/data/source"),
     ("method", "/config/method"),
@@ -107,6 +110,13 @@ const COLUMNS: [(&str, &str); 27] = [
     ("attack_ms", "/timing/attack_ms"),
     ("images_per_s", "/timing/images_per_s"),
     ("sample_steps_per_s", "/timing/sample_steps_per_s"),
+    ("math", "/math"),
+    ("loss", "/config/loss"),
+    ("max_l2", "/max_l2"),
+    ("nonfinite_samples", "/nonfinite_samples"),
+    ("min_eps_quarter", "/min_eps/quartiles/0"),
+    ("min_eps_half", "/min_eps/quartiles/1"),
+    ("min_eps_three_quarters", "/min_eps/quartiles/2"),
 ];
 
 /// The figures as a line of names and a line of values (one for each radius), so that the last lines of several runs
@@ -123,8 +133,11 @@ pub fn csv(report: &Report) -> String {
         whole
     };
     let lines = if radii.is_empty() { vec![json] } else { radii.iter().map(at).collect() };
-    // JSON has no infinity: a radius that is none is written as null.
-    let is_boundless = |json: &Value, pointer: &str| pointer == EPS && json.pointer(EPS) == Some(&Value::Null);
+    // JSON has no infinity: a radius that is none is written as null, and so is a quartile of no images.
+    let is_boundless = |json: &Value, pointer: &str| {
+        let is_radius = pointer == EPS || pointer.starts_with(QUARTILES) && json["attacked"] != 0;
+        is_radius && json.pointer(pointer) == Some(&Value::Null)
+    };
     let cell = |json: &Value, pointer: &str| match json.pointer(pointer) {
         _ if is_boundless(json, pointer) => "inf".into(),
         None | Some(Value::Null) => String::new(),
@@ -198,12 +211,17 @@ fn rows(report: &Report) -> [[String; 5]; 3] {
     let of = |n: usize, whole: usize| format!("{n} of {whole}");
     let none = String::new;
     let config = &report.identity.config;
-    let aim = if config.is_untargeted() { "another class" } else { "their target" };
+    let turned = match config.targets.as_str() {
+        "none" => "turned to another class",
+        // Some of its lines may aim at nothing.
+        "file" => "turned, to their target where they have one",
+        _ => "turned to their target",
+    };
     let fooling = if config.method.shares_perturbation() { " (fooling rate)" } else { "" };
     [
         ["right when clean".into(), percent(s.clean_accuracy()), of(s.clean_correct, s.samples), none(), none()],
         [
-            format!("turned to {aim}{fooling}"),
+            format!("{turned}{fooling}"),
             percent(s.success_rate()),
             of(s.successes, s.attacked),
             percent(s.success_rate_float()),
@@ -272,9 +290,29 @@ fn pace(report: &Report) -> String {
     )
 }
 
-fn caution(report: &Report) -> Option<String> {
-    let n = report.statistics.samples_without_gradient;
-    (n > 0).then(|| format!("images that never had a gradient: {n}; for them this attack proves nothing"))
+/// What stands against the rates.
+fn cautions(report: &Report) -> Vec<String> {
+    let s = &report.statistics;
+    let counted = |s: &Statistics, place: String| {
+        let n = s.nonfinite_samples;
+        (n > 0).then(|| format!("{n}{place}"))
+    };
+    let at = |row: &EpsRow| counted(&row.statistics, format!(" at eps {}", row.eps.text));
+    let marked: Vec<String> = if report.eps.is_empty() {
+        counted(s, String::new()).into_iter().collect()
+    } else {
+        report.eps.iter().filter_map(at).collect()
+    };
+    let mut lines = Vec::new();
+    if !marked.is_empty() {
+        let marked = marked.join(", ");
+        lines.push(format!("images with NaN or infinity: {marked}; they count neither as turned nor as robust"));
+    }
+    let n = s.samples_without_gradient;
+    if n > 0 {
+        lines.push(format!("images that never had a gradient: {n}; for them this attack proves nothing"));
+    }
+    lines
 }
 
 /// Text for a cell of a Markdown table.
@@ -307,8 +345,8 @@ pub(crate) fn grouped(x: f64) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Distance;
     use super::super::json::tests::report;
+    use super::super::{Config, Distance, Ladder, MinEps, Radius};
     use super::*;
 
     #[test]
@@ -353,7 +391,45 @@ mod tests {
         assert!(values.contains("\"a \"\"b\"\", c\""), "{values}");
         let values = values.replace("\"a \"\"b\"\", c\"", "source");
         assert_eq!(names.split(',').count(), values.split(',').count());
-        assert!(values.split(',').all(|v| !v.is_empty()), "a column that is not in the report: {values}");
+        let missing = |(name, value): (&str, &str)| value.is_empty() && !name.starts_with("min_eps");
+        let is_missing = names.split(',').zip(values.split(',')).any(missing);
+        assert!(!is_missing, "a column that is not in the report: {values}");
+    }
+
+    /// Where nobody was asked there is no answer, and where the largest radius is not enough it is infinite.
+    #[test]
+    fn csv_holds_the_quartiles_of_smallest_radii() {
+        let cells = |attacked: usize, counts: Vec<usize>| {
+            let ladder = Ladder { scale: 1.0, of: 4, rungs: 2 };
+            let mut report = report();
+            report.statistics.attacked = attacked;
+            report.min_eps = Some(MinEps::new(&ladder, counts, attacked));
+            csv(&report).lines().last().unwrap().rsplit(',').take(3).map(String::from).collect::<Vec<_>>()
+        };
+        assert_eq!(cells(4, vec![1, 1]), ["inf", "0.5", "0.25"]);
+        assert_eq!(cells(0, vec![0, 0]), ["", "", ""]);
+    }
+
+    #[test]
+    fn images_with_nan_are_told_at_each_radius() {
+        let mut report = report();
+        assert!(cautions(&report).iter().all(|line| !line.contains("NaN")));
+        report.statistics.nonfinite_samples = 2;
+        for text in [table(&report), markdown(&report)] {
+            assert!(text.contains("\nimages with NaN or infinity: 2; they count neither"), "{text}");
+        }
+        let radius = |k: u32| Distance { text: format!("{k}/255"), value: f64::from(k) / 255.0 };
+        let radii = [1, 2].map(|k| Radius { eps: radius(k), step_size: radius(k) }).to_vec();
+        let config = Config { radii, ..report.identity.config.clone() };
+        report.eps = EpsRow::all(&config, &[Statistics::default(), report.statistics]);
+        assert!(cautions(&report)[0].contains("infinity: 2 at eps 2/255;"), "{:?}", cautions(&report));
+    }
+
+    #[test]
+    fn a_file_of_targets_may_leave_some_out() {
+        let mut report = report();
+        report.identity.config.targets = "file".into();
+        assert!(table(&report).contains("turned, to their target where they have one"), "{}", table(&report));
     }
 
     #[test]

@@ -4,7 +4,7 @@ use super::lines::{Curve, Line, WATCHED};
 use super::numbers::{Effect, Numbers, Row, share};
 use super::verdict::losses;
 use crate::error::{Error, Result};
-use crate::report::{DataFacts, Device, Distance, ModelFacts, json_text, percent, wilson};
+use crate::report::{DataFacts, Device, Distance, ModelFacts, json_text, percent, rounding, wilson};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -88,6 +88,9 @@ pub struct Findings {
     pub identity: Identity,
     /// Images of rows 1 to 13.
     pub samples: usize,
+    /// Largest distance by which an image moved when it was rounded to 8 bits.
+    #[serde(default)]
+    pub snapped: f32,
     /// The table.
     pub rows: Vec<Row>,
     /// Success by size of the batch.
@@ -220,6 +223,7 @@ pub fn markdown(f: &Findings, figures: &[&str]) -> String {
         i.data.samples,
         i.data.sha256
     ));
+    lines.extend(rounding(f.snapped).map(|what| format!("- {what}")));
     let d = &i.device;
     lines.push(format!(
         "- program: signstep {}, {}; device: {}",

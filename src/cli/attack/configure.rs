@@ -169,6 +169,10 @@ pub(super) fn targets(samples: usize, classes: usize, config: &mut Config) -> Re
         return Ok(rule.targets());
     }
     let list = data::read_targets(Path::new(&config.targets), samples, classes)?;
+    if list.iter().all(|target| *target == -1) {
+        config.targets = "none".into();
+        return Ok(Targets::None);
+    }
     let bytes: Vec<u8> = list.iter().flat_map(|t| t.to_le_bytes()).collect();
     config.targets = "file".into();
     config.targets_sha256 = Some(data::sha256([&bytes[..]]));
