@@ -191,6 +191,8 @@
 //! - On GL, which waits while work is handed over, a deadline is noticed only when the work has ended, and threads take
 //!   turns (`gpu/turns.rs`), for wgpu panics where one waits for 6 s: a host program's own calls have to keep out of
 //!   the way ([`Gpu::from_device`]).
+//! - On Direct3D 12 without `dxcompiler.dll` shaders go through FXC, which takes seconds for a large kernel, and nothing
+//!   keeps what was compiled.
 //! - No hardware GPU has run this yet.
 //!
 //! # Adding a rule

@@ -109,6 +109,13 @@ impl Place {
                         &"--math fast: nothing faster than f32 is known for this network and device: it runs in f32",
                     );
                 }
+                // FXC knows no subgroups; whatever DXC compiles for has them.
+                let summary = gpu.summary();
+                if summary.backend == "dx12" && !summary.features.contains(&"subgroup") {
+                    let what =
+                        "dx12 without dxcompiler.dll: shaders take ten times as long to compile, a ResNet's minutes";
+                    complain("note", &what);
+                }
                 Runner::Gpu(Box::new(network))
             }
             Place::Reference => Runner::Reference(Box::new(Reference::new(model)?)),
