@@ -14,7 +14,7 @@ use signstep::trial::Clock;
 use signstep::tune::tune;
 use signstep::wgpu::{self, BufferUsages as Usage};
 use signstep::{Adapter, Attack, Error, Gpu, Model, Network, Norm, Options, Outcome, Result, Training};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 /// What stands ready on a device, to be run any number of times: gives everything that it found, as bytes.
 type Ready = Box<dyn Fn() -> Result<Vec<u8>>>;
@@ -271,6 +271,25 @@ fn the_program_with_a_fault() {
 
 const FAULTS: [Fault; 5] = [Fault::Memory, Fault::Refused, Fault::Lost, Fault::Timeout, Fault::Dropped];
 
+/// A line of the program whose `n`-th call fails.
+fn with_fault(bench: &Bench, fault: Fault, n: usize, line: &str) -> Output {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "the_program_with_a_fault", "--nocapture"]).stdin(Stdio::null());
+    command.env(INJECTED, format!("{fault:?} {n} {line}")).env("NODEVICE_SELECT", "1");
+    command.env("SIGNSTEP_CACHE", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
+    command.current_dir(bench.folder.path()).output().unwrap()
+}
+
+#[test]
+fn a_device_that_does_not_answer_is_listed_and_says_why() {
+    let bench = Bench::new();
+    for (line, said) in [("devices -v", "  does not answer: "), ("devices -v --json", "\"error\": \"")] {
+        let output = with_fault(&bench, Fault::Refused, 1, line);
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.contains("features") && text.contains(said), "{line}: {output:?}");
+    }
+}
+
 /// In the program's own folders: nothing half-written, and the same command goes on.
 #[test]
 fn the_program_ends_with_the_right_code_and_goes_on_where_it_was() {
@@ -287,11 +306,7 @@ fn the_program_ends_with_the_right_code_and_goes_on_where_it_was() {
         let (mut n, mut reached) = (1, true);
         while reached {
             let fault = FAULTS[faults % 4];
-            let mut command = Command::new(std::env::current_exe().unwrap());
-            command.args(["--exact", "the_program_with_a_fault", "--nocapture"]).stdin(Stdio::null());
-            command.env(INJECTED, format!("{fault:?} {n} {line} --out run")).env("NODEVICE_SELECT", "1");
-            command.env("SIGNSTEP_CACHE", concat!(env!("CARGO_TARGET_TMPDIR"), "/cache"));
-            let output = command.current_dir(bench.folder.path()).output().unwrap();
+            let output = with_fault(&bench, fault, n, &format!("{line} --out run"));
             let said = String::from_utf8_lossy(&output.stderr);
             let what = format!("{line}: {fault:?} at call {n}: {said}");
             assert!(!said.contains("panicked"), "{what}");
