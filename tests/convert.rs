@@ -248,7 +248,7 @@ fn files_and_flags_are_guarded() {
         fails(&format!("convert net.pt out.safetensors --eps {eps}"), 2, &["--eps", eps, "more than zero and finite"]);
     }
     fails("convert net.pt out.safetensors --eps 0.1 --step-size 0", 2, &["--step-size 0", "more than zero"]);
-    fails("convert net.pt out.safetensors --step-size 0.1", 2, &["--step-size needs --eps"]);
+    fails("convert net.pt out.safetensors --step-size 0.1", 2, &["required", "--eps"]);
     fails("convert net.pt out.safetensors --any --eps 0.1", 2, &["--any"]);
     fails("convert net.pt out.safetensors --key model", 3, &["no entry `model`"]);
     for command in ["attack", "eval", "verify", "info", "tune", "bench steps"] {

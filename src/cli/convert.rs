@@ -59,6 +59,7 @@ pub(super) struct ConvertArgs {
     #[arg(
         long,
         visible_aliases = ["alpha", "eps-step"],
+        requires = "eps",
         value_name = "DISTANCE",
         allow_hyphen_values = true,
         help_heading = "Metadata"
@@ -183,11 +184,6 @@ fn metadata(args: &ConvertArgs) -> Result<BTreeMap<String, String>> {
         warn(format!("--classes: {name:?} is there twice, and reports will not tell which is meant"));
     }
     put("classes", names.map(|names| json!(names).to_string()));
-    if args.step_size.is_some() && args.eps.is_none() {
-        return Err(Error::Usage(
-            "--step-size needs --eps: nothing takes a step without the radius that it is for".into(),
-        ));
-    }
     put("eps", args.eps.as_deref().map(|text| length("--eps", text)).transpose()?);
     put("step_size", args.step_size.as_deref().map(|text| length("--step-size", text)).transpose()?);
     Ok(metadata)
