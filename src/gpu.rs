@@ -283,7 +283,8 @@ impl Gpu {
     /// between two dispatches. On GL, where handing work over waits for it, the time is looked at when it has ended.
     ///
     /// After such an error the same context may be tried again, which works where the device was but slow; what hangs
-    /// stays hung. The device is then kept until the process ends, for giving it back would wait as well.
+    /// stays hung. The error comes when the work has ended after all, two seconds later at most; where it has not, the
+    /// device is kept until the process ends, for giving it back would wait as well.
     pub fn set_deadline(&self, deadline: Option<Duration>) {
         *self.0.deadline.lock().unwrap_or_else(PoisonError::into_inner) = deadline;
     }

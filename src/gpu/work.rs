@@ -7,7 +7,7 @@ use super::{Gpu, turns};
 use crate::error::{Error, Result};
 use std::time::{Duration, Instant};
 
-/// How long a device may take to say that it is lost, after it has refused something.
+/// How long a device may take to say that it is lost, after it has refused something, or to end what took too long.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// How long GL's context is held at most for looking at the device.
@@ -144,8 +144,12 @@ impl Gpu {
         self.alive()?;
         match ended {
             Some(Err(wgpu::PollError::Timeout)) => {
-                // Whoever drops a device waits for it, and what hangs would be waited for for ever.
-                std::mem::forget(self.clone());
+                // A software adapter that still computes while its process ends takes it along. Whoever drops a device waits
+                // for it, and what hangs would be waited for for ever.
+                let farewell = wgpu::PollType::Wait { submission_index: None, timeout: Some(FAREWELL) };
+                if !matches!(self.poll(farewell), Some(Ok(_))) {
+                    std::mem::forget(self.clone());
+                }
                 Err(late(deadline.unwrap_or_default()))
             }
             _ if self.fails(Fault::Timeout) => Err(late(deadline.unwrap_or_default())),
