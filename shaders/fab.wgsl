@@ -32,8 +32,11 @@ const LEFT: f32 = 0.9;
 const FAR: f32 = 6.338253e29;
 const FAR_BITS: u32 = 0x71000000u;
 
-var<workgroup> from_x: array<vec3<f32>, WG>;
-var<workgroup> from_x0: array<vec3<f32>, WG>;
+// As `lanes` and `parts`, for three steps at a time.
+var<private> lanes_x: array<vec3<f32>, EACH>;
+var<private> lanes_x0: array<vec3<f32>, EACH>;
+var<workgroup> parts_x: array<vec3<f32>, WG>;
+var<workgroup> parts_x0: array<vec3<f32>, WG>;
 
 // By how much a value v moves towards a plane below (or above) it, for a step t: along w, no farther than the bounds.
 // It never becomes smaller as t grows.
@@ -52,39 +55,48 @@ fn moved(w: f32, v: f32, below: bool, t: f32) -> f32 {
     return v + times(BEYOND, select(d, -d, (w > 0.0) == below));
 }
 
-// The norm of a move that each lane knows a part of; no less than 1e-8, as in the authors' code.
-fn size(lane: u32, part: f32) -> f32 {
+// The norm of a move, no less than 1e-8, as in the authors' code.
+fn size(me: u32, n: u32, scale: f32, from_clean: bool, below: bool, t: f32) -> f32 {
 //# if NORM == 0
-    return max(bitcast<f32>(highest(lane, bitcast<u32>(part))), 1e-8);
+    var farthest = 0.0;
+    for (var i = n * LEN + me; i < (n + 1u) * LEN; i += WG) {
+        let w = times(sound(dx[i]), scale);
+        farthest = max(farthest, move_of(w, select(x[i], x0[i], from_clean), below, t));
+    }
+    return max(bitcast<f32>(highest(me, bitcast<u32>(farthest))), 1e-8);
 //# else
-    return max(root(total(lane, part)), 1e-8);
-//# end
-}
-
-fn grown(part: f32, d: f32) -> f32 {
-//# if NORM == 0
-    return max(part, d);
-//# else
-    return part + times(d, d);
+    for (var lane = me; lane < LANES; lane += WG) {
+        var squares = 0.0;
+        for (var i = n * LEN + lane; i < (n + 1u) * LEN; i += LANES) {
+            let w = times(sound(dx[i]), scale);
+            let d = move_of(w, select(x[i], x0[i], from_clean), below, t);
+            squares += times(d, d);
+        }
+        bring(lane, squares);
+    }
+    return max(root(total(me)), 1e-8);
 //# end
 }
 
 @compute @workgroup_size(WG)
-fn fab_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn fab_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) me: u32) {
     let n = group.z;
     let is_first = states[n].iteration == 0u;
-    let scale = look(n, lane, true);
+    let scale = look(n, me, true);
     let first = n * LEN;
 
     // How far above the plane x is, and the clean image, in the scale of the gradient; no more than what sums can hold:
     // 2^120 before it is scaled, and no more than nearly the largest f32.
     let most = select(times(1.329228e36, inverse_of(scale)), 3e38, scale < 1.0);
     let here = within(flushed(states[n].loss), -most, most);
-    var part = 0.0;
-    for (var i = lane; i < LEN; i += WG) {
-        part += times(times(sound(dx[first + i]), scale), x0[first + i] - x[first + i]);
+    for (var lane = me; lane < LANES; lane += WG) {
+        var sum = 0.0;
+        for (var i = first + lane; i < first + LEN; i += LANES) {
+            sum += times(times(sound(dx[i]), scale), x0[i] - x[i]);
+        }
+        bring(lane, sum);
     }
-    let height = vec2<f32>(times(here, scale), times(here, scale) + total(lane, part));
+    let height = vec2<f32>(times(here, scale), times(here, scale) + total(me));
     let below = height >= vec2<f32>(0.0);
     let needed = abs(height);
 
@@ -97,29 +109,39 @@ fn fab_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
         let b = bits.y + vec3<u32>(unit, 2u * unit, 3u * unit);
         let t = bitcast<vec3<f32>>(min(a, vec3<u32>(FAR_BITS)));
         let t0 = bitcast<vec3<f32>>(min(b, vec3<u32>(FAR_BITS)));
-        var sums = vec3<f32>();
-        var sums0 = vec3<f32>();
-        for (var i = lane; i < LEN; i += WG) {
-            let w = times(sound(dx[first + i]), scale);
-            let v = x[first + i];
-            let v0 = x0[first + i];
+        for (var lane = me; lane < LANES; lane += WG) {
+            var sums = vec3<f32>();
+            var sums0 = vec3<f32>();
+            for (var i = first + lane; i < first + LEN; i += LANES) {
+                let w = times(sound(dx[i]), scale);
+                let v = x[i];
+                let v0 = x0[i];
 //# for j in 0..3
-            sums[$j] += times(abs(w), move_of(w, v, below.x, t[$j]));
-            sums0[$j] += times(abs(w), move_of(w, v0, below.y, t0[$j]));
+                sums[$j] += times(abs(w), move_of(w, v, below.x, t[$j]));
+                sums0[$j] += times(abs(w), move_of(w, v0, below.y, t0[$j]));
 //# end
+            }
+            lanes_x[lane / WG] = sums;
+            lanes_x0[lane / WG] = sums0;
         }
-        from_x[lane] = sums;
-        from_x0[lane] = sums0;
+        for (var half = EACH / 2u; half > 0u; half /= 2u) {
+            for (var k = 0u; k < half; k++) {
+                lanes_x[k] = lanes_x[k] + lanes_x[k + half];
+                lanes_x0[k] = lanes_x0[k] + lanes_x0[k + half];
+            }
+        }
+        parts_x[me] = lanes_x[0];
+        parts_x0[me] = lanes_x0[0];
         workgroupBarrier();
         for (var half = WG / 2u; half > 0u; half /= 2u) {
-            if (lane < half) {
-                from_x[lane] = from_x[lane] + from_x[lane + half];
-                from_x0[lane] = from_x0[lane] + from_x0[lane + half];
+            if (me < half) {
+                parts_x[me] = parts_x[me] + parts_x[me + half];
+                parts_x0[me] = parts_x0[me] + parts_x0[me + half];
             }
             workgroupBarrier();
         }
-        sums = from_x[0];
-        sums0 = from_x0[0];
+        let sums = parts_x[0];
+        let sums0 = parts_x0[0];
         workgroupBarrier();
 //# for j in 0..3
         bits.x += select(0u, unit, a[$j] <= FAR_BITS && sums[$j] <= needed.x);
@@ -130,16 +152,10 @@ fn fab_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     let goes = (bits >= vec2<u32>(0x20000000u)) & (needed > vec2<f32>());
     let t = select(vec2<f32>(), bitcast<vec2<f32>>(bits), goes);
 
-    var farthest = vec2<f32>();
-    for (var i = lane; i < LEN; i += WG) {
-        let w = times(sound(dx[first + i]), scale);
-        farthest.x = grown(farthest.x, move_of(w, x[first + i], below.x, t.x));
-        farthest.y = grown(farthest.y, move_of(w, x0[first + i], below.y, t.y));
-    }
-    let way = size(lane, farthest.x);
-    let way0 = size(lane, farthest.y);
+    let way = size(me, n, scale, false, below.x, t.x);
+    let way0 = size(me, n, scale, true, below.y, t.y);
     let share = min(times(way, inverse_of(way + way0)), SHARE);
-    for (var i = lane; i < LEN; i += WG) {
+    for (var i = me; i < LEN; i += WG) {
         let w = times(sound(dx[first + i]), scale);
         let clean = x0[first + i];
         let y = times(moved(w, x[first + i], below.x, t.x), 1.0 - share);
@@ -161,31 +177,34 @@ fn fab_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
 //# memory: storage update array<f32>        [N, 1, LEN]
 //# states: storage update array<State>      [N]
 @compute @workgroup_size(WG)
-fn fab_look(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn fab_look(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) me: u32) {
     let n = group.z;
     let sample = samples[n];
     var s = states[n];
     let first = n * LEN;
-    var part = 0.0;
-    for (var i = lane; i < LEN; i += WG) {
-        let d = abs(x[first + i] - x0[first + i]);
 //# if NORM == 0
-        part = max(part, d);
-//# else
-        part += times(d, d);
-//# end
+    var farthest = 0.0;
+    for (var i = first + me; i < first + LEN; i += WG) {
+        farthest = max(farthest, abs(x[i] - x0[i]));
     }
-//# if NORM == 0
-    let distance = bitcast<f32>(highest(lane, bitcast<u32>(part)));
+    let distance = bitcast<f32>(highest(me, bitcast<u32>(farthest)));
 //# else
-    let distance = root(total(lane, part));
+    for (var lane = me; lane < LANES; lane += WG) {
+        var squares = 0.0;
+        for (var i = first + lane; i < first + LEN; i += LANES) {
+            let d = x[i] - x0[i];
+            squares += times(d, d);
+        }
+        bring(lane, squares);
+    }
+    let distance = root(total(me));
 //# end
     let succeeds = select(s.predicted != sample.label, s.predicted == sample.class_index, sample.aimed == 1u);
     let is_nearest = succeeds && (s.found == 0u || distance < s.best);
     s.found = select(s.found, 1u, succeeds);
     s.best = select(s.best, distance, is_nearest);
     s.iteration += 1u;
-    for (var i = lane; i < LEN; i += WG) {
+    for (var i = me; i < LEN; i += WG) {
         let here = x[first + i];
         let clean = x0[first + i];
         if (is_nearest && distance <= sample.eps) {
@@ -201,7 +220,7 @@ fn fab_look(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
             x[first + i] = memory[first + i];
         }
     }
-    if (lane == 0u) {
+    if (me == 0u) {
         states[n] = s;
     }
 }

@@ -92,18 +92,18 @@ fn moved(i: u32, threshold: u32) -> u32 {
     return u32(whole) + select(0u, 1u, 512.0 * (t - whole) >= f32(threshold));
 }
 
-fn squares(n: u32, lane: u32, threshold: u32) -> u32 {
+fn squares(n: u32, me: u32, threshold: u32) -> u32 {
     var sum = 0u;
-    for (var i = n * LEN + lane; i < (n + 1u) * LEN; i += WG) {
+    for (var i = n * LEN + me; i < (n + 1u) * LEN; i += WG) {
         let m = select(0u, moved(i, threshold), finite(x[i]) && finite(x0[i]));
         let both = sum + m * m;
         sum = select(both, 0xffffffffu, both < sum);
     }
-    return count(lane, sum);
+    return count(me, sum);
 }
 
 @compute @workgroup_size(WG)
-fn quantise_l2(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn quantise_l2(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) me: u32) {
     let n = group.z;
     let most = samples[n].levels;
     // The least threshold from 256 to 512 that stays within: 512 does.
@@ -111,12 +111,12 @@ fn quantise_l2(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
     var high = 512u;
     for (var k = 0u; k < 9u; k++) {
         let middle = (low + high) / 2u;
-        let fits = squares(n, lane, middle) <= most;
+        let fits = squares(n, me, middle) <= most;
         // Where low and high are neighbours already, middle is low, and nothing changes.
         high = select(high, middle, fits && middle > low);
         low = select(middle, low, fits);
     }
-    for (var i = n * LEN + lane; i < (n + 1u) * LEN; i += WG) {
+    for (var i = n * LEN + me; i < (n + 1u) * LEN; i += WG) {
         if (finite(x[i]) && finite(x0[i])) {
             let k0 = level(x0[i]);
             let m = moved(i, high);

@@ -1,5 +1,5 @@
 // Steps for which a sample is looked at as a whole before it moves: accumulated gradients, lengths, Auto-PGD. One
-// workgroup a sample, and all samples in one dispatch. Each lane adds up every WG-th value, in order.
+// workgroup a sample, and all samples in one dispatch.
 
 //# include sample
 //# include sums
@@ -28,20 +28,23 @@ fn signed_step(v: f32, step: f32, direction: f32) -> f32 {
 //# memory: storage update array<f32>                [N, SLOTS, LEN]
 //# states: storage update array<State>              [N]
 @compute @workgroup_size(WG)
-fn momentum_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn momentum_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) me: u32) {
     let n = group.z;
     let sample = samples[n];
     let iteration = states[n].iteration;
-    let scale = look(n, lane, true);
-    var sum = 0.0;
-    for (var i = lane; i < LEN; i += WG) {
-        sum += abs(times(sound(dx[n * LEN + i]), scale));
+    let scale = look(n, me, true);
+    for (var lane = me; lane < LANES; lane += WG) {
+        var sum = 0.0;
+        for (var i = lane; i < LEN; i += LANES) {
+            sum += abs(times(sound(dx[n * LEN + i]), scale));
+        }
+        bring(lane, sum);
     }
-    let mean = total(lane, sum) * (1.0 / f32(LEN));
+    let mean = total(me) * (1.0 / f32(LEN));
     let inverse = inverse_of(mean);
 
     let reach = times(sample.step_size, sample.momentum);
-    for (var i = lane; i < LEN; i += WG) {
+    for (var i = me; i < LEN; i += WG) {
         let at = n * LEN + i;
         let slot = n * SLOTS * LEN + i;
         let kept = select(memory[slot], 0.0, iteration == 0u);
@@ -59,7 +62,7 @@ fn momentum_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
         x[at] = within(x[at] + signed_step(g, sample.step_size, sample.direction), lo, hi);
 //# end
     }
-    if (lane == 0u) {
+    if (me == 0u) {
         states[n].iteration = iteration + 1u;
     }
 }
@@ -67,29 +70,35 @@ fn momentum_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
 //# kernel l2_step
 // PGD in L2: a step along the gradient's direction, pulled back into the ball, then within the bounds.
 @compute @workgroup_size(WG)
-fn l2_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn l2_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) me: u32) {
     let n = group.z;
     let sample = samples[n];
-    let scale = look(n, lane, true);
-    var squares = 0.0;
-    for (var i = lane; i < LEN; i += WG) {
-        let g = times(sound(dx[n * LEN + i]), scale);
-        squares += times(g, g);
+    let scale = look(n, me, true);
+    for (var lane = me; lane < LANES; lane += WG) {
+        var squares = 0.0;
+        for (var i = lane; i < LEN; i += LANES) {
+            let g = times(sound(dx[n * LEN + i]), scale);
+            squares += times(g, g);
+        }
+        bring(lane, squares);
     }
-    let inverse = inverse_of(root(total(lane, squares)));
+    let inverse = inverse_of(root(total(me)));
     let step = select(-sample.step_size, sample.step_size, sample.direction > 0.0);
 
-    var far = 0.0;
-    for (var i = lane; i < LEN; i += WG) {
-        let at = n * LEN + i;
-        let y = flushed(x[at] + times(step, times(times(sound(dx[at]), scale), inverse)));
-        x[at] = y;
-        let d = y - x0[at];
-        far += times(d, d);
+    for (var lane = me; lane < LANES; lane += WG) {
+        var far = 0.0;
+        for (var i = lane; i < LEN; i += LANES) {
+            let at = n * LEN + i;
+            let y = flushed(x[at] + times(step, times(times(sound(dx[at]), scale), inverse)));
+            x[at] = y;
+            let d = y - x0[at];
+            far += times(d, d);
+        }
+        bring(lane, far);
     }
-    let distance = root(total(lane, far));
+    let distance = root(total(me));
     let pull = select(1.0, times(sample.eps, inverse_of(distance)), distance > sample.eps);
-    for (var i = lane; i < LEN; i += WG) {
+    for (var i = me; i < LEN; i += WG) {
         let at = n * LEN + i;
         x[at] = flushed(within(x0[at] + times(x[at] - x0[at], pull), bounds.lo, bounds.hi));
     }
@@ -102,7 +111,7 @@ fn l2_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_in
 //# memory: storage update array<f32>                [N, 4, LEN]
 //# states: storage update array<State>              [N]
 @compute @workgroup_size(WG)
-fn apgd_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn apgd_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) me: u32) {
     let n = group.z;
     let sample = samples[n];
     var s = states[n];
@@ -136,40 +145,43 @@ fn apgd_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
     }
 
     // Where x is kept, and where the next step begins.
-    let scale = look(n, lane, !is_last);
+    let scale = look(n, me, !is_last);
     let first = n * LEN;
     let old = n * 4u * LEN;
     let best = old + LEN;
     let best_dx = best + LEN;
     let found = best_dx + LEN;
-    var squares = 0.0;
-    for (var i = lane; i < LEN; i += WG) {
-        let here = x[first + i];
-        if (succeeds) {
-            memory[found + i] = here;
+    for (var lane = me; lane < LANES; lane += WG) {
+        var squares = 0.0;
+        for (var i = lane; i < LEN; i += LANES) {
+            let here = x[first + i];
+            if (succeeds) {
+                memory[found + i] = here;
+            }
+            if (improves) {
+                memory[best + i] = here;
+                // Brought near 1, for the best may be taken up much later, with another scale.
+                memory[best_dx + i] = times(sound(dx[first + i]), scale);
+            }
+            let begins = select(here, memory[best + i], halves);
+            let g = select(times(sound(dx[first + i]), scale), memory[best_dx + i], halves);
+            squares += times(g, g);
+            x[first + i] = begins;
+            if (is_first) {
+                memory[old + i] = here;
+            }
+            if (is_last) {
+                x[first + i] = select(memory[best + i], memory[found + i], s.found == 1u);
+            }
         }
-        if (improves) {
-            memory[best + i] = here;
-            // Brought near 1, for the best may be taken up much later, with another scale.
-            memory[best_dx + i] = times(sound(dx[first + i]), scale);
-        }
-        let begins = select(here, memory[best + i], halves);
-        let g = select(times(sound(dx[first + i]), scale), memory[best_dx + i], halves);
-        squares += times(g, g);
-        x[first + i] = begins;
-        if (is_first) {
-            memory[old + i] = here;
-        }
-        if (is_last) {
-            x[first + i] = select(memory[best + i], memory[found + i], s.found == 1u);
-        }
+        bring(lane, squares);
     }
     let share = select(0.75, 1.0, is_first);
     let rest = select(0.25, 0.0, is_first);
 
 //# if NORM == 0
     if (!is_last) {
-        for (var i = lane; i < LEN; i += WG) {
+        for (var i = me; i < LEN; i += WG) {
             let here = x[first + i];
             let g = select(times(sound(dx[first + i]), scale), memory[best_dx + i], halves);
             let lo = max(bounds.lo, x0[first + i] - sample.eps);
@@ -182,36 +194,42 @@ fn apgd_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
         }
     }
 //# else
-    let inverse = inverse_of(root(total(lane, squares)));
+    let inverse = inverse_of(root(total(me)));
     let step = select(-s.step_size, s.step_size, sample.direction > 0.0);
-    var far = 0.0;
-    for (var i = lane; i < LEN; i += WG) {
-        let g = select(times(sound(dx[first + i]), scale), memory[best_dx + i], halves);
-        let d = flushed(x[first + i] + times(step, times(g, inverse))) - x0[first + i];
-        far += times(d, d);
-    }
-    let distance = root(total(lane, far));
-    let pull = select(1.0, times(sample.eps, inverse_of(distance)), distance > sample.eps);
-    var farther = 0.0;
-    for (var i = lane; i < LEN; i += WG) {
-        let here = x[first + i];
-        let clean = x0[first + i];
-        let g = select(times(sound(dx[first + i]), scale), memory[best_dx + i], halves);
-        let moved = flushed(here + times(step, times(g, inverse))) - clean;
-        let z = within(clean + times(moved, pull), bounds.lo, bounds.hi);
-        let drift = here - memory[old + i];
-        let mixed = flushed(here + times(z - here, share) + times(drift, rest));
-        let d = mixed - clean;
-        farther += times(d, d);
-        // Its place is taken by `here` below.
-        if (!is_last) {
-            memory[old + i] = mixed;
+    for (var lane = me; lane < LANES; lane += WG) {
+        var far = 0.0;
+        for (var i = lane; i < LEN; i += LANES) {
+            let g = select(times(sound(dx[first + i]), scale), memory[best_dx + i], halves);
+            let d = flushed(x[first + i] + times(step, times(g, inverse))) - x0[first + i];
+            far += times(d, d);
         }
+        bring(lane, far);
     }
-    let second = root(total(lane, farther));
+    let distance = root(total(me));
+    let pull = select(1.0, times(sample.eps, inverse_of(distance)), distance > sample.eps);
+    for (var lane = me; lane < LANES; lane += WG) {
+        var farther = 0.0;
+        for (var i = lane; i < LEN; i += LANES) {
+            let here = x[first + i];
+            let clean = x0[first + i];
+            let g = select(times(sound(dx[first + i]), scale), memory[best_dx + i], halves);
+            let moved = flushed(here + times(step, times(g, inverse))) - clean;
+            let z = within(clean + times(moved, pull), bounds.lo, bounds.hi);
+            let drift = here - memory[old + i];
+            let mixed = flushed(here + times(z - here, share) + times(drift, rest));
+            let d = mixed - clean;
+            farther += times(d, d);
+            // Its place is taken by `here` below.
+            if (!is_last) {
+                memory[old + i] = mixed;
+            }
+        }
+        bring(lane, farther);
+    }
+    let second = root(total(me));
     let pull_again = select(1.0, times(sample.eps, inverse_of(second)), second > sample.eps);
     if (!is_last) {
-        for (var i = lane; i < LEN; i += WG) {
+        for (var i = me; i < LEN; i += WG) {
             let here = x[first + i];
             let clean = x0[first + i];
             let mixed = memory[old + i];
@@ -220,7 +238,7 @@ fn apgd_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
         }
     }
 //# end
-    if (lane == 0u) {
+    if (me == 0u) {
         s.iteration += 1u;
         states[n] = s;
     }
@@ -253,19 +271,22 @@ fn noise(sample: Sample, i: u32) -> f32 {
 }
 
 @compute @workgroup_size(WG)
-fn ball_start(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn ball_start(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) me: u32) {
     let n = group.z;
     let sample = samples[n];
     var most = 0u;
-    var squares = 0.0;
-    for (var i = lane; i < LEN; i += WG) {
-        let v = noise(sample, i);
-        // Bits of positive numbers are in the order of the numbers.
-        most = max(most, bitcast<u32>(abs(v)));
-        squares += times(v, v);
+    for (var lane = me; lane < LANES; lane += WG) {
+        var squares = 0.0;
+        for (var i = lane; i < LEN; i += LANES) {
+            let v = noise(sample, i);
+            // Bits of positive numbers are in the order of the numbers.
+            most = max(most, bitcast<u32>(abs(v)));
+            squares += times(v, v);
+        }
+        bring(lane, squares);
     }
-    let top = bitcast<f32>(highest(lane, most));
-    let all_squares = total(lane, squares);
+    let top = bitcast<f32>(highest(me, most));
+    let all_squares = total(me);
     if (sample.start == 0u) {
         return;
     }
@@ -284,7 +305,7 @@ fn ball_start(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation
 //# else
     let reach = sample.eps;
 //# end
-    for (var i = lane; i < LEN; i += WG) {
+    for (var i = me; i < LEN; i += WG) {
         let at = n * LEN + i;
         let d = times(times(noise(sample, i), inverse_of(size)), reach);
 //# if KIND == 0

@@ -37,14 +37,14 @@ fn start_words(sample: Sample, k: u32) -> vec4<u32> {
 }
 
 @compute @workgroup_size(WG)
-fn square_start(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn square_start(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) me: u32) {
     let n = group.z;
     let sample = samples[n];
     if (sample.start == 0u) {
         return;
     }
 //# if NORM == 0
-    for (var stripe = lane; stripe < C * W; stripe += WG) {
+    for (var stripe = me; stripe < C * W; stripe += WG) {
         let up = bit(start_words(sample, stripe / 128u), stripe % 128u);
         for (var row = 0u; row < H; row++) {
             let at = n * LEN + (stripe / W * H + row) * W + stripe % W;
@@ -59,7 +59,7 @@ fn square_start(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocati
         for (var channel = 0u; channel < C; channel++) {
             let j = tile * C + channel;
             let up = bit(start_words(sample, j / 128u), j % 128u);
-            for (var i = lane; i < TILE * TILE; i += WG) {
+            for (var i = me; i < TILE * TILE; i += WG) {
                 let row = H % TILE / 2u + tile / (W / TILE) * TILE + i / TILE;
                 let column = W % TILE / 2u + tile % (W / TILE) * TILE + i % TILE;
                 let at = n * LEN + (channel * H + row) * W + column;
@@ -94,7 +94,7 @@ fn first_at(share: u32, steps: u32) -> u32 {
 var<workgroup> goes_on: u32;
 //# end
 @compute @workgroup_size(WG)
-fn square_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) lane: u32) {
+fn square_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_index) me: u32) {
     let n = group.z;
     let sample = samples[n];
     var s = states[n];
@@ -133,7 +133,7 @@ fn square_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
     for (var part = 0u; part <= C / 128u; part++) {
         let signs = square_words(sample, query, 1u + part);
         let first = part * 128u * H * W;
-        for (var i = first + lane; i < min(first + 128u * H * W, LEN); i += WG) {
+        for (var i = first + me; i < min(first + 128u * H * W, LEN); i += WG) {
             let at = n * LEN + i;
             if (keeps) {
                 memory[at] = x[at];
@@ -145,7 +145,7 @@ fn square_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
             x[at] = select(memory[at], end, proposes && inside);
         }
     }
-    if (lane == 0u) {
+    if (me == 0u) {
         s.iteration += 1u;
         states[n] = s;
     }
@@ -160,7 +160,7 @@ fn square_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
     }
 
     for (var channel = 0u; channel < C; channel++) {
-        for (var i = lane; i < H * W; i += WG) {
+        for (var i = me; i < H * W; i += WG) {
             let at = n * LEN + channel * H * W + i;
             if (keeps) {
                 memory[at] = x[at];
@@ -168,7 +168,7 @@ fn square_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
             x[at] = memory[at];
         }
     }
-    if (lane == 0u) {
+    if (me == 0u) {
         s.iteration += 1u;
         states[n] = s;
         goes_on = select(0u, 1u, proposes);
@@ -180,60 +180,84 @@ fn square_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
     }
 
     // Squares of the length of the whole, and of what lies in the two squares.
-    var whole = 0.0;
-    var part = 0.0;
-    for (var channel = 0u; channel < C; channel++) {
-        for (var i = lane; i < H * W; i += WG) {
-            let at = n * LEN + channel * H * W + i;
-            let d = memory[at] - x0[at];
-            let inside = i / W - top < side && i % W - left < side;
-            let inside_2 = i / W - top_2 < side && i % W - left_2 < side;
-            let in_part = select(0.0, d, inside || inside_2);
-            whole += times(d, d);
-            part += times(in_part, in_part);
-        }
-    }
-    let unused = max(times(sample.eps, sample.eps) - total(lane, whole), 0.0);
-    let reach = root(times(unused, 1.0 / f32(C)) + total(lane, part));
-
-    // Until it has its length, x is the difference from the clean image.
-    var squares = 0.0;
-    for (var channel = 0u; channel < C; channel++) {
-        let up = bit(square_words(sample, query, 1u + channel / 128u), channel % 128u);
-        var before = 0.0;
-        for (var i = lane; i < H * W; i += WG) {
-            let at = n * LEN + channel * H * W + i;
-            let inside = i / W - top < side && i % W - left < side;
-            let d = select(0.0, memory[at] - x0[at], inside);
-            before += times(d, d);
-        }
-        let inverse = inverse_of(root(total(lane, before)));
-        var after = 0.0;
-        for (var i = lane; i < H * W; i += WG) {
-            let at = n * LEN + channel * H * W + i;
-            let row = i / W - top;
-            let column = i % W - left;
-            if (row < side && column < side) {
-                let hill = windows[place + select(row * side + column, column * side + row, turned)];
-                let d = select(-hill, hill, up) + times(memory[at] - x0[at], inverse);
-                x[at] = d;
-                after += times(d, d);
+    for (var lane = me; lane < LANES; lane += WG) {
+        var whole = 0.0;
+        for (var channel = 0u; channel < C; channel++) {
+            for (var i = lane; i < H * W; i += LANES) {
+                let at = n * LEN + channel * H * W + i;
+                let d = memory[at] - x0[at];
+                whole += times(d, d);
             }
         }
-        let size = times(reach, inverse_of(root(total(lane, after))));
-        for (var i = lane; i < H * W; i += WG) {
+        bring(lane, whole);
+    }
+    let unused = max(times(sample.eps, sample.eps) - total(me), 0.0);
+    for (var lane = me; lane < LANES; lane += WG) {
+        var part = 0.0;
+        for (var channel = 0u; channel < C; channel++) {
+            for (var i = lane; i < H * W; i += LANES) {
+                let at = n * LEN + channel * H * W + i;
+                let inside = i / W - top < side && i % W - left < side;
+                let inside_2 = i / W - top_2 < side && i % W - left_2 < side;
+                let d = select(0.0, memory[at] - x0[at], inside || inside_2);
+                part += times(d, d);
+            }
+        }
+        bring(lane, part);
+    }
+    let reach = root(times(unused, 1.0 / f32(C)) + total(me));
+
+    // Until it has its length, x is the difference from the clean image.
+    for (var channel = 0u; channel < C; channel++) {
+        let up = bit(square_words(sample, query, 1u + channel / 128u), channel % 128u);
+        for (var lane = me; lane < LANES; lane += WG) {
+            var before = 0.0;
+            for (var i = lane; i < H * W; i += LANES) {
+                let at = n * LEN + channel * H * W + i;
+                let inside = i / W - top < side && i % W - left < side;
+                let d = select(0.0, memory[at] - x0[at], inside);
+                before += times(d, d);
+            }
+            bring(lane, before);
+        }
+        let inverse = inverse_of(root(total(me)));
+        for (var lane = me; lane < LANES; lane += WG) {
+            var after = 0.0;
+            for (var i = lane; i < H * W; i += LANES) {
+                let at = n * LEN + channel * H * W + i;
+                let row = i / W - top;
+                let column = i % W - left;
+                if (row < side && column < side) {
+                    let hill = windows[place + select(row * side + column, column * side + row, turned)];
+                    let d = select(-hill, hill, up) + times(memory[at] - x0[at], inverse);
+                    x[at] = d;
+                    after += times(d, d);
+                }
+            }
+            bring(lane, after);
+        }
+        let size = times(reach, inverse_of(root(total(me))));
+        for (var i = me; i < H * W; i += WG) {
             let at = n * LEN + channel * H * W + i;
             let inside = i / W - top < side && i % W - left < side;
             let inside_2 = i / W - top_2 < side && i % W - left_2 < side;
             let kept = select(memory[at] - x0[at], 0.0, inside_2);
-            let d = flushed(select(kept, x[at] * size, inside));
-            x[at] = d;
-            squares += times(d, d);
+            x[at] = flushed(select(kept, x[at] * size, inside));
         }
     }
-    let pull = times(sample.eps, inverse_of(root(total(lane, squares))));
+    for (var lane = me; lane < LANES; lane += WG) {
+        var squares = 0.0;
+        for (var channel = 0u; channel < C; channel++) {
+            for (var i = lane; i < H * W; i += LANES) {
+                let d = x[n * LEN + channel * H * W + i];
+                squares += times(d, d);
+            }
+        }
+        bring(lane, squares);
+    }
+    let pull = times(sample.eps, inverse_of(root(total(me))));
     for (var channel = 0u; channel < C; channel++) {
-        for (var i = lane; i < H * W; i += WG) {
+        for (var i = me; i < H * W; i += WG) {
             let at = n * LEN + channel * H * W + i;
             x[at] = flushed(min(max(x0[at] + times(x[at], pull), bounds.lo), bounds.hi));
         }

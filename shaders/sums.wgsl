@@ -1,15 +1,28 @@
-// What the WG invocations of a workgroup, a power of two, have between them. Sums run in one order whatever the device:
-// each lane brings its own, then halves are added to halves.
+// What the invocations of a workgroup have between them. Sums run in one order whatever the device, and however many
+// invocations there are: LANES lanes add up every LANES-th value each, then halves are added to halves. Of these lanes
+// an invocation takes every WG-th, and brings their sums one after the other. LANES and WG are powers of two.
 
+const EACH: u32 = LANES / WG;
+var<private> lanes: array<f32, EACH>;
 var<workgroup> parts: array<f32, WG>;
 var<workgroup> counts: array<u32, WG>;
 
-fn total(lane: u32, v: f32) -> f32 {
-    parts[lane] = v;
+fn bring(lane: u32, sum: f32) {
+    lanes[lane / WG] = sum;
+}
+
+// The sum of what all lanes have brought.
+fn total(me: u32) -> f32 {
+    for (var half = EACH / 2u; half > 0u; half /= 2u) {
+        for (var k = 0u; k < half; k++) {
+            lanes[k] = lanes[k] + lanes[k + half];
+        }
+    }
+    parts[me] = lanes[0];
     workgroupBarrier();
     for (var half = WG / 2u; half > 0u; half /= 2u) {
-        if (lane < half) {
-            parts[lane] = parts[lane] + parts[lane + half];
+        if (me < half) {
+            parts[me] = parts[me] + parts[me + half];
         }
         workgroupBarrier();
     }
@@ -18,14 +31,14 @@ fn total(lane: u32, v: f32) -> f32 {
     return sum;
 }
 
-// Whole numbers; what is more than a word holds stays at the largest.
-fn count(lane: u32, v: u32) -> u32 {
-    counts[lane] = v;
+// Whole numbers, one from each invocation; what is more than a word holds stays at the largest.
+fn count(me: u32, v: u32) -> u32 {
+    counts[me] = v;
     workgroupBarrier();
     for (var half = WG / 2u; half > 0u; half /= 2u) {
-        if (lane < half) {
-            let both = counts[lane] + counts[lane + half];
-            counts[lane] = select(both, 0xffffffffu, both < counts[lane]);
+        if (me < half) {
+            let both = counts[me] + counts[me + half];
+            counts[me] = select(both, 0xffffffffu, both < counts[me]);
         }
         workgroupBarrier();
     }
@@ -34,12 +47,12 @@ fn count(lane: u32, v: u32) -> u32 {
     return sum;
 }
 
-fn highest(lane: u32, v: u32) -> u32 {
-    counts[lane] = v;
+fn highest(me: u32, v: u32) -> u32 {
+    counts[me] = v;
     workgroupBarrier();
     for (var half = WG / 2u; half > 0u; half /= 2u) {
-        if (lane < half) {
-            counts[lane] = max(counts[lane], counts[lane + half]);
+        if (me < half) {
+            counts[me] = max(counts[me], counts[me + half]);
         }
         workgroupBarrier();
     }

@@ -41,6 +41,15 @@ impl Rule {
         }
     }
 
+    /// What it measures moves by.
+    pub(crate) fn norm(self) -> Norm {
+        match self {
+            Rule::Sign | Rule::Momentum | Rule::Lookahead => Norm::Linf,
+            Rule::L2 => Norm::L2,
+            Rule::Apgd(norm) | Rule::Square(norm) | Rule::Fab(norm) => norm,
+        }
+    }
+
     /// Whether the last iterate's loss is looked at as well: one more forward pass than there are steps.
     pub(crate) fn looks_at_the_last(self) -> bool {
         matches!(self, Rule::Apgd(_) | Rule::Square(_))

@@ -13,6 +13,10 @@ impl Kernel {
     pub fn rounds(&self) -> u64 {
         let c = |name| u64::from(self.constant(name).unwrap_or(0));
         let wg = c("WG").max(1);
+        // Kernels that look at whole samples: once over the values, lane by lane, and what it takes to add up lanes.
+        let each = (c("LANES") / wg).max(1);
+        let pass = |len: u64| each * (1 + len.div_ceil(c("LANES").max(1)));
+        let sum = each + 16;
         match self.entry {
             "conv2d_forward" | "conv2d_input_grad" => c("IC4") * (1 + c("R") * (1 + c("S") * 5)) + 18,
             "conv2d_forward_tiled" | "conv2d_input_grad_tiled" => c("IC4") * c("R"),
@@ -40,14 +44,17 @@ impl Kernel {
             "cross_entropy_forward" => 2 * c("K") + c("K").div_ceil(4),
             "margin_forward" | "dlr_forward" | "difference_forward" => c("K") + c("K").div_ceil(4),
             // Rounds over the image, halvings of the sums, and those of the random numbers.
-            "momentum_step" | "l2_step" | "apgd_step" => 6 * c("LEN").div_ceil(wg) + 64,
-            "fab_step" => 20 * c("LEN").div_ceil(wg) + 256,
-            "fab_look" => 3 * c("LEN").div_ceil(wg) + 16,
+            "momentum_step" | "l2_step" | "apgd_step" => 5 * pass(c("LEN")) + 6 * sum,
+            "fab_step" => 21 * pass(c("LEN")) + 24 * sum,
+            "fab_look" => 2 * pass(c("LEN")) + sum,
             "quantise_l2" => 10 * (c("LEN").div_ceil(wg) + 9),
-            "ball_start" => 24 * c("LEN").div_ceil(wg) + 32,
+            // Ten rounds of Philox for each value, twice.
+            "ball_start" => 24 * pass(c("LEN")) + 2 * sum,
             "square_start" if c("NORM") == 0 => (c("C") * c("W")).div_ceil(wg) * (c("H") + 11) + 16,
             "square_start" => c("TILES") * (11 + c("C") * (11 + (c("TILE") * c("TILE")).div_ceil(wg))) + 16,
-            "square_step" if c("NORM") == 1 => c("C") * (7 * (c("H") * c("W")).div_ceil(wg) + 30) + 80,
+            "square_step" if c("NORM") == 1 => {
+                c("C") * (7 * pass(c("H") * c("W")) + 2 * sum + 11) + 3 * (each + sum) + 40
+            }
             "square_step" => c("LEN").div_ceil(wg) + 12 * (c("C") / 128 + 1) + 10,
             "batch_norm_forward_sample" | "batch_norm_input_grad_sample" => 2 * c("PIXELS").div_ceil(wg) + 32,
             "batch_norm_forward_batch" | "batch_norm_input_grad_batch" => 2 * MAX_BATCH.div_ceil(wg) + 32,

@@ -7,10 +7,14 @@ use super::{Build, Ids};
 use crate::attack::{Norm, Rule, hills, sides, tile};
 use crate::kernel::{Dispatch, Grid, Kernel};
 use crate::model::Dims;
+use crate::ops::Variant;
 
-/// Invocations that look at one sample together. Their number decides the order of sums, so it is the same on every
-/// device; a power of two, for sums are halved.
+/// Parts of which the sum over a sample is made (`shaders/sums.wgsl`). Their number decides the order of sums, so it is
+/// the same on every device; a power of two, for sums are halved.
 pub(crate) const LANES: u32 = 256;
+
+/// Invocations of a workgroup on a software adapter of whose subgroups nothing is known: as many as AVX has lanes.
+const FEW: u32 = 8;
 
 /// Sides of squares as constants of `shaders/square.wgsl`.
 const SIDES: [&str; 10] =
@@ -120,7 +124,8 @@ pub(crate) fn steps(build: &mut Build, rule: Rule, d: Dims, ids: &Ids) -> Option
     all_fit.then_some(Steps { rule, start, step, look })
 }
 
-/// A dispatch with one workgroup of [`LANES`] for each sample.
+/// A dispatch with one workgroup for each sample: an invocation for each lane; on a software adapter, which takes
+/// invocations of a workgroup in turns from one barrier to the next, one vector's, as far as its loops allow.
 pub(crate) fn per_workgroup(
     build: &Build,
     entry: &'static str,
@@ -130,9 +135,18 @@ pub(crate) fn per_workgroup(
     bindings: Vec<(&'static str, usize)>,
 ) -> Dispatch {
     let len = d.len() as u32;
-    let consts = [("LEN", len), ("WG", LANES)].into_iter().chain(consts.iter().copied()).collect();
+    // A lane without values adds nothing.
+    let lanes = LANES.min(len.next_power_of_two());
+    let kernel = |invocations| {
+        let own = [("LEN", len), ("LANES", lanes), ("WG", invocations)];
+        Kernel::new(entry, own.into_iter().chain(consts.iter().copied()).collect(), build.target.storage)
+    };
+    let few = if build.target.subgroup > 0 { build.target.subgroup } else { FEW };
+    let few = std::iter::successors(Some(few.min(lanes)), |n| Some(2 * n)).take_while(|n| *n < lanes);
+    let few = few.filter(|_| build.target.is_software && build.target.variant != Variant::Naive);
+    let few = few.map(kernel).find(|k| k.rounds() < build.target.rounds);
     Dispatch {
-        kernel: Kernel::new(entry, consts, build.target.storage),
+        kernel: few.unwrap_or_else(|| kernel(lanes)),
         layer: layer.into(),
         bindings,
         grid: Grid::PerSample(1, 1),

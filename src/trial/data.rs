@@ -59,7 +59,8 @@ pub(super) fn fill(
             let one = |id| Sample { id, start: 1, levels: 8, steps: 10, stretch: 10, ..sample };
             let all: Vec<Sample> = (0..samples).map(one).collect();
             if name == "states" {
-                bytemuck::cast_slice(&all.iter().map(State::begin).collect::<Vec<_>>()).to_vec()
+                bytemuck::cast_slice(&all.iter().map(|s| State { loss: -3.0, ..State::begin(s) }).collect::<Vec<_>>())
+                    .to_vec()
             } else {
                 bytemuck::cast_slice(&all).to_vec()
             }

@@ -1,8 +1,10 @@
 //! Shapes that kernels are timed on, by name; and the small networks that a plan of each is made of.
 
+use crate::attack::Norm;
 use crate::error::{Error, Result};
 use crate::kernel::{Access, Dispatch};
 use crate::model::{Arch, Conv2d, Dims, Layer, Linear, Model, Params, known};
+use crate::ops::step::Steps;
 use crate::plan::{Plan, Target};
 use crate::tensor::{Kind, Resource};
 use crate::trial::{Scatter, uses};
@@ -12,11 +14,12 @@ use std::str::FromStr;
 
 /// How shapes are written.
 pub(super) const GRAMMAR: &str = "conv3x3s1-16-32-8x8 (kernel, stride, channels in and out, height and width), \
-     linear-64-10, maxpool2s2-32-8x8, avgpool2s2-32-8x8, mean-64-8x8, relu-16-32x32 or image-3x32x32";
+     linear-64-10, maxpool2s2-32-8x8, avgpool2s2-32-8x8, mean-64-8x8, relu-16-32x32, image-3x32x32, or linf-3x32x32 and \
+     l2-3x32x32 (rules that look at a whole image)";
 
 /// What is timed unless a user names a shape: the layers of ResNet-20 and ResNet-18 for 32×32, and of the small
 /// networks.
-pub(super) const SHAPES: [&str; 22] = [
+pub(super) const SHAPES: [&str; 24] = [
     "conv3x3s1-3-16-32x32",
     "conv3x3s1-16-16-32x32",
     "conv3x3s2-16-32-32x32",
@@ -39,6 +42,8 @@ pub(super) const SHAPES: [&str; 22] = [
     "mean-64-8x8",
     "relu-16-32x32",
     "image-3x32x32",
+    "linf-3x32x32",
+    "l2-3x32x32",
 ];
 
 /// The layer that is timed.
@@ -62,8 +67,10 @@ enum What {
     },
     Mean,
     Relu,
-    /// Everything that runs on pixels and logits.
+    /// Everything that runs on pixels and logits, whatever the attack.
     Image,
+    /// What attacks other than by sign steps do in a norm.
+    Rules(Norm),
 }
 
 /// A layer and the shape that enters it.
@@ -132,6 +139,8 @@ impl FromStr for Shape {
             ("mean", [], &[c, h, w]) => (What::Mean, Dims::new(c, h, w)),
             ("relu", [], &[c, h, w]) => (What::Relu, Dims::new(c, h, w)),
             ("image", [], &[c, h, w]) => (What::Image, Dims::new(c, h, w)),
+            ("linf", [], &[c, h, w]) => (What::Rules(Norm::Linf), Dims::new(c, h, w)),
+            ("l", &[2], &[c, h, w]) => (What::Rules(Norm::L2), Dims::new(c, h, w)),
             _ => return Err(fail("no such shape")),
         };
         if x.len() > 1 << 24 {
@@ -152,6 +161,7 @@ impl fmt::Display for Shape {
             What::Mean => write!(f, "mean-{c}-{h}x{w}"),
             What::Relu => write!(f, "relu-{c}-{h}x{w}"),
             What::Image => write!(f, "image-{c}x{h}x{w}"),
+            What::Rules(norm) => write!(f, "{}-{c}x{h}x{w}", norm.name()),
         }
     }
 }
@@ -172,7 +182,7 @@ impl Shape {
             What::AvgPool { size, stride } => Some(Layer::AvgPool { size, stride, padding: 0 }),
             What::Mean => Some(Layer::GlobalAvgPool),
             What::Relu => None,
-            What::Image => {
+            What::Image | What::Rules(_) => {
                 let (mean, std) = (vec![0.5; self.x.c], vec![0.25; self.x.c]);
                 return self.finish(vec![Layer::Normalise { mean, std }]);
             }
@@ -199,7 +209,7 @@ impl Shape {
         let timed = match self.what {
             What::Conv { .. } | What::Linear { .. } => 1..2,
             What::MaxPool { .. } | What::AvgPool { .. } | What::Mean => 1..2,
-            What::Relu | What::Image => 0..0,
+            What::Relu | What::Image | What::Rules(_) => 0..0,
         };
         let y = crate::model::output(&model.layers[timed.clone()], x)?;
         let entry = match self.what {
@@ -209,6 +219,7 @@ impl Shape {
             What::Mean => "global_avg_pool_",
             What::Relu => "relu_",
             What::Image => return Ok(self.image(&plan, z)),
+            What::Rules(norm) => return Ok(rules(&plan, norm)),
         };
         let ours = |d: &&Dispatch| if entry.is_empty() { d.layer == TIMED } else { d.kernel.entry.starts_with(entry) };
         // The loss, and the pooling that only leads to the logits, come behind.
@@ -238,6 +249,18 @@ impl Shape {
         }
         passes
     }
+}
+
+/// What the rules of a norm do, each kernel once: a start, a step, a look.
+fn rules(plan: &Plan, norm: Norm) -> Vec<Pass> {
+    let mut passes: Vec<Pass> = Vec::new();
+    for d in plan.rules.iter().filter(|steps| steps.rule.norm() == norm).flat_map(Steps::all) {
+        // Starts differ in where they end.
+        if !passes.iter().any(|p| p.name == d.kernel.entry) {
+            passes.push(Pass::new(d.kernel.entry, vec![d.clone()], plan, Vec::new()));
+        }
+    }
+    passes
 }
 
 impl Pass {
@@ -406,7 +429,12 @@ mod tests {
             let shape: Shape = name.parse().unwrap();
             let model = shape.model().unwrap();
             let passes = shape.passes(&model, &Target { variant: Variant::Naive, ..Target::default() }).unwrap();
-            let count = if name.starts_with("image") { 10 } else { 2 - usize::from(name.starts_with("relu")) };
+            let count = match shape.what {
+                What::Image => 10,
+                What::Rules(_) => 7,
+                What::Relu => 1,
+                _ => 2,
+            };
             assert_eq!(passes.len(), count, "{name}");
             for pass in passes {
                 assert!(pass.bytes(2) > pass.bytes(1), "{name} {}", pass.name);
