@@ -61,13 +61,16 @@ fn max_pool_input_grad(@builtin(global_invocation_id) id: vec3<u32>) {
     let h = (id.x / IW) % IH;
     let c4 = id.x / (IH * IW);
     var sum = vec4<f32>();
-    for (var p = first_window(h); p <= min((h + PAD) / STRIDE, P - 1u); p++) {
-        for (var q = first_window(w); q <= min((w + PAD) / STRIDE, Q - 1u); q++) {
-            let i = ((n * C4 + c4) * P + p) * Q + q;
+    for (var a = 0u; a < COVER; a++) {
+        for (var b = 0u; b < COVER; b++) {
+            let p = first_window(h) + a;
+            let q = first_window(w) + b;
+            let covers = (p <= last_window(h, P)) & (q <= last_window(w, Q));
+            let i = select(0u, ((n * C4 + c4) * P + p) * Q + q, covers);
             let here = vec4<u32>((h + PAD - p * STRIDE) * SIZE + w + PAD - q * STRIDE);
             let word = argmax[i];
             let at = vec4<u32>(word & 255u, (word >> 8u) & 255u, (word >> 16u) & 255u, word >> 24u);
-            sum += select(vec4<f32>(), dy_at(i), at == here);
+            sum += select(vec4<f32>(), dy_at(i), (at == here) & vec4<bool>(covers));
         }
     }
     y_put(out_index(n, c4, h, w), mask(sum, n, c4, h, w));
@@ -115,19 +118,26 @@ fn avg_pool_input_grad(@builtin(global_invocation_id) id: vec3<u32>) {
     let h = (id.x / IW) % IH;
     let c4 = id.x / (IH * IW);
     var sum = vec4<f32>();
-    for (var p = first_window(h); p <= min((h + PAD) / STRIDE, P - 1u); p++) {
-        for (var q = first_window(w); q <= min((w + PAD) / STRIDE, Q - 1u); q++) {
-            let i = ((n * C4 + c4) * P + p) * Q + q;
-            sum += dy_at(i);
+    for (var a = 0u; a < COVER; a++) {
+        for (var b = 0u; b < COVER; b++) {
+            let p = first_window(h) + a;
+            let q = first_window(w) + b;
+            let covers = (p <= last_window(h, P)) & (q <= last_window(w, Q));
+            let i = select(0u, ((n * C4 + c4) * P + p) * Q + q, covers);
+            sum += select(vec4<f32>(), dy_at(i), covers);
         }
     }
     y_put(out_index(n, c4, h, w), mask(sum * (1.0 / f32(SIZE * SIZE)), n, c4, h, w));
 }
 
 //# kernel max_pool_input_grad avg_pool_input_grad
-// The first window that reaches row (column) h; the last one starts at or before it.
+// The first of `windows` that reaches row (column) h; the last one starts at or before it. There are COVER at most.
 fn first_window(h: u32) -> u32 {
     return select(0u, (h + PAD + STRIDE - SIZE) / STRIDE, h + PAD + 1u > SIZE);
+}
+
+fn last_window(h: u32, windows: u32) -> u32 {
+    return min((h + PAD) / STRIDE, windows - 1u);
 }
 
 //# kernel global_avg_pool_forward

@@ -46,6 +46,8 @@ fn consts(window: Window, large: Value, small: Value) -> Vec<(&'static str, u32)
         ("SIZE", window.size as u32),
         ("STRIDE", window.stride as u32),
         ("PAD", window.padding as u32),
+        // Windows along an axis that cover one pixel, at most.
+        ("COVER", window.size.div_ceil(window.stride) as u32),
     ]
 }
 
