@@ -76,6 +76,56 @@ fn max_pool_input_grad(@builtin(global_invocation_id) id: vec3<u32>) {
     y_put(out_index(n, c4, h, w), mask(sum, n, c4, h, w));
 }
 
+//# kernel max_pool_input_grad_windows
+// The same where windows are 2×2, side by side: one invocation for a window's four pixels, or for what lies behind the
+// last window of a row or column and belongs to none.
+//# dy: activation read                        [N, C4, P, Q] of 4 channels
+//# argmax: storage read array<u32>            [N, C4, P, Q]
+//# y: activation write pairs(OW)              [N, C4, IH, IW] of 4 channels
+//# include epilogue
+const CP: u32 = (IH + 1u) / 2u;
+const CQ: u32 = (IW + 1u) / 2u;
+@compute @workgroup_size(WG)
+fn max_pool_input_grad_windows(@builtin(global_invocation_id) id: vec3<u32>) {
+    if (id.x >= C4 * CP * CQ) {
+        return;
+    }
+    let n = id.z;
+    let q = id.x % CQ;
+    let p = (id.x / CQ) % CP;
+    let c4 = id.x / (CP * CQ);
+    let is_window = (p < P) & (q < Q);
+    let i = select(0u, ((n * C4 + c4) * P + p) * Q + q, is_window);
+    let word = argmax[i];
+    let at = vec4<u32>(word & 255u, (word >> 8u) & 255u, (word >> 16u) & 255u, word >> 24u);
+    let dx = select(vec4<f32>(), dy_at(i), is_window);
+//# for r in 0..2
+    if (2u * p + $(r)u < IH) {
+        let h = 2u * p + $(r)u;
+//# for s in 0..2
+        let v_$s = select(vec4<f32>(), dx, at == vec4<u32>($(2*r+s)u));
+//# end
+//# if MASK == 1
+        // Both pixels' signs are in one word.
+        let bits = signs[sign_index(n, c4 / 2u, h, q / 2u)] >> (16u * (q % 2u) + 4u * (c4 % 2u));
+        let y_0 = gate(v_0, bits);
+        let y_1 = gate(v_1, bits >> 8u);
+//# else
+        let y_0 = v_0;
+        let y_1 = v_1;
+//# end
+//# if OW % 2 == 0
+        y_put_pair(out_index(n, c4, h, 2u * q) / 2u, y_0, y_1);
+//# else
+        y_put(out_index(n, c4, h, 2u * q), y_0);
+        if (2u * q + 1u < IW) {
+            y_put(out_index(n, c4, h, 2u * q + 1u), y_1);
+        }
+//# end
+    }
+//# end
+}
+
 //# kernel avg_pool_forward
 // Row by row, the zeros of the padding counted in.
 //# x: activation read                         [N, C4, IH, IW] of 4 channels

@@ -12,7 +12,7 @@ use signstep::wgpu::{self, BufferUsages as Usage};
 /// `function` of so many words, every `stride`-th from the first, on the device.
 fn on_device(function: &str, first: u32, stride: u32, count: u32) -> Vec<f32> {
     // Any kernel that has all of them.
-    let consts = vec![("LEN", 1), ("WG", 256), ("KIND", 2), ("HALVES", 0)];
+    let consts = vec![("LEN", 1), ("LANES", 256), ("WG", 256), ("KIND", 2), ("HALVES", 0)];
     let mut kernel = Kernel::new("ball_start", consts, Storage::Buffer);
     // And what those have whose texels are of f16.
     kernel.halves = vec!["none of its own"];

@@ -1,7 +1,7 @@
 //! Pooling: `shaders/pool.wgsl`. Max-pool keeps where its maximum was, one byte an output; the mean keeps nothing.
 
 use super::Build;
-use super::{Epilogue, Value, blocks, per_item, texels};
+use super::{Epilogue, Value, Variant, blocks, per_item, texels};
 
 /// Windows of `size`×`size`, `stride` apart, the first one `padding` pixels outside.
 #[derive(Clone, Copy, Debug)]
@@ -31,7 +31,14 @@ pub(crate) fn max_input_grad(
     let mut consts = consts(window, dx, dy);
     let mut bindings = vec![("dy", dy.id), ("y", dx.id), ("argmax", argmax)];
     epilogue.apply(build, dx.dims, &mut consts, &mut bindings);
-    let d = per_item(build, "max_pool_input_grad", "max_pool", texels(dx.dims) as u32, consts, bindings, 0);
+    let halves = dx.dims.h.div_ceil(2) * dx.dims.w.div_ceil(2);
+    let (entry, items) = match (window, build.target.variant) {
+        (Window { size: 2, stride: 2, padding: 0 }, Variant::Fast | Variant::Only(_)) => {
+            ("max_pool_input_grad_windows", blocks(dx.dims.c) * halves as u32)
+        }
+        _ => ("max_pool_input_grad", texels(dx.dims) as u32),
+    };
+    let d = per_item(build, entry, "max_pool", items, consts, bindings, 0);
     build.push(d);
 }
 

@@ -149,6 +149,7 @@ pub fn every_kind_of_layer() -> [Model; 2] {
         residual(vec![affine("n", 7), Layer::Relu, conv("d", 7, 15, 3, 2, 1), conv("e", 15, 15, 1, 1, 0)], 8),
         affine("m", 15),
         Layer::Relu,
+        Layer::MaxPool { size: 2, stride: 2, padding: 0 },
         Layer::GlobalAvgPool,
         linear("z", 15, 5),
     ];
