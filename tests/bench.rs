@@ -109,6 +109,27 @@ fn a_kernel_of_ones_own_is_timed_when_it_is_right_and_refused_when_it_is_not() {
 }
 
 #[test]
+fn samples_that_the_device_does_not_take_at_once_are_told() {
+    let bench = Bench::new();
+    let line = "bench --kernel relu_forward --shape relu-16-8x8 --rounds 1 --format json --samples";
+    let run = |samples: u32| {
+        let output = bench.run(&format!("{line} {samples}"));
+        assert!(output.status.success());
+        let results = json(&String::from_utf8(output.stdout).unwrap());
+        let rows = results["kernels"].as_array().unwrap();
+        let used: Vec<u64> = rows.iter().map(|row| row["samples"].as_u64().unwrap()).collect();
+        (used, String::from_utf8(output.stderr).unwrap())
+    };
+    let (used, told) = run(u32::MAX);
+    let most = used[0];
+    assert!(most < u64::from(u32::MAX) && used.iter().all(|n| *n == most), "{used:?}");
+    let warning = format!("--samples {}: more than the device takes at once; 2 of 2 rows have {most}", u32::MAX);
+    assert!(told.contains(&format!("warning: {warning}")), "{told}");
+    let (used, told) = run(3);
+    assert!(used == [3, 3] && !told.contains("--samples"), "{used:?}\n{told}");
+}
+
+#[test]
 fn other_arithmetic_is_checked_and_timed_beside_f32() {
     let bench = Bench::new();
     let rows = |line: &str| -> Vec<(String, String, u64)> {

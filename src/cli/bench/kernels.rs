@@ -4,6 +4,7 @@
 use super::results::{KernelRow, ProbeRow, Spread};
 use super::shape::{GRAMMAR, Pass, SHAPES, Shape};
 use crate::Options;
+use crate::cli::tell::counted;
 use crate::coop;
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Storage};
@@ -280,6 +281,15 @@ fn naive(bench: &Bench<'_>, row: &Row) -> Result<Pass> {
     same.ok_or_else(|| Error::Internal(format!("no naive {} on {}", row.pass.name, row.shape)))
 }
 
+/// Where rows are of fewer samples than were asked for, for their plans take no more at once: what there is to say of it.
+pub(super) fn cut(rows: &[Row], asked: u32) -> Option<String> {
+    let fewer = rows.iter().map(|row| row.samples).filter(|n| *n < asked);
+    let (least, most) = (fewer.clone().min()?, fewer.clone().max()?);
+    let number = if least == most { least.to_string() } else { format!("{least} to {most}") };
+    let (cut, all) = (fewer.count(), counted(rows.len() as u64, "row", "rows"));
+    Some(format!("--samples {asked}: more than the device takes at once; {cut} of {all} have {number}"))
+}
+
 impl Row {
     fn new(shape: Shape, variant: String, storage: Storage, math: Math, pass: Pass, samples: u32) -> Self {
         let samples = samples.min(pass.most);
@@ -325,7 +335,12 @@ impl Row {
         Ok(())
     }
 
-    /// The row as it is told, beside the ceilings of the same run; `naive` is the median of the naive kernel.
+    /// Seconds for one sample: rows of one shape need not have as many, for what limits them differs by variant.
+    fn time_each(&self) -> f64 {
+        Spread::of(&self.time).median / f64::from(self.samples)
+    }
+
+    /// The row as it is told, beside the ceilings of the same run; `naive` is what the naive kernel takes for a sample.
     pub(super) fn told(&self, ceilings: &Ceilings, naive: Option<f64>) -> KernelRow {
         let n = u64::from(self.samples);
         let time = Spread::of(&self.time);
@@ -350,7 +365,7 @@ impl Row {
             gbytes_per_s: bytes / time.median / 1e9,
             bound: bound.into(),
             share: least / time.median,
-            speedup: naive.map(|naive| naive / time.median),
+            speedup: naive.map(|naive| naive / self.time_each()),
         }
     }
 }
@@ -361,7 +376,7 @@ pub(super) fn told(rows: &[Row], ceilings: &Ceilings) -> Vec<KernelRow> {
         let same =
             |r: &&Row| r.is_naive() && (r.shape, r.storage, r.pass.name) == (row.shape, row.storage, row.pass.name);
         // Other arithmetic is held against f32, where that was timed too.
-        rows.iter().filter(same).min_by_key(|r| r.math != Math::F32).map(|r| Spread::of(&r.time).median)
+        rows.iter().filter(same).min_by_key(|r| r.math != Math::F32).map(Row::time_each)
     };
     rows.iter().map(|row| row.told(ceilings, naive(row).filter(|_| row.variant != ONLY))).collect()
 }

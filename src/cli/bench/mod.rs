@@ -95,7 +95,8 @@ pub(super) struct BenchArgs {
     /// Where activations lie [default: as the adapter does best]
     #[arg(long, value_enum, value_name = "PLACE", help_heading = "Kernels")]
     storage: Option<Where>,
-    /// Samples that kernels are timed on [default: 16 on a software adapter, else 512]
+    /// Samples that kernels are timed on, or as many as the device takes at once [default: 16 on a software adapter,
+    /// else 512]
     #[arg(long, value_name = "N", help_heading = "Kernels")]
     samples: Option<u32>,
     /// A kernel of your own, in the place of the naive one that --kernel and --shape name
@@ -261,6 +262,9 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
     }
     if let Some(own) = &own {
         kernels::add_own(&bench, &mut rows, own)?;
+    }
+    if let Some(said) = args.samples.and_then(|asked| kernels::cut(&rows, asked)) {
+        warn(said);
     }
     let wrong = time(&bench, rows, models, &choice, &mut results)?;
     deliver(args, &results)?;

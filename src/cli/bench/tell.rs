@@ -63,11 +63,14 @@ fn probes(r: &Results) -> Sheet<5> {
 }
 
 fn kernels(r: &Results) -> Sheet<12> {
+    // One batch for all, unless one of that size does not fit.
+    let samples = r.kernels.first().map_or(0, |k| k.samples);
+    let is_one = r.kernels.iter().all(|k| k.samples == samples);
     let row = |k: &KernelRow| {
         let tile = k.tile.as_ref().map_or_else(String::new, |t| format!(" ({t})"));
         [
             k.kernel.clone(),
-            k.shape.clone(),
+            if is_one { k.shape.clone() } else { format!("{}, {}", k.shape, k.samples) },
             format!("{}{tile}", k.variant),
             k.storage.clone(),
             short(1e6 * k.time.median),
@@ -80,13 +83,10 @@ fn kernels(r: &Results) -> Sheet<12> {
             maybe(k.speedup),
         ]
     };
-    // One batch for all, unless one of that size does not fit.
-    let samples = r.kernels.first().map_or(0, |k| k.samples);
-    let is_one = r.kernels.iter().all(|k| k.samples == samples);
     let median = if is_one { format!("median of {samples} samples, us") } else { "median, us".into() };
     let header = [
         "kernel",
-        "shape",
+        if is_one { "shape" } else { "shape, samples" },
         "variant (tile)",
         "in",
         &median,
@@ -353,6 +353,21 @@ mod tests {
         assert!(lines.iter().all(|l| l.matches(',').count() == 19), "{csv}");
         let text = text(&results);
         assert!(text.contains("sample-steps/CPU s") && text.contains("257,092"), "{text}");
+    }
+
+    #[test]
+    fn a_table_tells_how_many_samples_each_row_has() {
+        let mut results = sample();
+        let one = &results.kernels[0];
+        results.kernels = [(one.samples, "a"), (one.samples, "b")]
+            .map(|(samples, shape)| KernelRow { samples, shape: shape.into(), ..one.clone() })
+            .into();
+        let all = |r: &Results| kernels(r).rows.iter().map(|row| row[1].clone()).collect::<Vec<_>>();
+        assert_eq!(all(&results), ["a", "b"]);
+        assert!(kernels(&results).header[4].contains(&results.kernels[0].samples.to_string()));
+        results.kernels[1].samples = 77;
+        assert_eq!(all(&results), [format!("a, {}", results.kernels[0].samples), "b, 77".into()]);
+        assert_eq!(kernels(&results).header[1], "shape, samples");
     }
 
     #[test]
