@@ -505,6 +505,33 @@ fn help_has_examples_and_a_reader_may_leave() {
     assert!(output.status.success() && output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
 }
 
+/// Before anything is measured: a batch that no device takes is only refused behind it.
+#[test]
+fn a_tuning_that_cannot_be_kept_is_refused_before_it_is_measured() {
+    let bench = Bench::new();
+    bench.write("file", b"x");
+    let tune = |cache: &Path| {
+        let mut command = bench.command(&format!("tune --batch {}", u32::MAX));
+        command.env("SIGNSTEP_CACHE", cache);
+        command
+    };
+    // A path below a regular file: permissions would not stop root.
+    let below = bench.path("file").join("cache");
+    refused(tune(&below), "tune", 8, &["output: ", &below.join("tiles-").display().to_string()]);
+    assert_eq!(names(bench.folder.path()), ["file"]);
+    let cache = bench.path("cache");
+    refused(tune(&cache), "tune", 5, &["out of memory"]);
+    // What is known stays.
+    let file = names(&cache).into_iter().find(|name| name.starts_with("tiles-")).map(|name| cache.join(name)).unwrap();
+    let text = fs::read_to_string(&file).unwrap();
+    let key = text.lines().next().unwrap();
+    let known = signstep::cli::readers::sealed(key, "shape: register-4x8\n");
+    fs::write(&file, &known).unwrap();
+    refused(tune(&cache), "tune", 5, &["out of memory"]);
+    assert_eq!(fs::read_to_string(&file).unwrap(), known);
+    assert!(names(&cache).iter().all(|name| !name.contains("part")), "{:?}", names(&cache));
+}
+
 /// What a device answered is kept beside the tunings: read again where it is whole and this device's and program's, else made anew,
 /// and never a reason for other results or an error.
 #[test]

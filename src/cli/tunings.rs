@@ -37,7 +37,7 @@ fn write(path: &Path, key: &str, known: &Tuning, tuning: &Tuning) -> Result<()> 
 }
 
 /// The folder that they are kept in.
-pub(super) fn place() -> Result<PathBuf> {
+fn place() -> Result<PathBuf> {
     folder().ok_or_else(|| Error::Usage("no folder to keep a tuning in: set SIGNSTEP_CACHE".into()))
 }
 
