@@ -189,7 +189,13 @@ fn files_and_flags_are_guarded() {
     let fails = |line: &str, code, words: &[&str]| refused(&bench.run(line), line, code, words);
     fails("convert net.pt there.safetensors", 8, &["there.safetensors", "--fresh"]);
     assert_eq!(fs::read(bench.path("there.safetensors")).unwrap(), b"mine");
+    // What a killed process was writing goes with the next one; what is of another name stays.
+    for name in [".there.safetensors.77.tmp", ".other.safetensors.77.tmp"] {
+        fs::write(bench.path(name), "half").unwrap();
+    }
     bench.ok("convert net.pt there.safetensors --fresh");
+    assert!(!bench.path(".there.safetensors.77.tmp").exists());
+    fs::remove_file(bench.path(".other.safetensors.77.tmp")).unwrap();
     bench.ok("info --model there.safetensors");
     fails("convert net.pt net.pt --fresh", 2, &["the same file"]);
     for flag in ["--classes", "--arch"] {

@@ -226,21 +226,40 @@ pub(crate) fn write_named(path: &Path, bytes: &[u8]) -> Result<()> {
     if fs::symlink_metadata(path).is_ok_and(|there| !there.is_file()) {
         return fs::write(path, bytes).map_err(|e| output(path, e));
     }
+    sweep_abandoned(path);
     write_file(path, bytes)
 }
 
 /// Removes what is left of files of these `names` that were being written to `folder` when their process was killed.
 /// Only for who has the folder alone: nobody can tell it from one that is being written.
 pub(crate) fn sweep_scratch(folder: &Path, names: &[&str]) {
+    for left in scratch(folder, names) {
+        let _ = fs::remove_file(left);
+    }
+}
+
+/// Removes what is left of a file that was being written to `path`, whoever else may be writing it now: a scratch file
+/// is locked by the process that writes it, and the lock goes with the process. Where there are no locks it stays.
+fn sweep_abandoned(path: &Path) {
+    let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return };
+    for left in scratch(folder_of(path), &[name]) {
+        // Nothing else has such a name, but opening a pipe would wait for whoever writes to it.
+        let is_file = left.symlink_metadata().is_ok_and(|facts| facts.is_file());
+        let file = if is_file { OpenOptions::new().write(true).open(&left).ok() } else { None };
+        if file.is_some_and(|file| fs4::FileExt::try_lock(&file).is_ok()) {
+            let _ = fs::remove_file(left);
+        }
+    }
+}
+
+/// Scratch files of these names in a folder.
+fn scratch(folder: &Path, names: &[&str]) -> Vec<PathBuf> {
     let process = |found: &str| {
         let of = |name: &&str| found.strip_prefix('.')?.strip_prefix(*name)?.strip_prefix('.')?.strip_suffix(".tmp");
         names.iter().find_map(of).and_then(|id| id.parse::<u32>().ok())
     };
-    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
-        if entry.file_name().to_str().and_then(process).is_some() {
-            let _ = fs::remove_file(entry.path());
-        }
-    }
+    let all = fs::read_dir(folder).into_iter().flatten().flatten();
+    all.filter(|entry| entry.file_name().to_str().and_then(process).is_some()).map(|entry| entry.path()).collect()
 }
 
 /// Writes beside `path`, then renames: readers see the old file or the whole new one.
@@ -252,16 +271,22 @@ fn replace(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<(
     hidden.push(format!(".{}.tmp", std::process::id()));
     let temporary = Temporary(path.with_file_name(hidden));
     let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary.0).map_err(fail)?;
+    // So that nobody takes it for abandoned. Not every file system has locks.
+    let _ = fs4::FileExt::try_lock(&file);
     write(&mut file)?;
     file.sync_all().map_err(fail)?;
     drop(file);
     fs::rename(&temporary.0, path).map_err(fail)?;
     // The rename itself is safe on disk only once the folder is; not every system can open a folder.
-    let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    if let Ok(folder) = File::open(folder) {
+    if let Ok(folder) = File::open(folder_of(path)) {
         let _ = folder.sync_all();
     }
     Ok(())
+}
+
+/// The folder that a file lies in, by a name that can be opened.
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn output(place: &Path, detail: impl ToString) -> Error {
@@ -297,6 +322,37 @@ mod tests {
         write_named(&at("link"), b"after").unwrap();
         assert!(fs::symlink_metadata(at("link")).unwrap().is_symlink());
         assert_eq!(fs::read(at("file")).unwrap(), b"after");
+    }
+
+    #[test]
+    fn what_a_killed_process_left_goes_and_what_one_is_writing_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in [".x.7.tmp", ".x.8.tmp", ".y.7.tmp", ".x.mine.tmp", "x.7.tmp"] {
+            fs::write(at(name), "half").unwrap();
+        }
+        let held = OpenOptions::new().write(true).open(at(".x.8.tmp")).unwrap();
+        fs4::FileExt::try_lock(&held).unwrap();
+        let left = || {
+            let mut left = left_in(folder.path());
+            left.sort();
+            left
+        };
+        write_named(&at("x"), b"whole").unwrap();
+        assert_eq!(left(), [".x.8.tmp", ".x.mine.tmp", ".y.7.tmp", "x", "x.7.tmp"]);
+        drop(held);
+        write_named(&at("x"), b"whole").unwrap();
+        assert_eq!(left(), [".x.mine.tmp", ".y.7.tmp", "x", "x.7.tmp"]);
+        // While one is written, another finds it locked.
+        let mut other = Vec::new();
+        replace(&at("x"), |_| {
+            sweep_abandoned(&at("x"));
+            other = left();
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(other[0], format!(".x.{}.tmp", std::process::id()));
+        assert_eq!(left(), [".x.mine.tmp", ".y.7.tmp", "x", "x.7.tmp"]);
     }
 
     #[test]
