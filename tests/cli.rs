@@ -499,10 +499,13 @@ fn help_has_examples_and_a_reader_may_leave() {
         let text = bench.ok(line);
         assert!(text.contains("Examples:") && text.contains("WGPU_ADAPTER_NAME"), "{line}: {text}");
     }
-    let mut child = bench.command("info --json").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    drop(child.stdout.take());
-    let output = child.wait_with_output().unwrap();
-    assert!(output.status.success() && output.stderr.is_empty(), "{}", String::from_utf8_lossy(&output.stderr));
+    for line in ["info --json", "--help", "attack --help", "--version"] {
+        let mut child = bench.command(line).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        drop(child.stdout.take());
+        let output = child.wait_with_output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && errors.is_empty(), "{line}: {errors}");
+    }
 }
 
 /// Before anything is measured: a batch that no device takes is only refused behind it.

@@ -42,7 +42,8 @@ fn a_reader_that_leaves_loses_nothing() {
 fn an_answer_that_cannot_be_written_is_an_error_after_everything_was_kept() {
     let bench = Bench::new();
     let full = || Stdio::from(fs::File::options().write(true).open("/dev/full").unwrap());
-    for line in [format!("{ATTACK} --out kept --json"), "devices".into(), "info".into()] {
+    let help = ["help", "--help", "--version", "attack --help", "help attack"].map(String::from);
+    for line in [format!("{ATTACK} --out kept --json"), "devices".into(), "info".into()].into_iter().chain(help) {
         let output = bench.command(&line).stdout(full()).stderr(Stdio::piped()).output().unwrap();
         refused(&output, &line, 8, &["standard output", "No space left"]);
     }

@@ -151,12 +151,9 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> u8 {
     let cli = match parse(arguments) {
         Ok(cli) => cli,
         Err(e) => {
-            match e.kind() {
-                // Help that nobody reads to its end is no failure.
-                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => drop(e.print()),
-                _ => complain("error", &usage(&e)),
-            }
-            return u8::try_from(e.exit_code()).unwrap_or(2);
+            let is_asked_for = matches!(e.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+            let told = if is_asked_for { tell::written(e.print()) } else { Err(Error::Usage(usage(&e))) };
+            return told.map_or_else(|e| failed(&e), |()| 0);
         }
     };
     let result = match cli.command {
@@ -174,17 +171,17 @@ pub fn run(arguments: impl Iterator<Item = OsString>) -> u8 {
     };
     #[cfg(feature = "pipeline-cache")]
     pipelines::keep();
-    match result {
-        Ok(()) => 0,
-        Err(e) => {
-            let narrowed = std::env::var_os(BACKEND).filter(|_| matches!(e, Error::NoAdapter(_)));
-            match narrowed {
-                None => complain("error", &e),
-                Some(names) => complain("error", &format!("{e} ({})", only_named(&names.to_string_lossy()))),
-            }
-            e.exit_code()
-        }
+    result.map_or_else(|e| failed(&e), |()| 0)
+}
+
+/// Tells of an error; gives the exit code.
+fn failed(e: &Error) -> u8 {
+    let narrowed = std::env::var_os(BACKEND).filter(|_| matches!(e, Error::NoAdapter(_)));
+    match narrowed {
+        None => complain("error", &e),
+        Some(names) => complain("error", &format!("{e} ({})", only_named(&names.to_string_lossy()))),
     }
+    e.exit_code()
 }
 
 /// What an environment that names graphics interfaces has to do with it that there is no adapter.

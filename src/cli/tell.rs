@@ -49,10 +49,14 @@ pub(super) fn warn(message: impl Display) {
     complain("warning", &message);
 }
 
-/// Writes an answer and a newline to standard output. A reader that has gone away (`| head`) is no error.
+/// Writes an answer and a newline to standard output.
 pub(super) fn answer(text: &str) -> Result<()> {
-    let mut out = io::stdout().lock();
-    match writeln!(out, "{}", printable(text)).and_then(|()| out.flush()) {
+    written(writeln!(io::stdout(), "{}", printable(text)))
+}
+
+/// What came of writing to standard output. A reader that has gone away (`| head`) is no error.
+pub(super) fn written(result: io::Result<()>) -> Result<()> {
+    match result.and_then(|()| io::stdout().flush()) {
         Err(e) if e.kind() != io::ErrorKind::BrokenPipe => {
             Err(Error::Output { place: "standard output".into(), detail: e.to_string() })
         }
