@@ -111,7 +111,8 @@ fn memory_that_is_too_small_is_told_before_anything_is_written() {
 fn what_is_no_file_is_not_waited_for() {
     let bench = Bench::new();
     assert!(Command::new("mkfifo").arg(bench.path("pipe")).status().unwrap().success());
-    for line in ["info --model pipe", "attack --data pipe", "attack --targets pipe", "verify --logits pipe"] {
+    let lines = ["info --model pipe", "attack --data pipe", "attack --targets pipe", "verify --logits pipe"];
+    for line in lines.into_iter().chain(["convert pipe out.safetensors"]) {
         refused(&bench.run(line), line, 3, &["pipe"]);
     }
     for line in ["info --model /dev/zero", "attack --data /dev/zero", "attack --targets /dev/zero"] {

@@ -13,7 +13,7 @@ use super::write::{Slot, safetensors_bytes};
 use crate::error::{Error, Result};
 use safetensors::tensor::Dtype;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
 use std::path::Path;
 
@@ -77,10 +77,11 @@ impl Checkpoint<File> {
     pub fn open(path: &Path, key: Option<&str>) -> Result<Self> {
         let place = path.display().to_string();
         let fail = |detail: String| Error::model(&place, format!("cannot be read: {detail}"));
-        let file = File::open(path).map_err(|e| fail(e.to_string()))?;
-        if !file.metadata().is_ok_and(|facts| facts.is_file()) {
+        // Asked before it is opened: opening a pipe waits for whoever writes to it, and Windows opens no folder.
+        if !fs::metadata(path).map_err(|e| fail(e.to_string()))?.is_file() {
             return Err(fail("not a regular file".into()));
         }
+        let file = File::open(path).map_err(|e| fail(e.to_string()))?;
         Checkpoint::new(&place, file, key)
     }
 }
