@@ -41,6 +41,15 @@ impl Attack {
         }
     }
 
+    /// A sample of each image on which a step takes what it takes in a run: led, where the method chooses among the `k`
+    /// classes, to the one behind its label, and begun at the clean image, for a random start is no step.
+    #[cfg(feature = "cli")]
+    pub(crate) fn probes(&self, labels: &[i64], k: usize) -> Vec<Sample> {
+        let aim = |label: i64| self.method.chooses_targets().then(|| (label as usize + 1) % k);
+        let probe = |(i, &label): (usize, &i64)| Sample { start: 0, ..self.sample(i, label, -1, aim(label), 0) };
+        labels.iter().enumerate().map(probe).collect()
+    }
+
     /// All steps of an attempt, from the beginning.
     pub(crate) fn job<'a>(&self, x0: &'a [f32], samples: &'a [Sample]) -> Job<'a> {
         Job {

@@ -13,7 +13,7 @@ use super::network::{NetworkArgs, load_model};
 use super::specs::{Shared, Spec, Suite, default_list, list};
 use super::tell::{AnswerArgs, Format, answer, complain, counted, progress_bar, warn};
 use super::thresholds::Threshold;
-use crate::attack::{Attack, Norm, Own, snap};
+use crate::attack::{Attack, Norm, Own, Rule, snap};
 use crate::error::{Error, Result};
 use crate::model::Model;
 use crate::report::{
@@ -21,6 +21,7 @@ use crate::report::{
     Ledger, ModelFacts, Struck, Tally, evaluation_csv, evaluation_markdown, evaluation_table,
 };
 use clap::Args;
+use std::collections::HashMap;
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -273,16 +274,19 @@ impl Job {
         attacks: &[Attack],
         until: Option<Instant>,
     ) -> Result<(Vec<Struck>, Vec<Duration>)> {
-        let mut step = self.step_time()?;
-        self.announce(attacks, step);
+        let mut steps = self.step_times(attacks)?;
+        self.announce(attacks, &steps);
         let (mut struck, mut times) = (Vec::new(), Vec::new());
         for (index, (spec, attack)) in specs.iter().zip(attacks).enumerate() {
             let rows = self.ledger.survivors();
-            let foreseen = self.duration(attack, step, rows.len());
+            let foreseen = self.duration(attack, steps[index], rows.len());
             let fits = rows.is_empty() || until.is_none_or(|end| Instant::now() + foreseen <= end);
             let (tally, time) = if fits { self.run(index, attack, &rows)? } else { (Tally::default(), Duration::ZERO) };
+            // What it took is better than what was foreseen, looks at clean and delivered images counted as there.
             if time > TELLING && tally.gradients > 0 {
-                step = time.div_f64(tally.gradients as f64);
+                let each = time.div_f64((tally.gradients + rows.len() as u64) as f64);
+                let same = attacks.iter().map(|other| other.rule() == attack.rule());
+                steps.iter_mut().zip(same).filter(|(_, same)| *same).for_each(|(step, _)| *step = each);
             }
             struck.push(Struck {
                 attack: spec.text.clone(),
@@ -338,24 +342,31 @@ impl Job {
         Ok(pixels)
     }
 
-    /// The time of a step of one sample, measured on the first images.
-    fn step_time(&mut self) -> Result<Duration> {
+    /// The time of a step of one sample under each attack, measured on the first images, once for each rule.
+    fn step_times(&mut self, attacks: &[Attack]) -> Result<Vec<Duration>> {
         let n = self.images.samples.min(self.chunk).min(forecast::PROBE);
         let pixels = self.images.pixels(0..n, self.shared.bounds)?;
-        forecast::step_time(&self.runner, &pixels, &self.images.source.labels[..n], true)
+        let mut known: HashMap<Rule, Duration> = HashMap::new();
+        let mut time = |attack: &Attack| {
+            if let Some(time) = known.get(&attack.rule()) {
+                return Ok(*time);
+            }
+            let time = forecast::step_time(&self.runner, attack, &pixels, &self.images.source.labels[..n])?;
+            known.insert(attack.rule(), time);
+            Ok(time)
+        };
+        attacks.iter().map(&mut time).collect()
     }
 
     /// How long an attack on `samples` images will take at most.
     fn duration(&self, attack: &Attack, step: Duration, samples: usize) -> Duration {
         let steps = u64::from(attack.step_count()) * attack.attempts(self.shared.classes);
-        // A forward pass is about a third of a step.
-        let step = if attack.rule().needs_gradients() { step } else { step / 3 };
         forecast::duration(step, samples, steps)
     }
 
-    fn announce(&self, attacks: &[Attack], step: Duration) {
+    fn announce(&self, attacks: &[Attack], steps: &[Duration]) {
         let n = self.ledger.clean_correct();
-        let time: Duration = attacks.iter().map(|attack| self.duration(attack, step, n)).sum();
+        let time: Duration = attacks.iter().zip(steps).map(|(attack, step)| self.duration(attack, *step, n)).sum();
         if time > LONG || std::io::stderr().is_terminal() {
             let (time, n) = (forecast::words(time), counted(n as u64, "image", "images"));
             let count = counted(attacks.len() as u64, "attack", "attacks");

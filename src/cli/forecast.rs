@@ -1,6 +1,7 @@
 //! How long a run will take, told before it starts, and how much of it is done at a time.
 
 use super::engine::Runner;
+use crate::attack::{Attack, Job};
 use crate::error::Result;
 use std::time::{Duration, Instant};
 
@@ -20,19 +21,16 @@ const LOGITS: u64 = 8;
 /// Everything else that is kept for an image.
 const OTHER: u64 = 128;
 
-/// The time that a step of one sample takes: a forward pass, and a backward pass where the attack follows gradients,
-/// measured on the first images of the run. The first measurement warms up; then the batch grows until it takes long
-/// enough to be told.
-pub(super) fn step_time(runner: &Runner, images: &[f32], labels: &[i64], gradients: bool) -> Result<Duration> {
-    let classes: Vec<u32> = labels.iter().map(|y| *y as u32).collect();
+/// The time that a step of one sample takes, by the attack's own rule, measured on the first images of the run. The
+/// first measurement warms up; then the batch grows until it takes long enough to be told.
+pub(super) fn step_time(runner: &Runner, attack: &Attack, images: &[f32], labels: &[i64]) -> Result<Duration> {
+    let samples = attack.probes(labels, runner.engine().model().logits());
     let one = images.len() / labels.len().max(1);
     let measure = |n: usize| -> Result<Duration> {
         let (start, compiled) = (Instant::now(), runner.compile_time());
-        if gradients {
-            runner.engine().input_gradient(&images[..n * one], &classes[..n])?;
-        } else {
-            runner.engine().logits(&images[..n * one])?;
-        }
+        // As if more steps were to follow: a look at where the last one led is no part of a step.
+        let job = Job { steps: 1, goes_on: true, ..attack.job(&images[..n * one], &samples[..n]) };
+        runner.engine().iterate(&job, &mut |_| true)?;
         Ok(start.elapsed().saturating_sub(runner.compile_time().saturating_sub(compiled)))
     };
     let mut n = 1;
@@ -93,6 +91,37 @@ fn two(large: u64, unit: &str, small: u64, part: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Reference;
+    use crate::attack::{Loss, Method, Norm};
+    use crate::model::{Dims, Layer, Linear, Model, Params};
+    use std::collections::BTreeMap;
+
+    /// An image of many pixels, and next to no network: what takes time is what a rule does with the gradient.
+    #[test]
+    fn a_step_takes_what_its_rule_takes() {
+        let linear = Linear { name: "z".into(), inputs: 1, outputs: 3, bias: true };
+        let params = Params { weight: vec![1.0, -1.0, 0.5], bias: vec![0.0, 0.1, 0.2] };
+        let model = Model {
+            arch: "mean".into(),
+            input: Dims::new(1, 256, 256),
+            layers: vec![Layer::GlobalAvgPool, Layer::Linear(linear)],
+            params: BTreeMap::from([("z".to_string(), params)]),
+            classes: Vec::new(),
+            eps: None,
+            step_size: None,
+        };
+        let image: Vec<f32> = (0..model.input.len()).map(|i| (i * 7919 % 256) as f32 / 255.0).collect();
+        let runner = Runner::Reference(Box::new(Reference::new(model).unwrap()));
+        let least = |attack: &Attack| (0..3).map(|_| step_time(&runner, attack, &image, &[1]).unwrap()).min().unwrap();
+        let (pgd, fab) = (least(&Attack::pgd(Norm::Linf, 0.1)), least(&Attack::fab_t(Norm::Linf, 0.1)));
+        assert!(2 * fab > 3 * pgd, "pgd {pgd:?}, fab-t {fab:?}");
+        // Every method has a step that can be timed, however few its own are, and with whatever loss it follows.
+        for method in Method::ALL {
+            let attack = Attack::new(method, Norm::Linf, 0.1).steps(1);
+            let attack = if method == Method::ApgdT { attack.loss(Loss::CrossEntropy) } else { attack };
+            assert!(step_time(&runner, &attack, &image, &[1]).unwrap() > Duration::ZERO, "{method}");
+        }
+    }
 
     #[test]
     fn durations_are_told_in_two_units() {

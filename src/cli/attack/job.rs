@@ -112,7 +112,7 @@ impl Job {
         let n = (self.end - first).min(held).min(forecast::PROBE);
         let pixels = self.pixels(first, first + n)?;
         let labels = &self.images.source.labels[first..first + n];
-        forecast::step_time(&self.runner, &pixels, labels, self.attack.rule().needs_gradients())
+        forecast::step_time(&self.runner, &self.attack, &pixels, labels)
     }
 
     fn announce(&self, step: Duration, left: usize) {
