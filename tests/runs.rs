@@ -258,6 +258,51 @@ fn shards_that_do_not_make_a_run_are_refused_by_name() {
     assert!(!bench.path("m").exists());
 }
 
+/// Counts of shards are added up, so each is held against the tensors that it was counted in.
+#[test]
+fn a_shard_whose_report_is_not_of_its_tensors_is_refused_by_figure() {
+    let bench = Bench::new();
+    for (name, flags) in [("one", ""), ("eps", "--eps 0.05,0.3"), ("least", "--min-eps"), ("kept", "--keep-going")] {
+        for index in 0..2 {
+            let line = format!("attack --limit 24 --steps 2 --seed 1 {flags} --shard {index}/2");
+            bench.ok(&format!("{line} --out {name}-{index}"));
+        }
+        bench.ok(&format!("merge {name}-0 {name}-1 --out {name}"));
+    }
+    let counts = ["clean_correct", "attacked", "successes", "robust", "nonfinite_samples"];
+    let lengths = ["max_perturbation", "max_l2"];
+    let places = counts.into_iter().chain(lengths).flat_map(|figure| {
+        [
+            ("one", figure, format!("/{figure}")),
+            ("kept", figure, format!("/{figure}")),
+            ("eps", figure, format!("/eps/0/{figure}")),
+        ]
+    });
+    let more = [("least", "min_eps", "/min_eps/counts/3".to_string()), ("eps", "robust", "/robust".to_string())];
+    for (name, figure, place) in places.chain(more) {
+        let path = bench.path(&format!("{name}-1")).join("report.json");
+        let whole = fs::read_to_string(&path).unwrap();
+        let mut report = json(&whole);
+        let value = report.pointer_mut(&place).unwrap_or_else(|| panic!("{name}: no {place}"));
+        *value = match value.as_u64() {
+            Some(0) => 1.into(),
+            Some(n) => (n - 1).into(),
+            None => (value.as_f64().unwrap() + 0.125).into(),
+        };
+        fs::write(&path, report.to_string()).unwrap();
+        let line = format!("merge {name}-0 {name}-1 --out {name} --fresh");
+        bench.refused(&line, 3, &[&format!("{name}-1: "), figure, "in its report and", "in its tensors"]);
+        fs::write(&path, whole).unwrap();
+    }
+    bench.ok("merge one-0 one-1 --out one --fresh");
+    // What cannot be counted there is still believed.
+    let path = bench.path("one-1").join("report.json");
+    let mut report = json(&fs::read_to_string(&path).unwrap());
+    report["successes_float"] = 0.into();
+    fs::write(&path, report.to_string()).unwrap();
+    bench.ok("merge one-0 one-1 --out one --fresh");
+}
+
 /// A folder for results that would take the place of an input, or become part of the data, is refused, and nothing is touched.
 #[test]
 fn results_never_take_the_place_of_what_they_are_made_of() {

@@ -2,7 +2,8 @@
 
 use super::config::differences;
 use super::folder::{REPORT, TENSORS};
-use super::tensors::is_intact;
+use super::recount::disagreement;
+use super::tensors::{is_intact, slots};
 use super::{Device, Figures, Folder, Identity, Opened, Report, TensorFile, Timing};
 use crate::error::{Error, Result};
 use crate::model::Dims;
@@ -16,8 +17,8 @@ pub(crate) const MERGED: [&str; 2] = [REPORT, TENSORS];
 /// them. Gives the names of what was written, none where `out` was complete already.
 ///
 /// # Errors
-/// [`Error::Data`] naming a folder that is no complete shard, is damaged, or is of another run, and a shard that is
-/// missing or there twice; [`Error::Output`] as [`Folder::open`].
+/// [`Error::Data`] naming a folder that is no complete shard, is damaged, is of another run, or whose report says
+/// another thing than its tensors, and a shard that is missing or there twice; [`Error::Output`] as [`Folder::open`].
 pub fn merge(folders: &[PathBuf], out: &Path, fresh: bool) -> Result<(Report, Vec<&'static str>)> {
     let mut shards = folders.iter().map(|f| Ok((f.as_path(), read(f)?))).collect::<Result<Vec<_>>>()?;
     shards.sort_by_key(|(_, report)| report.identity.shard.map(|s| s.index));
@@ -53,6 +54,7 @@ pub fn merge(folders: &[PathBuf], out: &Path, fresh: bool) -> Result<(Report, Ve
     }
     for (folder, report) in &shards {
         intact(folder, report)?;
+        agrees(folder, report, shape)?;
     }
 
     let mut devices: Vec<Device> = Vec::new();
@@ -117,4 +119,16 @@ fn intact(folder: &Path, report: &Report) -> Result<()> {
         Ok(false) => Err(fail("is not the file that its report was written for".into())),
         Err(e) => Err(fail(e.to_string())),
     }
+}
+
+/// Checks that the report says what the tensors come to, as far as that can be counted.
+fn agrees(folder: &Path, report: &Report, (dims, classes): (Dims, usize)) -> Result<()> {
+    let fail = |detail: String| Err(Error::data(folder.display().to_string(), detail));
+    let mut tensors = TensorFile::open(&folder.join(TENSORS))?;
+    let mut found = tensors.slots();
+    found.sort_by(|a, b| a.name.cmp(&b.name));
+    if classes == 0 || found != slots(report.statistics.samples, dims, classes, &report.identity.config) {
+        return fail("its tensors are not those of such a run".into());
+    }
+    disagreement(report, &mut tensors, classes)?.map_or(Ok(()), fail)
 }

@@ -13,6 +13,7 @@ mod ledger;
 mod merge;
 mod pictures;
 mod radii;
+mod recount;
 mod samples;
 mod shard;
 mod sheet;
