@@ -60,6 +60,12 @@ pub fn names(folder: &Path) -> Vec<String> {
     names
 }
 
+/// A file in a folder, as messages have it: with what parts paths on this system.
+#[allow(dead_code, reason = "not every program of tests looks for paths in messages")]
+pub fn within(folder: &str, name: &str) -> String {
+    Path::new(folder).join(name).display().to_string()
+}
+
 #[allow(dead_code, reason = "not every program of tests reads JSON")]
 pub fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}:\n{text}"))
