@@ -352,7 +352,9 @@ fn what_does_not_end_in_time_is_an_error_and_the_network_goes_on() {
     assert!(attack.run(&net, &images, &labels).unwrap().adversarial == want);
 
     let bench = Bench::new();
-    for line in [ATTACK, "eval --attacks fgsm --limit 40", "verify", "study --rows 1 --limit 40"] {
+    let (kernels, steps) =
+        ("bench kernels --shape relu-16-8x8 --rounds 1", "bench steps --network digits-cnn --batch 1");
+    for line in [ATTACK, "eval --attacks fgsm --limit 40", "verify", "study --rows 1 --limit 40", kernels, steps] {
         refused(&bench.run(&format!("{line} --deadline 1ns")), line, 6, &["deadline of 1ns"]);
         assert_eq!(names(bench.folder.path()), Vec::<String>::new(), "{line}");
     }

@@ -13,8 +13,8 @@ use std::time::Duration;
 /// What a command runs on.
 #[derive(Args, Debug)]
 pub(super) struct DeviceArgs {
-    /// Device: part of its name, its index in `signstep devices`, or reference (CPU, f64, slow; `tune` has no use for
-    /// it)
+    /// Device: part of its name, its index in `signstep devices`, or reference (CPU, f64, slow; `tune` and `bench` have
+    /// no use for it)
     #[arg(long, value_name = "NAME|INDEX|reference", help_heading = "Running")]
     pub device: Option<String>,
     /// Give up where one submission, of about a quarter of a second, takes the device longer than this (30s, 5m): exit
@@ -50,17 +50,7 @@ pub(super) enum Runner {
 impl Place {
     /// Opens the device asked for, and gives it up where it does not answer in time.
     pub(super) fn open(args: &DeviceArgs, math: Math) -> Result<Self> {
-        let place = Place::without_deadline(args.device.as_deref(), math)?;
-        if let Place::Gpu(gpu, _) = &place {
-            gpu.set_deadline(Some(args.deadline));
-            super::answers::known(gpu)?;
-        }
-        Ok(place)
-    }
-
-    /// The same, and waits for as long as it takes.
-    pub(super) fn without_deadline(device: Option<&str>, math: Math) -> Result<Self> {
-        let adapter = match device {
+        let adapter = match args.device.as_deref() {
             Some("reference") if math != Math::F32 => {
                 return Err(Error::Usage(format!("--math {math}: the reference computes in f64")));
             }
@@ -71,7 +61,10 @@ impl Place {
             None => Adapter::Auto,
             Some(d) => d.parse().map_or_else(|_| Adapter::Name(d.to_string()), Adapter::Index),
         };
-        Ok(Place::Gpu(open(&adapter, math).map_err(or_the_reference)?, math))
+        let gpu = open(&adapter, math).map_err(or_the_reference)?;
+        gpu.set_deadline(Some(args.deadline));
+        super::answers::known(&gpu)?;
+        Ok(Place::Gpu(gpu, math))
     }
 
     /// Arithmetic of networks there.

@@ -10,7 +10,7 @@ mod steps;
 mod tell;
 
 use super::apart;
-use super::engine::Place;
+use super::engine::{DeviceArgs, Place};
 use super::flags::{bytes, positive};
 use super::tell::{answer, bar, complain, counted, warn};
 use crate::coop;
@@ -141,9 +141,8 @@ pub(super) struct BenchArgs {
     /// Steps with the tiles that `signstep tune` kept for this device, not with the defaults
     #[arg(long, conflicts_with_all = ["save", "baseline", "table"], help_heading = "Steps")]
     tuned: bool,
-    /// Device: part of its name, or its index in `signstep devices`
-    #[arg(long, value_name = "NAME|INDEX", help_heading = "Running")]
-    device: Option<String>,
+    #[command(flatten)]
+    device: DeviceArgs,
     /// Arithmetic: f32, fast, f16, coop, or several with commas, in turns; kernels that are the same in two are timed
     /// once
     #[arg(
@@ -218,7 +217,7 @@ pub(super) fn run(args: &BenchArgs) -> Result<()> {
     let models = if steps { steps::networks(&choice)? } else { Vec::new() };
     // A device opened for matrices serves the other arithmetics, too.
     let math = args.math.iter().copied().find(|math| *math == Math::Coop).unwrap_or_default();
-    let Place::Gpu(gpu, math) = Place::without_deadline(args.device.as_deref(), math)? else {
+    let Place::Gpu(gpu, math) = Place::open(&args.device, math)? else {
         return Err(Error::Usage("--device reference: bench times kernels of a device; the reference has none".into()));
     };
     let bench = kernels::Bench {

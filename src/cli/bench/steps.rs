@@ -135,6 +135,7 @@ fn start_up(bench: &Bench<'_>, model: &Model, math: Math) -> Result<f64> {
     let batch = Batch::new(model.input.len(), 1);
     let start = Instant::now();
     let gpu = engine::open(&crate::Adapter::Index(bench.gpu.summary().index), math)?;
+    gpu.set_deadline(bench.gpu.deadline());
     let net = Network::with_options(&gpu, model.clone(), &bench.options(math))?;
     batch.attack(&net, 1)?;
     Ok(start.elapsed().as_secs_f64())
