@@ -1,5 +1,6 @@
 // Pooling, forward and input gradient, in a fixed order per sample. One invocation for one texel (a pixel of four
-// channels). I* is the larger shape (the input), P×Q the pooled one, C4 blocks of channels in both.
+// channels) that is written, but where a kernel says otherwise. I* is the larger shape (the input), P×Q the pooled one,
+// C4 blocks of channels in both.
 
 //# kernel max_pool_forward
 // The first maximum wins, row by row. Where it was (row·SIZE + column, one byte a channel) is all that backward needs.
@@ -70,7 +71,12 @@ fn max_pool_input_grad(@builtin(global_invocation_id) id: vec3<u32>) {
             let here = vec4<u32>((h + PAD - p * STRIDE) * SIZE + w + PAD - q * STRIDE);
             let word = argmax[i];
             let at = vec4<u32>(word & 255u, (word >> 8u) & 255u, (word >> 16u) & 255u, word >> 24u);
-            sum += select(vec4<f32>(), dy_at(i), (at == here) & vec4<bool>(covers));
+            let here_dy = select(vec4<f32>(), dy_at(i), (at == here) & vec4<bool>(covers));
+//# if COVER == 1
+            sum = here_dy; // to which nothing is added, so that −0 stays what it is
+//# else
+            sum += here_dy;
+//# end
         }
     }
     y_put(out_index(n, c4, h, w), mask(sum, n, c4, h, w));

@@ -173,8 +173,8 @@ fn square_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocatio
         states[n] = s;
         goes_on = select(0u, 1u, proposes);
     }
-    // Sums are long; who has succeeded takes part in none. All lanes say the same, but a compiler must see that they
-    // do.
+    // Sums are long; who has succeeded takes part in none. All invocations say the same, but a compiler must see that
+    // they do.
     if (workgroupUniformLoad(&goes_on) == 0u) {
         return;
     }

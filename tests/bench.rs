@@ -127,6 +127,9 @@ fn samples_that_the_device_does_not_take_at_once_are_told() {
     assert!(told.contains(&format!("warning: {warning}")), "{told}");
     let (used, told) = run(3);
     assert!(used == [3, 3] && !told.contains("--samples"), "{used:?}\n{told}");
+    // What rules remember counts as well.
+    let rule = "bench --kernel momentum_step --shape linf-3x64x64 --rounds 1 --format json --samples 4000000";
+    assert_eq!(json(&bench.ok(rule))["kernels"].as_array().unwrap().len(), 2);
 }
 
 #[test]

@@ -522,17 +522,21 @@ fn a_tuning_that_cannot_be_kept_is_refused_before_it_is_measured() {
     let below = bench.path("file").join("cache");
     refused(tune(&below), "tune", 8, &["output: ", &below.join("tiles-").display().to_string()]);
     assert_eq!(names(bench.folder.path()), ["file"]);
+    let told = String::from_utf8(tune(&below).output().unwrap().stderr).unwrap();
+    let name = told.split("tiles-").nth(1).and_then(|rest| rest.split(':').next()).unwrap();
+    // Nothing measured, nothing written: what is there stays as it is, and nothing is left beside it.
     let cache = bench.path("cache");
+    let tunings = || names(&cache).into_iter().filter(|name| name.starts_with("tiles-")).collect::<Vec<_>>();
     refused(tune(&cache), "tune", 5, &["out of memory"]);
-    // What is known stays.
-    let file = names(&cache).into_iter().find(|name| name.starts_with("tiles-")).map(|name| cache.join(name)).unwrap();
-    let text = fs::read_to_string(&file).unwrap();
-    let key = text.lines().next().unwrap();
-    let known = signstep::cli::readers::sealed(key, "shape: register-4x8\n");
-    fs::write(&file, &known).unwrap();
+    assert!(tunings().is_empty(), "{:?}", names(&cache));
+    let file = cache.join(format!("tiles-{name}"));
+    fs::write(&file, "what no tuning says").unwrap();
     refused(tune(&cache), "tune", 5, &["out of memory"]);
-    assert_eq!(fs::read_to_string(&file).unwrap(), known);
-    assert!(names(&cache).iter().all(|name| !name.contains("part")), "{:?}", names(&cache));
+    assert_eq!(fs::read_to_string(&file).unwrap(), "what no tuning says");
+    assert_eq!(tunings(), [format!("tiles-{name}")]);
+    fs::remove_file(&file).unwrap();
+    fs::create_dir(&file).unwrap();
+    refused(tune(&cache), "tune", 8, &[&format!("tiles-{name}: not a file")]);
 }
 
 /// What a device answered is kept beside the tunings: read again where it is whole and this device's and program's, else made anew,

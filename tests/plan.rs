@@ -323,18 +323,16 @@ fn check_dispatches(plan: &Plan) {
         written.sort_unstable();
         assert!(written.windows(2).all(|w| w[0] != w[1]), "{what}: binds one resource twice for writing");
         assert!(d.kernel.rounds() < MAX_ROUNDS, "{what}: {} rounds of loops", d.kernel.rounds());
-        // Loops in functions that are called in loops: not counted from lines.
-        if source.text.contains("fn total(") {
-            continue;
-        }
-        let rounds = rounds(&source.text, &d.kernel.consts);
-        assert!(rounds < MAX_ROUNDS, "{what}: {rounds} rounds of loops");
-        assert!(rounds <= d.kernel.rounds() && d.kernel.rounds() <= rounds + 10, "{what}: {rounds} rounds counted");
+        let (counted, told) = (rounds(d.kernel.entry, &source.text, &d.kernel.consts), d.kernel.rounds());
+        // For who looks at whole samples the longest of its kinds is told: with sums, and with random numbers.
+        let room = if source.text.contains("fn total(") { 5 * counted + 300 } else { 10 };
+        assert!(counted <= told && told <= counted + room, "{what}: {counted} rounds counted, {told} told");
     }
 }
 
-/// Rounds of all loops in generated text, from its lines and constants.
-fn rounds(text: &str, consts: &[(&'static str, u32)]) -> u64 {
+/// Rounds of all loops in one function of generated text, with those of the functions that it calls, from lines and
+/// constants.
+fn rounds(entry: &str, text: &str, consts: &[(&'static str, u32)]) -> u64 {
     let value = |word: &str| -> u64 {
         let named = consts.iter().find(|(n, _)| *n == word).map(|(_, v)| u64::from(*v));
         // `K4` and its like are constants that the shader makes itself.
@@ -354,24 +352,44 @@ fn rounds(text: &str, consts: &[(&'static str, u32)]) -> u64 {
             .unwrap_or_else(|| word.trim_end_matches('u').parse().unwrap_or_else(|_| panic!("a loop up to {word:?}")))
     };
     let mut open: Vec<u64> = Vec::new(); // one for each brace: rounds of the loop, 1 where it is none
-    let mut total = 0;
+    let mut functions: Vec<(&str, u64)> = Vec::new(); // so far, and their rounds; the last is being read
     for line in text.lines().map(|l| l.split("//").next().unwrap().trim()) {
         assert!(!line.contains("while ") && !line.contains("loop {"), "a loop that is not counted: {line}");
         let header = line.strip_prefix("for (").map(|rest| {
             let condition = rest.split(';').nth(1).unwrap();
-            if condition.contains("<= min(") {
-                return value("SIZE"); // the windows that cover a pixel
-            }
-            let rounds =
-                condition.split_once('<').unwrap().1.trim().split('*').map(|f| value(f.trim())).product::<u64>();
+            let product = |text: &str| text.split('*').map(|f| value(f.trim())).product::<u64>();
+            // Lanes of an invocation, and what comes together in halvings.
+            let each = || value("LANES") / value("WG");
+            let rounds = match condition.trim() {
+                "half > 0u" if rest.contains("EACH") => return u64::from(each().ilog2()),
+                "half > 0u" => return u64::from(value("WG").ilog2()),
+                "k < half" => return (each() - 1).div_ceil(u64::from(each().ilog2()).max(1)),
+                "part <= C / 128u" => return value("C") / 128 + 1,
+                "i < first + LEN" | "i < (n + 1u) * LEN" => value("LEN"),
+                "i < min(first + 128u * H * W, LEN)" => product("128 * H * W").min(value("LEN")),
+                other => product(other.split_once('<').unwrap().1),
+            };
             // A step by a constant that has a name.
             let by = rest.split("+= ").nth(1).map(|by| by.split(')').next().unwrap());
             let by = by.filter(|name| name.chars().all(|c| c.is_ascii_uppercase()));
             rounds.div_ceil(by.map_or(1, value))
         });
+        if let Some(name) = line.strip_prefix("fn ") {
+            functions.push((name.split('(').next().unwrap(), 0));
+        }
+        let calls = |name: &str| {
+            let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+            let call = format!("{name}(");
+            let before = line.match_indices(&call).map(|(at, _)| &line[..at]);
+            before.filter(|before| !before.ends_with(is_part) && !before.ends_with("fn ")).count() as u64
+        };
+        let called: u64 = functions.iter().rev().skip(1).map(|(name, rounds)| calls(name) * rounds).sum();
         if let Some(n) = header {
             assert!(line.ends_with('{'), "{line}");
-            total += n * open.iter().product::<u64>();
+            functions.last_mut().unwrap().1 += n * open.iter().product::<u64>();
+        }
+        if let Some((_, rounds)) = functions.last_mut() {
+            *rounds += called * open.iter().product::<u64>();
         }
         for c in line.chars() {
             match c {
@@ -382,7 +400,7 @@ fn rounds(text: &str, consts: &[(&'static str, u32)]) -> u64 {
         }
     }
     assert!(open.is_empty());
-    total
+    functions.iter().find(|(name, _)| *name == entry).unwrap().1
 }
 
 /// What a slot holds: the number of the value last written there.

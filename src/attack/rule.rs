@@ -42,7 +42,7 @@ impl Rule {
     }
 
     /// What it measures moves by.
-    pub(crate) fn norm(self) -> Norm {
+    pub fn norm(self) -> Norm {
         match self {
             Rule::Sign | Rule::Momentum | Rule::Lookahead => Norm::Linf,
             Rule::L2 => Norm::L2,

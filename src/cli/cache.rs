@@ -23,10 +23,27 @@ pub(super) fn folder() -> Option<PathBuf> {
 
 /// Puts a file in its place whole.
 pub(super) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    beside(path, bytes, |part| std::fs::rename(part, path))
+}
+
+/// Whether [`replace`] would do; a file that is there already must be one that can be read, for what it holds is kept.
+pub(super) fn check_writable(path: &Path) -> Result<()> {
+    beside(path, b"", |part| {
+        std::fs::remove_file(part)?;
+        match path.symlink_metadata() {
+            Ok(there) if there.is_file() => std::fs::File::open(path).map(drop),
+            Ok(_) => Err(std::io::Error::other("not a file")),
+            Err(_) => Ok(()),
+        }
+    })
+}
+
+/// Writes beside a path; what is still there where `then` fails goes.
+fn beside(path: &Path, bytes: &[u8], then: impl FnOnce(&Path) -> std::io::Result<()>) -> Result<()> {
     let part = path.with_extension(format!("part-{}", std::process::id()));
     let written = std::fs::create_dir_all(path.parent().unwrap_or(Path::new(".")))
         .and_then(|()| std::fs::write(&part, bytes))
-        .and_then(|()| std::fs::rename(&part, path));
+        .and_then(|()| then(&part));
     written.map_err(|e| {
         let _ = std::fs::remove_file(&part);
         Error::Output { place: path.display().to_string(), detail: e.to_string() }

@@ -7,7 +7,6 @@ use super::network::{NetworkArgs, load_model};
 use super::tell::answer;
 use super::tunings;
 use crate::error::{Error, Result};
-use crate::plan::Tuning;
 use crate::trial::Clock;
 use crate::tune::{self, Choice, Verdict};
 use crate::{Math, report};
@@ -31,8 +30,8 @@ pub(super) fn run(args: &TuneArgs) -> Result<()> {
     let Place::Gpu(gpu, _) = Place::open(&args.device, Math::F32)? else {
         return Err(Error::Usage("the reference has no tiles to choose from".into()));
     };
-    // What cannot be written is refused before minutes are spent: the file is put in its place as it is.
-    tunings::keep(&gpu, &Tuning::default())?;
+    // Told before minutes are spent.
+    tunings::check(&gpu)?;
     let process = || cpu_time::ProcessTime::try_now().map_or(Duration::ZERO, |t| t.as_duration());
     let clock = Clock::of(&gpu, &process);
     let mut table = report::blank(["shape", "default, ms", "best tile", "ms", "refused"]);

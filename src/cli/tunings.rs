@@ -1,7 +1,7 @@
 //! Tunings, kept for later commands: a file for each adapter and driver, which says what it holds for and carries a
 //! checksum.
 
-use super::cache::{folder, kept, replace, sealed};
+use super::cache::{check_writable, folder, kept, replace, sealed};
 use super::tell::warn;
 use crate::error::{Error, Result};
 use crate::plan::Tuning;
@@ -39,6 +39,11 @@ fn write(path: &Path, key: &str, known: &Tuning, tuning: &Tuning) -> Result<()> 
 /// The folder that they are kept in.
 fn place() -> Result<PathBuf> {
     folder().ok_or_else(|| Error::Usage("no folder to keep a tuning in: set SIGNSTEP_CACHE".into()))
+}
+
+/// Refuses a file that could not be written, before it is.
+pub(super) fn check(gpu: &Gpu) -> Result<()> {
+    check_writable(&file(&place()?, gpu))
 }
 
 /// Adds to what is known of a device, and gives the file.

@@ -231,7 +231,7 @@ pub(crate) fn write_named(path: &Path, bytes: &[u8]) -> Result<()> {
 }
 
 /// Removes what is left of files of these `names` that were being written to `folder` when their process was killed.
-/// Only for who has the folder alone: nobody can tell it from one that is being written.
+/// Only for who has the folder alone: one that is being written goes, too.
 pub(crate) fn sweep_scratch(folder: &Path, names: &[&str]) {
     for left in scratch(folder, names) {
         let _ = fs::remove_file(left);
@@ -239,15 +239,44 @@ pub(crate) fn sweep_scratch(folder: &Path, names: &[&str]) {
 }
 
 /// Removes what is left of a file that was being written to `path`, whoever else may be writing it now: a scratch file
-/// is locked by the process that writes it, and the lock goes with the process. Where there are no locks it stays.
+/// is locked by the process that writes it, and the lock goes with the process. Where there are no locks it stays; where
+/// they are known to one host alone, another must not write to the same name.
 fn sweep_abandoned(path: &Path) {
     let Some(name) = path.file_name().and_then(|name| name.to_str()) else { return };
     for left in scratch(folder_of(path), &[name]) {
         // Nothing else has such a name, but opening a pipe would wait for whoever writes to it.
         let is_file = left.symlink_metadata().is_ok_and(|facts| facts.is_file());
         let file = if is_file { OpenOptions::new().write(true).open(&left).ok() } else { None };
-        if file.is_some_and(|file| fs4::FileExt::try_lock(&file).is_ok()) {
+        // Of several who look, one may have removed it, and another written anew, since it was opened.
+        if file.is_some_and(|file| fs4::FileExt::try_lock(&file).is_ok() && is_at(&file, &left)) {
             let _ = fs::remove_file(left);
+        }
+    }
+}
+
+/// Whether an open file is still the one that a path names.
+fn is_at(file: &File, path: &Path) -> bool {
+    let (Ok(open), Ok(named)) = (file.metadata(), fs::metadata(path)) else { return false };
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        (open.dev(), open.ino()) == (named.dev(), named.ino())
+    }
+    #[cfg(not(unix))]
+    {
+        open.created().ok() == named.created().ok()
+    }
+}
+
+/// Makes a scratch file, empty, and locks it.
+fn scratch_file(path: &Path) -> io::Result<File> {
+    loop {
+        let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+        // Who sweeps has it for a moment, and then it is gone. Not every file system has locks.
+        let _ = fs4::FileExt::lock(&file);
+        if is_at(&file, path) {
+            file.set_len(0)?;
+            return Ok(file);
         }
     }
 }
@@ -270,13 +299,12 @@ fn replace(path: &Path, write: impl FnOnce(&mut File) -> Result<()>) -> Result<(
     hidden.push(name);
     hidden.push(format!(".{}.tmp", std::process::id()));
     let temporary = Temporary(path.with_file_name(hidden));
-    let mut file = OpenOptions::new().write(true).create(true).truncate(true).open(&temporary.0).map_err(fail)?;
-    // So that nobody takes it for abandoned. Not every file system has locks.
-    let _ = fs4::FileExt::try_lock(&file);
+    let mut file = scratch_file(&temporary.0).map_err(fail)?;
     write(&mut file)?;
     file.sync_all().map_err(fail)?;
-    drop(file);
     fs::rename(&temporary.0, path).map_err(fail)?;
+    // Until it had its name it was locked.
+    drop(file);
     // The rename itself is safe on disk only once the folder is; not every system can open a folder.
     if let Ok(folder) = File::open(folder_of(path)) {
         let _ = folder.sync_all();
@@ -310,6 +338,25 @@ mod tests {
 
     fn left_in(folder: &Path) -> Vec<String> {
         fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_scratch_file_that_somebody_sweeps_is_made_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join(".x.7.tmp");
+        let held = scratch_file(&path).unwrap();
+        let made = std::thread::scope(|threads| {
+            let waits = threads.spawn(|| scratch_file(&path).unwrap());
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            fs::remove_file(&path).unwrap();
+            drop(held);
+            waits.join().unwrap()
+        });
+        assert!(is_at(&made, &path));
+        // What an earlier process of the same number left is not what is written now.
+        drop(made);
+        fs::write(&path, "left").unwrap();
+        assert_eq!(scratch_file(&path).unwrap().metadata().unwrap().len(), 0);
     }
 
     #[cfg(unix)]

@@ -53,15 +53,14 @@ impl Kernel {
             "square_start" if c("NORM") == 0 => (c("C") * c("W")).div_ceil(wg) * (c("H") + 11) + 16,
             "square_start" => c("TILES") * (11 + c("C") * (11 + (c("TILE") * c("TILE")).div_ceil(wg))) + 16,
             "square_step" if c("NORM") == 1 => {
-                c("C") * (7 * pass(c("H") * c("W")) + 2 * sum + 11) + 3 * (each + sum) + 40
+                c("C") * (8 * pass(c("H") * c("W")) + 2 * sum + 11) + 3 * (each + sum) + 40
             }
             "square_step" => c("LEN").div_ceil(wg) + 12 * (c("C") / 128 + 1) + 10,
             "batch_norm_forward_sample" | "batch_norm_input_grad_sample" => 2 * c("PIXELS").div_ceil(wg) + 32,
             "batch_norm_forward_batch" | "batch_norm_input_grad_batch" => 2 * MAX_BATCH.div_ceil(wg) + 32,
             "global_avg_pool_forward" => c("IH") * c("IW"),
-            "max_pool_forward" | "max_pool_input_grad" | "avg_pool_forward" | "avg_pool_input_grad" => {
-                c("SIZE") * (1 + c("SIZE"))
-            }
+            "max_pool_forward" | "avg_pool_forward" => c("SIZE") * (1 + c("SIZE")),
+            "max_pool_input_grad" | "avg_pool_input_grad" => c("COVER") * (1 + c("COVER")),
             "shared_sum" => c("MOST"),
             "probe_fma" => c("ROUNDS"),
             _ => 10,

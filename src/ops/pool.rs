@@ -31,10 +31,10 @@ pub(crate) fn max_input_grad(
     let mut consts = consts(window, dx, dy);
     let mut bindings = vec![("dy", dy.id), ("y", dx.id), ("argmax", argmax)];
     epilogue.apply(build, dx.dims, &mut consts, &mut bindings);
-    let halves = dx.dims.h.div_ceil(2) * dx.dims.w.div_ceil(2);
+    let cells = dx.dims.h.div_ceil(2) * dx.dims.w.div_ceil(2);
     let (entry, items) = match (window, build.target.variant) {
         (Window { size: 2, stride: 2, padding: 0 }, Variant::Fast | Variant::Only(_)) => {
-            ("max_pool_input_grad_windows", blocks(dx.dims.c) * halves as u32)
+            ("max_pool_input_grad_windows", blocks(dx.dims.c) * cells as u32)
         }
         _ => ("max_pool_input_grad", texels(dx.dims) as u32),
     };

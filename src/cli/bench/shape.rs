@@ -4,7 +4,6 @@ use crate::attack::Norm;
 use crate::error::{Error, Result};
 use crate::kernel::{Access, Dispatch};
 use crate::model::{Arch, Conv2d, Dims, Layer, Linear, Model, Params, known};
-use crate::ops::step::Steps;
 use crate::plan::{Plan, Target};
 use crate::tensor::{Kind, Resource};
 use crate::trial::{Scatter, uses};
@@ -254,10 +253,14 @@ impl Shape {
 /// What the rules of a norm do, each kernel once: a start, a step, a look.
 fn rules(plan: &Plan, norm: Norm) -> Vec<Pass> {
     let mut passes: Vec<Pass> = Vec::new();
-    for d in plan.rules.iter().filter(|steps| steps.rule.norm() == norm).flat_map(Steps::all) {
-        // Starts differ in where they end.
-        if !passes.iter().any(|p| p.name == d.kernel.entry) {
-            passes.push(Pass::new(d.kernel.entry, vec![d.clone()], plan, Vec::new()));
+    for steps in plan.rules.iter().filter(|steps| steps.rule.norm() == norm) {
+        let most = plan.largest_batch_of(steps.rule, u64::MAX).map_or(1, |n| u32::try_from(n).unwrap_or(u32::MAX));
+        for d in steps.all() {
+            // Starts differ in where they end, steps with momentum in what they look ahead to.
+            if !passes.iter().any(|p| p.name == d.kernel.entry) {
+                let pass = Pass::new(d.kernel.entry, vec![d.clone()], plan, Vec::new());
+                passes.push(Pass { most: most.min(pass.most), ..pass });
+            }
         }
     }
     passes
