@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 /// Dispatches in one submission: small networks take many steps in it, and what is recorded takes memory.
 const SUBMISSION_DISPATCHES: usize = 8192;
 
-/// Records and submits `work` for a batch of `n`, as [`Chunk::run`] says.
+/// Records and submits `work` for a batch of `n`, as [`super::chunk::Chunk::run`] says.
 pub(crate) fn run<'b>(
     gpu: &Gpu,
     n: usize,
