@@ -270,11 +270,13 @@ fn is_at(file: &File, path: &Path) -> bool {
 
 /// Makes a scratch file, empty, and locks it.
 fn scratch_file(path: &Path) -> io::Result<File> {
+    let mut tries = 0..100;
     loop {
         let file = OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
-        // Who sweeps has it for a moment, and then it is gone. Not every file system has locks.
+        // Who sweeps has it for a moment, and then it is gone. Not every file system has locks, or the same number for
+        // a file whenever it is asked.
         let _ = fs4::FileExt::lock(&file);
-        if is_at(&file, path) {
+        if is_at(&file, path) || tries.next().is_none() {
             file.set_len(0)?;
             return Ok(file);
         }
