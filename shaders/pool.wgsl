@@ -69,13 +69,11 @@ fn max_pool_input_grad(@builtin(global_invocation_id) id: vec3<u32>) {
             let covers = (p <= last_window(h, P)) & (q <= last_window(w, Q));
             let i = select(0u, ((n * C4 + c4) * P + p) * Q + q, covers);
             let here = vec4<u32>((h + PAD - p * STRIDE) * SIZE + w + PAD - q * STRIDE);
-            let word = argmax[i];
-            let at = vec4<u32>(word & 255u, (word >> 8u) & 255u, (word >> 16u) & 255u, word >> 24u);
-            let here_dy = select(vec4<f32>(), dy_at(i), (at == here) & vec4<bool>(covers));
+            let part = select(vec4<f32>(), dy_at(i), (places(argmax[i]) == here) & vec4<bool>(covers));
 //# if COVER == 1
-            sum = here_dy; // to which nothing is added, so that −0 stays what it is
+            sum = part; // nothing is added, so −0 stays what it is, as where a whole window is taken at once
 //# else
-            sum += here_dy;
+            sum += part;
 //# end
         }
     }
@@ -102,14 +100,13 @@ fn max_pool_input_grad_windows(@builtin(global_invocation_id) id: vec3<u32>) {
     let c4 = id.x / (CP * CQ);
     let is_window = (p < P) & (q < Q);
     let i = select(0u, ((n * C4 + c4) * P + p) * Q + q, is_window);
-    let word = argmax[i];
-    let at = vec4<u32>(word & 255u, (word >> 8u) & 255u, (word >> 16u) & 255u, word >> 24u);
-    let dx = select(vec4<f32>(), dy_at(i), is_window);
+    let at = places(argmax[i]);
+    let whole = select(vec4<f32>(), dy_at(i), is_window);
 //# for r in 0..2
     if (2u * p + $(r)u < IH) {
         let h = 2u * p + $(r)u;
 //# for s in 0..2
-        let v_$s = select(vec4<f32>(), dx, at == vec4<u32>($(2*r+s)u));
+        let v_$s = select(vec4<f32>(), whole, at == vec4<u32>($(2*r+s)u));
 //# end
 //# if MASK == 1
         // Both pixels' signs are in one word.
@@ -130,6 +127,12 @@ fn max_pool_input_grad_windows(@builtin(global_invocation_id) id: vec3<u32>) {
 //# end
     }
 //# end
+}
+
+//# kernel max_pool_input_grad max_pool_input_grad_windows
+// Where in a window the maxima of four channels were.
+fn places(word: u32) -> vec4<u32> {
+    return (vec4<u32>(word) >> vec4<u32>(0u, 8u, 16u, 24u)) & vec4<u32>(255u);
 }
 
 //# kernel avg_pool_forward

@@ -1,6 +1,6 @@
 //! Shapes that kernels are timed on, by name; and the small networks that a plan of each is made of.
 
-use crate::attack::Norm;
+use crate::attack::{Norm, Rule};
 use crate::error::{Error, Result};
 use crate::kernel::{Access, Dispatch};
 use crate::model::{Arch, Conv2d, Dims, Layer, Linear, Model, Params, known};
@@ -218,7 +218,7 @@ impl Shape {
             What::Mean => "global_avg_pool_",
             What::Relu => "relu_",
             What::Image => return Ok(self.image(&plan, z)),
-            What::Rules(norm) => return Ok(rules(&plan, norm)),
+            What::Rules(norm) => return Ok(self.rules(&plan, norm)),
         };
         let ours = |d: &&Dispatch| if entry.is_empty() { d.layer == TIMED } else { d.kernel.entry.starts_with(entry) };
         // The loss, and the pooling that only leads to the logits, come behind.
@@ -248,22 +248,30 @@ impl Shape {
         }
         passes
     }
-}
 
-/// What the rules of a norm do, each kernel once: a start, a step, a look.
-fn rules(plan: &Plan, norm: Norm) -> Vec<Pass> {
-    let mut passes: Vec<Pass> = Vec::new();
-    for steps in plan.rules.iter().filter(|steps| steps.rule.norm() == norm) {
-        let most = plan.largest_batch_of(steps.rule, u64::MAX).map_or(1, |n| u32::try_from(n).unwrap_or(u32::MAX));
-        for d in steps.all() {
-            // Starts differ in where they end, steps with momentum in what they look ahead to.
-            if !passes.iter().any(|p| p.name == d.kernel.entry) {
-                let pass = Pass::new(d.kernel.entry, vec![d.clone()], plan, Vec::new());
-                passes.push(Pass { most: most.min(pass.most), ..pass });
+    /// What the rules of a norm do, each kernel once: a start, a step, a look.
+    fn rules(&self, plan: &Plan, norm: Norm) -> Vec<Pass> {
+        let mut passes: Vec<Pass> = Vec::new();
+        for steps in plan.rules.iter().filter(|steps| steps.rule.norm() == norm) {
+            for d in steps.all() {
+                // Starts differ in where they end, steps with momentum in what they look ahead to.
+                if !passes.iter().any(|p| p.name == d.kernel.entry) {
+                    let mut pass = Pass::new(d.kernel.entry, vec![d.clone()], plan, Vec::new());
+                    pass.most = most(plan, steps.rule);
+                    // As much as this rule remembers, not the one that remembers most.
+                    let memory = pass.resources.iter_mut().filter(|r| r.kind == Kind::Memory);
+                    memory.for_each(|r| r.per_sample = (steps.rule.memory() * self.x.len()) as u64);
+                    passes.push(pass);
+                }
             }
         }
+        passes
     }
-    passes
+}
+
+/// The largest batch that the device's limits allow, with what a rule remembers.
+fn most(plan: &Plan, rule: Rule) -> u32 {
+    plan.largest_batch_of(rule, u64::MAX).map_or(1, |n| u32::try_from(n).unwrap_or(u32::MAX))
 }
 
 impl Pass {
@@ -283,8 +291,7 @@ impl Pass {
                 });
             }
         }
-        let most = plan.largest_batch(u64::MAX).map_or(1, |n| u32::try_from(n).unwrap_or(u32::MAX));
-        Pass { name, dispatches, resources, most, extents }
+        Pass { name, dispatches, resources, most: most(plan, Rule::Sign), extents }
     }
 
     /// The kernel's name; where several work one after the other, as far as their names are the same.
@@ -330,10 +337,11 @@ impl Pass {
                     Some((_, dims)) if r.kind == Kind::Half => n * 2 * dims.len() as u64,
                     _ => r.bytes(n, crate::gpu::Storage::Buffer).unwrap_or(0),
                 };
-                // Pixels that are changed are read first.
-                let changed = *access == Access::StorageUpdate
-                    && r.kind == Kind::Floats
-                    && matches!(d.kernel.entry, "sign_step" | "snap" | "quantise");
+                // Pixels that are changed are read first, but for where they are only put somewhere.
+                let entry = d.kernel.entry;
+                let changes =
+                    entry.ends_with("_step") || matches!(entry, "fab_look" | "snap" | "quantise" | "quantise_l2");
+                let changed = *access == Access::StorageUpdate && r.kind == Kind::Floats && changes;
                 seen.insert(*id, if changed { 2 * once } else { once });
             }
         }
@@ -395,6 +403,7 @@ fn random_model(arch: &str, input: Dims, layers: Vec<Layer>) -> Model {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::attack::{Sample, State};
     use crate::plan::Variant;
 
     #[test]
@@ -443,6 +452,12 @@ mod tests {
                 assert!(pass.bytes(2) > pass.bytes(1), "{name} {}", pass.name);
             }
         }
+        // Momentum: two images read, x and one that is remembered; x written; a sample, its state and two counters.
+        let shape: Shape = "linf-1x8x8".parse().unwrap();
+        let passes = shape.passes(&shape.model().unwrap(), &Target::default()).unwrap();
+        let step = passes.iter().find(|p| p.name == "momentum_step").unwrap();
+        let words = (size_of::<Sample>() + size_of::<State>() + 8) as u64;
+        assert_eq!(step.bytes(3) - step.bytes(2), 4 * 5 * 64 + words);
         // 4 bytes for each of 3·64 inputs and 8·64 outputs, signs, health, and weights as they are laid out.
         let shape: Shape = "conv3x3s1-3-8-8x8".parse().unwrap();
         let passes = shape.passes(&shape.model().unwrap(), &Target { variant: Variant::Naive, ..Target::default() });
