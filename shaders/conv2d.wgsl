@@ -213,7 +213,7 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
 
 //# kernel conv2d_forward_broadcast conv2d_input_grad_broadcast
 // For adapters where a load costs far more than a multiply-add. The invocations of a subgroup lie side by side in a row
-// and need the same weights: each of eight loads one texel in eight of a kernel row's weights and hands it round, and
+// and need the same weights: each of SHARE loads one texel in SHARE of a kernel row's weights and hands it round, and
 // takes the pixels beyond its own from its neighbours where they are in the subgroup. Kernel rows are a loop, not
 // unrolled, so that its body fits an instruction cache; one block's accumulators at a time fit the registers.
 //# w: texels read                             [OT·QT] biases, then [OT, IC4, R, S, CB, QT] of 4 output channels
@@ -242,10 +242,8 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>, @builtin(subgroup_invoca
 //# end
 //# end
     for (var cr = 0u; cr < IC4 * R; cr++) {
-        let base = OT * QT + (id.y * IC4 * R + cr) * (S * CB * QT) + (lane & 7u);
-//# for k in 0..(S*CB*QT+7)/8
-        let w_$k = w_at(base + $(8*k)u);
-//# end
+        let base = OT * QT + (id.y * IC4 * R + cr) * TEXELS;
+//# include handed
         let u = i32(h * STRIDE + cr % R) - i32(PAD);
         let v = i32(q0 * STRIDE) - i32(PAD);
 //# for i in OWN_0..OWN_1
@@ -255,9 +253,8 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>, @builtin(subgroup_invoca
 //# for q in 0..QT
 //# for s in 0..S
 //# for i in 0..CB
-        let w_$q_$s_$i = subgroupShuffle(w_$(((s*CB+i)*QT+q)/8), from_$(((s*CB+i)*QT+q)%8));
 //# for p in 0..PX
-        acc_$q_$p = fma(vec4<f32>(x_$(p*STRIDE+s)[$i]), w_$q_$s_$i, acc_$q_$p);
+        acc_$q_$p = fma(vec4<f32>(x_$(p*STRIDE+s)[$i]), u_$((s*CB+i)*QT+q), acc_$q_$p);
 //# end
 //# end
 //# end
@@ -307,10 +304,8 @@ fn $entry(
     var r = r_0;
     var c = 0u;
     for (var round = 0u; round < rounds; round++) {
-        let base = OT * QT + ((group.y / 2u * IC4 + c) * R + r) * (S * CB * QT) + (lane & 7u);
-//# for k in 0..(S*CB*QT+7)/8
-        let w_$k = w_at(base + $(8*k)u);
-//# end
+        let base = OT * QT + ((group.y / 2u * IC4 + c) * R + r) * TEXELS;
+//# include handed
         // h + r − PAD is even, and so is q0.
         let u = (i32(h + r) - i32(PAD)) / 2;
         let v = i32(q0 / 2u) - ($(PAD/2));
@@ -321,10 +316,9 @@ fn $entry(
 //# for q in 0..QT
 //# for s in 0..S
 //# for i in 0..CB
-        let w_$q_$s_$i = subgroupShuffle(w_$(((s*CB+i)*QT+q)/8), from_$(((s*CB+i)*QT+q)%8));
 //# for p in 0..PX
 //# if (p + s + PAD) % 2 == 0
-        acc_$q_$p = fma(vec4<f32>(x_$((p+s-PAD)/2+PAD/2)[$i]), w_$q_$s_$i, acc_$q_$p);
+        acc_$q_$p = fma(vec4<f32>(x_$((p+s-PAD)/2+PAD/2)[$i]), u_$((s*CB+i)*QT+q), acc_$q_$p);
 //# end
 //# end
 //# end

@@ -74,7 +74,7 @@ fn put(n: u32, b: u32, v: vec4<f32>) {
 
 //# kernel linear_forward_broadcast linear_input_grad_broadcast
 // QT blocks of four outputs × PX samples in registers. Invocations side by side have other samples and the same
-// weights: each loads one texel in eight of them and hands it round.
+// weights: each loads one texel in SHARE of them and hands it round.
 //# w: texels read                             [OT·QT] biases, then [OT, L, CB, QT] of 4 outputs
 //# x: activation read                         [N, L] of 4 channels
 //# y: activation write                        [N, OC4, OH, OW] of 4 channels
@@ -95,18 +95,15 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>, @builtin(subgroup_invoca
 //# end
 //# end
     for (var l = 0u; l < L; l++) {
-        let base = OT * QT + (id.y * L + l) * (CB * QT) + (lane & 7u);
-//# for k in 0..(CB*QT+7)/8
-        let w_$k = w_at(base + $(8*k)u);
-//# end
+        let base = OT * QT + (id.y * L + l) * TEXELS;
+//# include handed
 //# for p in 0..PX
         let x_$p = x_at(n_$p * L + l);
 //# end
 //# for q in 0..QT
 //# for i in 0..CB
-        let w_$q_$i = subgroupShuffle(w_$((i*QT+q)/8), from_$((i*QT+q)%8));
 //# for p in 0..PX
-        acc_$q_$p = fma(vec4<f32>(x_$p[$i]), w_$q_$i, acc_$q_$p);
+        acc_$q_$p = fma(vec4<f32>(x_$p[$i]), u_$(i*QT+q), acc_$q_$p);
 //# end
 //# end
 //# end

@@ -23,8 +23,8 @@ fn probe_fma(@builtin(global_invocation_id) id: vec3<u32>) {
     for (var r = 0u; r < ROUNDS; r++) {
 //# for u in 0..UNROLL
         a = fma(a, k, b.yzwx);
-        b = fma(b, k, c.yzwx);
-        c = fma(c, k, d.yzwx);
+        b = fma(b, k, c.zwxy);
+        c = fma(c, k, d.wxyz);
         d = fma(d, k, a.yzwx);
 //# end
     }

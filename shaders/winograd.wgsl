@@ -179,7 +179,7 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>) {
 
 //# kernel conv2d_forward_winograd_products conv2d_input_grad_winograd_products
 // M = U V: at each place a product of matrices, QT blocks of channels × PX tiles in an invocation. The tiles of a
-// subgroup lie side by side, those of an invocation eight apart; weights are handed round.
+// subgroup lie side by side, those of an invocation SHARE apart; weights are handed round.
 //# w: texels read                             [36, OT, IC4, 4, QT] of 4 output channels
 //# v: activation read                         [18, IC4, tiles of the part, 2 places] of 4 channels
 //# m: activation write pairs(2)               [36, OT·QT/2, tiles of the part, 2 blocks] of 4 channels
@@ -190,30 +190,27 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>, @builtin(subgroup_invoca
     let start = (end - 1u) / PART * PART;
     let tiles = (end - start) * DOWN * ACROSS;
     let place = id.y / OT;
-    let first = id.x / 8u * (8u * PX) + id.x % 8u;
+    let first = id.x / SHARE * (SHARE * PX) + id.x % SHARE;
     // Past the weights lie zeros. See `zero` in conv2d.wgsl.
     let zero = w_at(36u * OT * IC4 * 4u * QT);
 //# include hand
 //# for p in 0..PX
-    let g_$p = first + $(8*p)u;
+    let g_$p = first + $(SHARE*p)u;
     let at_$p = 2u * (place / 2u * IC4 * tiles + select(0u, g_$p, g_$p < tiles)) + place % 2u;
 //# for q in 0..QT
     var m_$q_$p = zero;
 //# end
 //# end
     for (var c = 0u; c < IC4; c++) {
-        let base = (id.y * IC4 + c) * (4u * QT) + (lane & 7u);
-//# for k in 0..QT/2
-        let w_$k = w_at(base + $(8*k)u);
-//# end
+        let base = (id.y * IC4 + c) * TEXELS;
+//# include handed
 //# for p in 0..PX
         let v_$p = v_at(at_$p + 2u * c * tiles);
 //# end
 //# for q in 0..QT
 //# for k in 0..4
-        let u_$q_$k = subgroupShuffle(w_$((k*QT+q)/8), from_$((k*QT+q)%8));
 //# for p in 0..PX
-        m_$q_$p = fma(vec4<f32>(v_$p[$k]), u_$q_$k, m_$q_$p);
+        m_$q_$p = fma(vec4<f32>(v_$p[$k]), u_$(k*QT+q), m_$q_$p);
 //# end
 //# end
 //# end

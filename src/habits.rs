@@ -6,6 +6,7 @@
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Storage};
 use crate::kernel::{Dispatch, Grid, Kernel, MAX_ROUNDS, run_alone};
+use crate::ops::share_in;
 use crate::tensor::{Kind, Resource};
 use std::fmt;
 use std::str::FromStr;
@@ -120,9 +121,9 @@ pub fn kernel() -> Kernel {
     Kernel::new("habits_check", Vec::new(), Storage::Buffer)
 }
 
-/// The kernel that shows what subgroups do.
-pub fn subgroup_kernel() -> Kernel {
-    Kernel::new("subgroup_check", Vec::new(), Storage::Buffer)
+/// The kernel that shows what subgroups do that have `least` lanes or more.
+pub fn subgroup_kernel(least: u32) -> Kernel {
+    Kernel::new("subgroup_check", vec![("SHARE", share_in(least))], Storage::Buffer)
 }
 
 impl Habits {
@@ -227,16 +228,20 @@ pub fn subgroup(gpu: &Gpu) -> Result<u32> {
     const WG: u32 = 64;
     gpu.subgroup_once(|least| {
         let seen = Resource { label: "subgroup check".into(), kind: Kind::Samples, per_sample: u64::from(INVOCATIONS) };
-        let dispatch = alone(subgroup_kernel(), vec![("seen", 0)], INVOCATIONS / WG);
+        let dispatch = alone(subgroup_kernel(least), vec![("seen", 0)], INVOCATIONS / WG);
         let resources = [seen];
         if gpu.limits().workgroup_size < WG || lacks(gpu, &dispatch, &resources)?.is_some() {
             return Ok(0);
         }
         let seen = run_alone(gpu, &dispatch, &resources, 1, &[], 0)?;
+        let share = share_in(least);
         let sound = bytemuck::pod_collect_to_vec::<u8, [u32; 4]>(&seen).iter().zip(0..).all(|(seen, i)| {
             let [lane, wrong, left, right] = *seen;
             let group = i & !7;
-            lane % 8 == i % 8 && wrong == 0 && left == group | (i.wrapping_sub(1) & 7) && right == group | ((i + 1) & 7)
+            lane % share == i % share
+                && wrong == 0
+                && left == group | (i.wrapping_sub(1) & 7)
+                && right == group | ((i + 1) & 7)
         });
         Ok(if sound { least } else { 0 })
     })

@@ -796,8 +796,8 @@ fn shipped() -> [Model; 2] {
 #[test]
 fn the_shipped_networks_obey_everything() {
     for model in shipped() {
-        for storage in [Storage::Buffer, Storage::Texture] {
-            let device = Target { subgroup: 8, ..target(Limits::default(), storage, Variant::Fast) };
+        for (storage, subgroup) in [(Storage::Buffer, 8), (Storage::Texture, 8), (Storage::Texture, 16)] {
+            let device = Target { subgroup, ..target(Limits::default(), storage, Variant::Fast) };
             let tiles = Tile::all(&device).into_iter().map(Variant::Only);
             for variant in [Variant::Naive, Variant::Fast].into_iter().chain(tiles) {
                 check(&Plan::new(&model, &Target { variant, ..device.clone() }).unwrap(), &model, 1 << 30);

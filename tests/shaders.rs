@@ -37,15 +37,19 @@ fn kernels() -> impl Iterator<Item = Kernel> {
     dispatches()
         .into_iter()
         .map(|d| d.kernel)
-        .chain([signstep::habits::kernel(), signstep::habits::subgroup_kernel()])
+        .chain([
+            signstep::habits::kernel(),
+            signstep::habits::subgroup_kernel(8),
+            signstep::habits::subgroup_kernel(16),
+        ])
         .chain(probes)
 }
 
 fn dispatches() -> Vec<Dispatch> {
     let mut all = Vec::new();
     for model in models() {
-        for storage in [Storage::Buffer, Storage::Texture] {
-            let device = Target { storage, subgroup: 8, ..Target::default() };
+        for (storage, subgroup) in [(Storage::Buffer, 8), (Storage::Texture, 8), (Storage::Texture, 16)] {
+            let device = Target { storage, subgroup, ..Target::default() };
             let tiles = Tile::all(&device).into_iter().map(Variant::Only);
             for variant in [Variant::Naive, Variant::Fast].into_iter().chain(tiles) {
                 let plan = Plan::new(&model, &Target { variant, ..device.clone() }).unwrap();
@@ -67,8 +71,8 @@ fn dispatches() -> Vec<Dispatch> {
     let layers = [layers, vec![Layer::GlobalAvgPool, common::linear("z", 128, 3)]].concat();
     let model = common::random_model(&mut rng, signstep::model::Dims::new(128, 8, 7), layers);
     let (math, storage) = (Math::Fast, Storage::Texture);
-    for variant in [Variant::Naive, Variant::Fast] {
-        let target = Target { math, is_software: true, subgroup: 8, storage, variant, ..Target::default() };
+    for (variant, subgroup) in [(Variant::Naive, 8), (Variant::Fast, 8), (Variant::Fast, 16)] {
+        let target = Target { math, is_software: true, subgroup, storage, variant, ..Target::default() };
         all.extend(Plan::new(&model, &target).unwrap().dispatches().cloned());
     }
     // Texels stored two words at a time, of f32 and of f16.

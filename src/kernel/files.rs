@@ -15,6 +15,7 @@ const FILES: &[(&str, &str)] = &[
     ("habits", include_str!("../../shaders/habits.wgsl")),
     ("half", include_str!("../../shaders/half.wgsl")),
     ("hand", include_str!("../../shaders/hand.wgsl")),
+    ("handed", include_str!("../../shaders/handed.wgsl")),
     ("linear", include_str!("../../shaders/linear.wgsl")),
     ("look", include_str!("../../shaders/look.wgsl")),
     ("loss", include_str!("../../shaders/loss.wgsl")),

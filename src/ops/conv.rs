@@ -133,9 +133,10 @@ fn broadcast(build: &mut Build, g: &Gather, tile: Tile, epilogue: Epilogue) {
     let across = g.y.dims.w.div_ceil(tile.pixels as usize) as u32;
     let items = across * if parity { g.y.dims.h.div_ceil(2) } else { g.y.dims.h } as u32;
     let tiles = o4.div_ceil(qt);
+    let share = build.target.share();
     let size = build.target.handing_round(items);
     let mut consts = g.consts(tile, size);
-    consts.push(("OT", tiles as u32));
+    consts.extend([("OT", tiles as u32), ("SHARE", share), ("TEXELS", (k * cb * qt) as u32)]);
     // Pixels of a row that one invocation owns, those before them that it reads, and all that it reads.
     let (px, kernel, stride) = (tile.pixels as i32, k as i32, g.stride as i32);
     let (own, before, read) = if parity {
@@ -144,8 +145,9 @@ fn broadcast(build: &mut Build, g: &Gather, tile: Tile, epilogue: Epilogue) {
         (px * stride, g.padding, (px - 1) * stride + kernel)
     };
     // Those around its own are its neighbours'. They can be had from the subgroup where a row of tiles never leaves it,
-    // and where the row's last tile is the image's end.
-    let in_reach = SHARE.is_multiple_of(across)
+    // and where the row's last tile is the image's end. Of wider subgroups see `hand.wgsl`: there a texel is cheaper.
+    let in_reach = share == SHARE
+        && SHARE.is_multiple_of(across)
         && (0..=kernel - stride).contains(&g.padding)
         && before.max(read - before - own) <= own
         && across as i32 * own >= g.x.dims.w as i32;

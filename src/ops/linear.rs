@@ -141,6 +141,7 @@ fn sliced(build: &mut Build, p: &Product, epilogue: Epilogue) {
 fn broadcast(build: &mut Build, p: &Product, tile: Tile, epilogue: Epilogue) {
     let qt = tile.blocks as usize;
     let tiles = p.blocks_out.div_ceil(qt);
+    let share = build.target.share();
     let size = build.target.handing_round(1);
     let mut consts = vec![
         ("L", p.texels_in as u32),
@@ -148,6 +149,8 @@ fn broadcast(build: &mut Build, p: &Product, tile: Tile, epilogue: Epilogue) {
         ("QT", tile.blocks),
         ("PX", tile.pixels),
         ("OT", tiles as u32),
+        ("SHARE", share),
+        ("TEXELS", p.cb as u32 * tile.blocks),
         ("WG", size),
     ];
     let mut bindings = vec![("x", p.x.id), ("y", p.y.id)];

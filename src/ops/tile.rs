@@ -46,16 +46,19 @@ pub struct Tile {
     pub pixels: u32,
 }
 
-/// Invocations that share weights in [`Family::Broadcast`].
+/// Invocations that share weights in [`Family::Broadcast`] at least: what a subgroup must have.
 pub(crate) const SHARE: u32 = 8;
+
+/// The most that share them: as many lanes as the widest vectors of a processor have.
+pub(crate) const SHARE_MOST: u32 = 16;
 
 /// Invocations in a workgroup of [`Family::Broadcast`] at most: whole subgroups, whatever their size.
 pub(crate) const WHOLE: u32 = 64;
 
-/// Texels as bytes, with zeros behind them: those that share read whole eights, and sums begin at the first of these
-/// zeros.
+/// Texels as bytes, with zeros behind them: those that share read as many at once as they are, and sums begin at the
+/// first of these zeros.
 pub(super) fn with_zeros(mut texels: Vec<[f32; 4]>) -> Vec<u8> {
-    texels.resize(texels.len().next_multiple_of(SHARE as usize) + SHARE as usize, [0.0; 4]);
+    texels.resize(texels.len().next_multiple_of(SHARE_MOST as usize) + SHARE_MOST as usize, [0.0; 4]);
     bytemuck::cast_slice(&texels).to_vec()
 }
 

@@ -2,7 +2,7 @@
 //! only for [`Math::Fast`].
 
 use super::gather::{Gather, Pass};
-use super::tile::{Family, SHARE, with_zeros};
+use super::tile::{Family, with_zeros};
 use super::{Bindings, Build, Consts, Epilogue, Math, Target, Variant, workgroup};
 use crate::kernel::{Dispatch, Grid, Kernel};
 
@@ -108,10 +108,11 @@ fn apart(build: &mut Build, g: &Gather, epilogue: Epilogue) {
     let groups = o4.div_ceil(qt);
     let m4 = groups * qt;
     let tiles = tiles(g);
+    let share = build.target.share();
     // Tiles of an invocation of the products: where an image has few, a small batch must fill a subgroup, too.
     let px = if tiles < 4 { 2 } else { 4 };
     let fit = PART / (PLACES * i4.max(m4)) as u64 / u64::from(tiles);
-    let part = (fit as u32).max((SHARE * px).div_ceil(tiles));
+    let part = (fit as u32).max((share * px).div_ceil(tiles));
     let passing = |blocks: usize| u64::from(part) * u64::from(tiles) * (PLACES * blocks) as u64;
     let (v, m) = (build.passing(passing(i4)), build.passing(passing(m4)));
     let in_parts = |items, each, size, y| Grid::Parts { part, items, each, size, y };
@@ -135,7 +136,15 @@ fn apart(build: &mut Build, g: &Gather, epilogue: Epilogue) {
     push(build, g, first, consts_before, bindings, in_parts(items, 1, size, 1), before(i));
 
     let size = build.target.handing_round(tiles.div_ceil(px));
-    let shape = vec![("QT", qt as u32), ("PX", px), ("OT", groups as u32), ("WG", size), ("PART", part)];
+    let shape = vec![
+        ("QT", qt as u32),
+        ("PX", px),
+        ("OT", groups as u32),
+        ("SHARE", share),
+        ("TEXELS", 4 * qt as u32),
+        ("WG", size),
+        ("PART", part),
+    ];
     // [36, OT, IC4, 4, QT], each of 4 output channels. Transformed for one block written and one read at a time, so
     // that there is no second copy of all of them.
     let mut texels = vec![[0.0; 4]; PLACES * m4 * i4 * 4];
