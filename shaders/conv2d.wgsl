@@ -234,7 +234,7 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>, @builtin(subgroup_invoca
     let h = item / TILES % OH;
     let q0 = item % TILES * PX;
     // Past the weights lie zeros. See `zero` above.
-    let zero = w_at(OT * QT + OT * IC4 * R * S * CB * QT);
+    let zero = w_at(OT * QT + OT * IC4 * R * TEXELS);
 //# include hand
 //# for q in 0..QT
 //# for p in 0..PX
@@ -291,7 +291,7 @@ fn $entry(
     let q0 = item % TILES * PX;
     let live = (id.x < arrayLength(&health) * ROWS * TILES) & (h < OH);
     // Past the weights lie zeros. See `zero` above.
-    let zero = w_at(OT * QT + OT * IC4 * R * S * CB * QT);
+    let zero = w_at(OT * QT + OT * IC4 * R * TEXELS);
 //# include hand
 //# for q in 0..QT
 //# for p in 0..PX

@@ -86,7 +86,7 @@ fn put(n: u32, b: u32, v: vec4<f32>) {
 fn $entry(@builtin(global_invocation_id) id: vec3<u32>, @builtin(subgroup_invocation_id) lane: u32) {
     let last = arrayLength(&health) - 1u;
     // Past the weights lie zeros.
-    let zero = w_at(OT * QT + OT * L * CB * QT);
+    let zero = w_at(OT * QT + OT * L * TEXELS);
 //# include hand
 //# for p in 0..PX
     let n_$p = min(id.x * PX + $(p)u, last);

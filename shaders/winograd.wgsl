@@ -192,7 +192,7 @@ fn $entry(@builtin(global_invocation_id) id: vec3<u32>, @builtin(subgroup_invoca
     let place = id.y / OT;
     let first = id.x / SHARE * (SHARE * PX) + id.x % SHARE;
     // Past the weights lie zeros. See `zero` in conv2d.wgsl.
-    let zero = w_at(36u * OT * IC4 * 4u * QT);
+    let zero = w_at(36u * OT * IC4 * TEXELS);
 //# include hand
 //# for p in 0..PX
     let g_$p = first + $(SHARE*p)u;

@@ -6,7 +6,6 @@
 use crate::error::{Error, Result};
 use crate::gpu::{Gpu, Storage};
 use crate::kernel::{Dispatch, Grid, Kernel, MAX_ROUNDS, run_alone};
-use crate::ops::share_in;
 use crate::tensor::{Kind, Resource};
 use std::fmt;
 use std::str::FromStr;
@@ -30,6 +29,17 @@ const TINY: f32 = 1e-40;
 
 /// Its square is infinite.
 const HUGE: f32 = 1e30;
+
+/// Invocations that share values in a subgroup at least: what a subgroup must have.
+pub(crate) const SHARE: u32 = 8;
+
+/// The most that share them: as many lanes as the widest vectors of a processor have.
+pub(crate) const SHARE_MOST: u32 = 16;
+
+/// Invocations that share values where a subgroup has `least` or more.
+pub(crate) fn share(least: u32) -> u32 {
+    if least < SHARE_MOST { SHARE } else { SHARE_MOST }
+}
 
 /// Numbers that an adapter writes down when it is asked.
 const SEEN: usize = 15;
@@ -123,7 +133,7 @@ pub fn kernel() -> Kernel {
 
 /// The kernel that shows what subgroups do that have `least` lanes or more.
 pub fn subgroup_kernel(least: u32) -> Kernel {
-    Kernel::new("subgroup_check", vec![("SHARE", share_in(least))], Storage::Buffer)
+    Kernel::new("subgroup_check", vec![("SHARE", share(least))], Storage::Buffer)
 }
 
 impl Habits {
@@ -234,7 +244,7 @@ pub fn subgroup(gpu: &Gpu) -> Result<u32> {
             return Ok(0);
         }
         let seen = run_alone(gpu, &dispatch, &resources, 1, &[], 0)?;
-        let share = share_in(least);
+        let share = share(least);
         let sound = bytemuck::pod_collect_to_vec::<u8, [u32; 4]>(&seen).iter().zip(0..).all(|(seen, i)| {
             let [lane, wrong, left, right] = *seen;
             let group = i & !7;

@@ -2,10 +2,11 @@
 //! 180°.
 
 use super::gather::{Gather, Pass};
-use super::tile::{Family, SHARE, Tile, with_zeros};
+use super::tile::{Family, Tile, with_zeros};
 use super::workgroup::Gemm;
 use super::{Build, Variant, coop, winograd};
 use super::{Epilogue, Value, slice_bytes, slices, workgroup};
+use crate::habits::SHARE;
 use crate::kernel::{Dispatch, Grid, Kernel};
 use crate::model::{Conv2d, Dims, Params};
 

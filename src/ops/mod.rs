@@ -27,7 +27,6 @@ mod workgroup;
 pub(crate) use build::{ACTIVATIONS, Activation, Build, Ids};
 pub use math::Math;
 pub use target::Target;
-pub(crate) use target::share_in;
 pub use tile::{Family, Tile, Tuning, Variant};
 
 use crate::kernel::{Dispatch, Grid, Kernel};

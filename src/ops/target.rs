@@ -1,11 +1,11 @@
 //! What a plan is made for: a device's limits and class, and what was asked for; and the families of kernels that it is
 //! offered.
 
-use super::tile::{Family, SHARE, SHARE_MOST, Tile, Tuning, Variant, WHOLE};
+use super::tile::{Family, Tile, Tuning, Variant, WHOLE};
 use super::{Math, workgroup};
 use crate::error::{Error, Result};
 use crate::gpu::{CoopMatrix, Gpu, Limits, Storage};
-use crate::habits::{self, Habits};
+use crate::habits::{self, Habits, SHARE};
 use crate::kernel::MAX_ROUNDS;
 
 /// What a plan is made for.
@@ -58,7 +58,7 @@ impl Default for Target {
 impl Target {
     /// Invocations that share weights ([`Family::Broadcast`]): the more, the fewer each of them loads.
     pub(crate) fn share(&self) -> u32 {
-        share_in(self.subgroup)
+        habits::share(self.subgroup)
     }
 
     /// Invocations in a workgroup that hands values round, for `items` a sample: whole subgroups, and no more than a
@@ -89,11 +89,6 @@ impl Target {
             ..Target::default()
         })
     }
-}
-
-/// Invocations that share weights where a subgroup has `least` or more.
-pub(crate) fn share_in(least: u32) -> u32 {
-    if least < SHARE_MOST { SHARE } else { SHARE_MOST }
 }
 
 impl Tile {

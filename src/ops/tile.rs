@@ -2,6 +2,7 @@
 //! bits.
 
 use crate::error::{Error, Result};
+use crate::habits::SHARE_MOST;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
@@ -45,12 +46,6 @@ pub struct Tile {
     /// Pixels of one row; of a fully connected layer, samples.
     pub pixels: u32,
 }
-
-/// Invocations that share weights in [`Family::Broadcast`] at least: what a subgroup must have.
-pub(crate) const SHARE: u32 = 8;
-
-/// The most that share them: as many lanes as the widest vectors of a processor have.
-pub(crate) const SHARE_MOST: u32 = 16;
 
 /// Invocations in a workgroup of [`Family::Broadcast`] at most: whole subgroups, whatever their size.
 pub(crate) const WHOLE: u32 = 64;
