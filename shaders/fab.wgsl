@@ -181,6 +181,8 @@ fn fab_look(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_i
     let n = group.z;
     let sample = samples[n];
     var s = states[n];
+    // All have read the state before one writes it.
+    storageBarrier();
     let first = n * LEN;
 //# if NORM == 0
     var farthest = 0.0;

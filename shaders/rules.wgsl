@@ -32,6 +32,8 @@ fn momentum_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocat
     let n = group.z;
     let sample = samples[n];
     let iteration = states[n].iteration;
+    // All have read the state before one writes it.
+    storageBarrier();
     let scale = look(n, me, true);
     for (var lane = me; lane < LANES; lane += WG) {
         var sum = 0.0;
@@ -115,6 +117,8 @@ fn apgd_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
     let n = group.z;
     let sample = samples[n];
     var s = states[n];
+    // All have read the state before one writes it.
+    storageBarrier();
     let loss = select(-s.loss, s.loss, sample.direction > 0.0);
     let is_first = s.iteration == 0u;
     let is_last = s.iteration >= sample.steps;

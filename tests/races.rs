@@ -1,0 +1,311 @@
+//! Every kernel as hardware would get it, run by an interpreter that knows what devices leave undefined
+//! (`common/interpreter.rs`): no races, nothing of a workgroup's memory read before it was written, no index beyond an
+//! array, no barrier that some invocations miss, and the bits that a device gives. Software adapters take the invocations
+//! of a workgroup in turns, and so show none of this. Every barrier is taken away once, and missed.
+
+mod common;
+#[path = "common/interpreter.rs"]
+mod interpreter;
+#[path = "common/kinds.rs"]
+mod kinds;
+#[path = "common/played.rs"]
+mod played;
+
+use common::{Rng, conv, every_kind_of_layer, gpu, linear, random_model};
+use interpreter::{Device, Faults, Program};
+use kinds::{for_fast_arithmetic, in_training_mode};
+use played::played;
+use signstep::attack::{Sample, State};
+use signstep::habits::Habits;
+use signstep::kernel::{Access, Dispatch, Kernel, Source, run_alone};
+use signstep::model::{Dims, Layer};
+use signstep::plan::{CoopMatrix, Tile, TrainingPlan};
+use signstep::{Kind, Math, Model, Plan, Resource, Storage, Target, Variant};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+
+/// An odd number, more than one part of a batch for those that do a part at a time.
+const SAMPLES: u32 = 5;
+
+/// A dispatch, what its plan allocates, its text, and the invocations that hand values round.
+struct Case {
+    dispatch: Dispatch,
+    resources: Vec<Resource>,
+    text: String,
+    subgroup: u32,
+}
+
+/// Every kernel with every tile, once for each shape, for devices of every class.
+fn cases() -> Vec<Case> {
+    let mut all = Vec::new();
+    let mut known: HashSet<(Kernel, u32)> = HashSet::new();
+    let mut add = |d: &Dispatch, resources: &[Resource], subgroup: u32| {
+        let text = d.kernel.source().unwrap().text;
+        let subgroup = if text.contains("subgroup") { subgroup } else { 1 };
+        if known.insert((d.kernel.clone(), subgroup)) {
+            all.push(Case { dispatch: d.clone(), resources: resources.to_vec(), text, subgroup });
+        }
+    };
+    let software = |subgroup| Target { is_software: true, storage: Storage::Texture, ..hands_round(subgroup) };
+    for storage in [Storage::Buffer, Storage::Texture] {
+        let plan = TrainingPlan::new(&in_training_mode(), &Target { storage, ..Target::default() }).unwrap();
+        plan.dispatches().for_each(|d| add(d, &plan.resources, 1));
+    }
+    for model in every_kind_of_layer() {
+        for (target, subgroup) in
+            [(Target::default(), 1), (software(8), 8), (software(16), 16), (hands_round(32), 32), (hands_round(64), 64)]
+        {
+            let tiles = Tile::all(&target).into_iter().map(Variant::Only);
+            for variant in [Variant::Naive].into_iter().chain(tiles) {
+                for math in [Math::F32, Math::F16] {
+                    let plan = Plan::new(&model, &Target { math, variant, ..target.clone() }).unwrap();
+                    plan.dispatches().for_each(|d| add(d, &plan.resources, subgroup));
+                }
+            }
+        }
+    }
+    for subgroup in [8, 16] {
+        for variant in [Variant::Naive, Variant::Fast] {
+            let target = Target { math: Math::Fast, variant, ..software(subgroup) };
+            let plan = Plan::new(&for_fast_arithmetic(), &target).unwrap();
+            let winograd = plan.dispatches().filter(|d| d.kernel.entry.contains("_winograd"));
+            winograd.for_each(|d| add(d, &plan.resources, subgroup));
+        }
+    }
+    let coop = |side, lanes| Target { math: Math::Coop, coop: Some(CoopMatrix { side, lanes }), ..Target::default() };
+    for (side, lanes) in [(8, 8), (16, 16), (16, 8)] {
+        let plan = Plan::new(&for_matrices(), &coop(side, lanes)).unwrap();
+        for d in plan.dispatches().filter(|d| d.kernel.entry.ends_with("_coop")) {
+            let text = played(&d.kernel.source().unwrap().text, side, lanes);
+            all.push(Case { dispatch: d.clone(), resources: plan.resources.clone(), text, subgroup: lanes });
+        }
+    }
+    all
+}
+
+/// A device whose subgroups are of that size.
+fn hands_round(subgroup: u32) -> Target {
+    Target { subgroup, subgroup_most: subgroup, ..Target::default() }
+}
+
+/// Convolutions with strides and without, with channels and sides that fill no matrix.
+fn for_matrices() -> Model {
+    let layers = vec![
+        conv("a", 3, 18, 3, 1, 1),
+        Layer::Relu,
+        conv("b", 18, 34, 3, 2, 1),
+        Layer::Relu,
+        conv("c", 34, 17, 1, 1, 0),
+        Layer::GlobalAvgPool,
+        linear("z", 17, 5),
+    ];
+    random_model(&mut Rng::new(14), Dims::new(3, 9, 7), layers)
+}
+
+/// What lies in a resource before a kernel runs, in words: what a trial would put there.
+fn data(rng: &mut Rng, resource: &Resource, name: &str) -> Vec<u32> {
+    let words = resource.bytes(SAMPLES.into(), Storage::Buffer).unwrap().div_ceil(4) as usize;
+    let fill = |f: &mut dyn FnMut() -> u32| (0..words).map(|_| f()).collect();
+    let mut signed = || rng.unit() * 2.0 - 1.0;
+    match &resource.kind {
+        Kind::Constant(bytes) | Kind::Texels(bytes) => bytemuck::pod_collect_to_vec(bytes),
+        Kind::Words if matches!(name, "health" | "zero_gradients") => vec![0; words],
+        Kind::Words if name == "argmax" => fill(&mut || rng.word() & 0x0303_0303),
+        Kind::Words => fill(&mut || rng.word()),
+        Kind::Half => {
+            let mut half = || u32::from(half::f16::from_f32(signed()).to_bits());
+            fill(&mut || half() | half() << 16)
+        }
+        Kind::Floats | Kind::Memory if name != "dx" => fill(&mut || rng.unit().to_bits()),
+        Kind::Activation | Kind::Passing(_) | Kind::Floats | Kind::Memory => fill(&mut || signed().to_bits()),
+        Kind::Samples => {
+            let sample = Sample { eps: 8.0 / 255.0, step_size: 1.0 / 255.0, direction: -1.0, ..Sample::default() };
+            let one = |id| Sample { id, start: 1, levels: 8, steps: 10, stretch: 10, ..sample };
+            let all: Vec<Sample> = (0..SAMPLES).map(one).collect();
+            if name == "states" {
+                let state = |s: &Sample| State { loss: -3.0, ..State::begin(s) };
+                bytemuck::pod_collect_to_vec(&all.iter().map(state).collect::<Vec<_>>())
+            } else {
+                bytemuck::pod_collect_to_vec(&all)
+            }
+        }
+        Kind::Uniform => vec![0, 1.0_f32.to_bits(), 1, 2],
+        Kind::Stage(_) | Kind::Whole(_) => vec![0; words],
+    }
+}
+
+/// What a case binds, in the order of its bindings.
+struct Bound {
+    source: Source,
+    ids: Vec<usize>,
+    before: Vec<Vec<u32>>,
+}
+
+impl Case {
+    fn bound(&self) -> Bound {
+        let source = self.dispatch.kernel.source().unwrap();
+        let id = |name: &str| self.dispatch.bindings.iter().find(|(n, _)| *n == name).expect("a binding").1;
+        let ids: Vec<usize> = source.bindings.iter().map(|(name, _)| id(name)).collect();
+        let mut rng = Rng::new(7);
+        let before = source.bindings.iter().zip(&ids).map(|((name, _), id)| data(&mut rng, &self.resources[*id], name));
+        Bound { before: before.collect(), ids, source }
+    }
+
+    /// What the interpreter makes of it, or of a text in its place, and what it finds wrong.
+    fn interpreted(&self, bound: &Bound, text: &str, fuses: bool) -> (Vec<Vec<u32>>, Faults) {
+        let program = Program::new(text);
+        let device = Device { subgroup: self.subgroup as usize, fuses };
+        let mut buffers = bound.before.clone();
+        let mut faults = Faults::new();
+        let health = bound.source.bindings.iter().position(|(name, _)| name == "health");
+        for part in self.dispatch.grid.parts(SAMPLES) {
+            // A kernel knows by the length of `health` where its part ends.
+            let rest = health.map(|i| buffers[i].split_off(part.end as usize));
+            faults.extend(program.run(self.dispatch.grid.workgroups(part.len() as u32), device, &mut buffers));
+            if let (Some(i), Some(rest)) = (health, rest) {
+                buffers[i].extend(rest);
+            }
+        }
+        (buffers, faults)
+    }
+}
+
+/// Kernels of sixteen invocations, and what is to be found in each: nothing where nothing is wrong.
+#[test]
+fn what_is_undefined_is_found() {
+    const NEIGHBOUR: &str = "shared_words[i] = i; BARRIER words[i] = shared_words[(i + 1u) % 16u];";
+    const ATOMIC: &str = "atomicStore(&sums[i], 0u); workgroupBarrier(); atomicAdd(&sums[0], i); BARRIER words[i] = atomicLoad(&sums[0]);";
+    const STATE: &str =
+        "let seen = words[0]; BARRIER if (i == 0u) { words[0] = 1u; } workgroupBarrier(); words[i + 16u] = seen;";
+    let with = |text: &str, barrier: &str| text.replace("BARRIER", barrier);
+    let cases = [
+        (1, with(NEIGHBOUR, "workgroupBarrier();"), vec![]),
+        (1, with(NEIGHBOUR, "storageBarrier();"), vec!["a read races with a write: shared_words"]),
+        (1, with(NEIGHBOUR, ""), vec!["a read races with a write: shared_words"]),
+        (1, with(ATOMIC, "workgroupBarrier();"), vec![]),
+        (1, with(ATOMIC, ""), vec!["a read races with an atomic: sums"]),
+        (1, with(STATE, "storageBarrier();"), vec![]),
+        (1, with(STATE, "workgroupBarrier();"), vec!["a write races with a read: words"]),
+        (1, "words[i / 2u] = i;".into(), vec!["a write races with a write: words"]),
+        (
+            1,
+            "if (i < 8u) { shared_words[i] = i; } words[i] = shared_words[i];".into(),
+            vec!["read before it was written: shared_words"],
+        ),
+        (
+            1,
+            "shared_words[i] = i; words[i] = shared_words[i + 1u];".into(),
+            vec!["a read races with a write: shared_words", "beyond an array: shared_words"],
+        ),
+        (1, "words[i * 3u] = 1u;".into(), vec!["beyond a binding: words"]),
+        (1, "if (i < 8u) { workgroupBarrier(); }".into(), vec!["a barrier that not all come to"]),
+        (
+            1,
+            "if (i == 3u) { return; } workgroupBarrier(); words[i] = i;".into(),
+            vec!["a barrier that not all come to"],
+        ),
+        (1, "words[i] = subgroupShuffle(i, lane ^ 1u);".into(), vec![]),
+        (
+            1,
+            "if (i != 2u) { words[i] = subgroupShuffle(i, lane ^ 1u); }".into(),
+            vec!["a value from who does not take part"],
+        ),
+        (1, "words[i] = subgroupShuffle(i, lane + 1u);".into(), vec!["a value from who does not take part"]),
+        (2, "words[i] = i;".into(), vec!["a write races with a write: words"]),
+        (2, "words[id.x] = i;".into(), vec![]),
+    ];
+    for (groups, body, wanted) in cases {
+        let text = format!(
+            "@group(0) @binding(0) var<storage, read_write> words: array<u32>;
+            var<workgroup> shared_words: array<u32, 16>;
+            var<workgroup> sums: array<atomic<u32>, 16>;
+            @compute @workgroup_size(16)
+            fn main(
+                @builtin(local_invocation_index) i: u32,
+                @builtin(global_invocation_id) id: vec3<u32>,
+                @builtin(subgroup_invocation_id) lane: u32,
+            ) {{ {body} }}"
+        );
+        let device = Device { subgroup: 8, fuses: true };
+        let faults = Program::new(&text).run([groups, 1, 1], device, &mut [vec![0; 40]]);
+        assert_eq!(faults.keys().collect::<Vec<_>>(), wanted, "{body}");
+    }
+}
+
+#[test]
+fn no_kernel_leaves_anything_to_chance() {
+    let mut entries = BTreeSet::new();
+    let mut wrong = Vec::new();
+    let all = cases();
+    for case in &all {
+        let (_, faults) = case.interpreted(&case.bound(), &case.text, true);
+        wrong
+            .extend(faults.iter().map(|(what, place)| format!("{} {}: {what}: {place}", case.dispatch, case.subgroup)));
+        entries.insert(case.dispatch.kernel.entry);
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    println!("{} kernels, {} shapes", entries.len(), all.len());
+    // Kernels that look at a device are none of a network's.
+    for entry in Kernel::entries().into_iter().filter(|e| !entries.contains(e)) {
+        assert!(entry.starts_with("probe_") || entry.ends_with("_check"), "{entry} was never run");
+    }
+}
+
+/// The interpreter is worth as much as it resembles devices.
+#[test]
+fn an_interpreted_kernel_gives_the_bits_of_the_device() {
+    let fuses = Habits::of(gpu()).unwrap().fuses;
+    let mut known: BTreeMap<&str, usize> = BTreeMap::new();
+    let (mut wrong, mut words) = (Vec::new(), 0);
+    for case in cases() {
+        let d = &case.dispatch;
+        // Subgroups are the device's own; texels in textures nobody writes here; compiling takes longest.
+        let shapes = known.entry(d.kernel.entry).or_default();
+        if d.kernel.storage == Storage::Texture || case.subgroup > 1 || *shapes == 2 {
+            continue;
+        }
+        *shapes += 1;
+        let bound = case.bound();
+        let (after, _) = case.interpreted(&bound, &case.text, fuses);
+        let bytes = |words: &Vec<u32>| bytemuck::cast_slice(words).to_vec();
+        let given: Vec<(usize, Vec<u8>)> = bound.ids.iter().copied().zip(bound.before.iter().map(bytes)).collect();
+        for (i, (name, access)) in bound.source.bindings.iter().enumerate() {
+            if !matches!(access, Access::ActivationWrite | Access::StorageUpdate) {
+                continue;
+            }
+            let device = run_alone(gpu(), d, &case.resources, SAMPLES, &given, bound.ids[i]).unwrap();
+            let device: Vec<u32> = bytemuck::pod_collect_to_vec(&device);
+            // Cross-entropy takes the device's own exponential, some units in the last place from the nearest number.
+            let near = |a: u32, b: u32| {
+                let (a, b) = (f32::from_bits(a), f32::from_bits(b));
+                d.kernel.entry == "cross_entropy_forward" && (a - b).abs() <= 1e-5 * b.abs().max(1e-3)
+            };
+            let differ = device.iter().zip(&after[i]).filter(|(a, b)| a != b && !near(**a, **b)).count();
+            if differ > 0 {
+                wrong.push(format!("{d}: {differ} of {} words of {name}", device.len()));
+            }
+            words += device.len();
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    println!("{} kernels, {words} words", known.len());
+}
+
+/// Each barrier is taken away, from every kernel in which it stands: somebody must notice. (Some kernels do not need one
+/// that stands in a function which others call, too, and some shapes are too small to.)
+#[test]
+fn no_barrier_is_for_nothing() {
+    let mut missed: BTreeMap<(String, Option<u32>, usize), bool> = BTreeMap::new();
+    for case in cases() {
+        let bound = case.bound();
+        let kernel = &case.dispatch.kernel;
+        for (function, number, text) in interpreter::barriers(&case.text, kernel.entry) {
+            // In L2 a kernel is another one.
+            let norm = kernel.constant("NORM").filter(|_| function == kernel.entry);
+            let noticed = missed.entry((function, norm, number)).or_default();
+            *noticed = *noticed || !case.interpreted(&bound, &text, true).1.is_empty();
+        }
+    }
+    println!("{} barriers", missed.len());
+    missed.retain(|_, noticed| !*noticed);
+    assert!(missed.is_empty(), "{missed:#?}");
+}
