@@ -101,12 +101,47 @@ fn for_matrices() -> Model {
     random_model(&mut Rng::new(14), Dims::new(3, 9, 7), layers)
 }
 
-/// What lies in a resource before a kernel runs, in words: what a trial would put there.
-fn data(rng: &mut Rng, resource: &Resource, name: &str) -> Vec<u32> {
+/// A sample of each kind: with a random start and without, aimed at a class and not, up and down.
+fn samples() -> Vec<Sample> {
+    let one = |id: u32| Sample {
+        id,
+        class: id % 3,
+        label: id % 2,
+        start: u32::from(id != 1),
+        eps: 8.0 / 255.0,
+        step_size: 1.0 / 255.0,
+        direction: if id % 2 == 0 { -1.0 } else { 1.0 },
+        aimed: u32::from(id % 2 == 0),
+        levels: 8,
+        momentum: 0.75,
+        steps: 10,
+        stretch: 10,
+        ..Sample::default()
+    };
+    (0..SAMPLES).map(one).collect()
+}
+
+/// Where each of them is: before the first step, where a step is halved, behind the last step, at its first success, and on
+/// the way after one.
+fn states() -> Vec<State> {
+    let begin: Vec<State> = samples().iter().map(|s| State { loss: -3.0, ..State::begin(s) }).collect();
+    let way = |i: usize| State { iteration: 4, best: -2.0, last: -2.5, predicted: begin.len() as u32, ..begin[i] };
+    vec![
+        begin[0],
+        State { iteration: 2, best_at_check: 1.0, since_check: begin[1].period - 1, predicted: 1, halved: 0, ..way(1) },
+        State { iteration: 10, found: 1, ..way(2) },
+        State { predicted: 0, ..way(3) },
+        State { predicted: 1, found: 1, ..way(4) },
+    ]
+}
+
+/// What lies in a resource before a kernel runs, in words: what a trial would put there, and samples at all points of
+/// their way. Of what is `wild` the last sample holds a NaN, an infinity and a zero.
+fn data(rng: &mut Rng, resource: &Resource, name: &str, wild: bool) -> Vec<u32> {
     let words = resource.bytes(SAMPLES.into(), Storage::Buffer).unwrap().div_ceil(4) as usize;
-    let fill = |f: &mut dyn FnMut() -> u32| (0..words).map(|_| f()).collect();
+    let fill = |f: &mut dyn FnMut() -> u32| (0..words).map(|_| f()).collect::<Vec<u32>>();
     let mut signed = || rng.unit() * 2.0 - 1.0;
-    match &resource.kind {
+    let mut filled = match &resource.kind {
         Kind::Constant(bytes) | Kind::Texels(bytes) => bytemuck::pod_collect_to_vec(bytes),
         Kind::Words if matches!(name, "health" | "zero_gradients") => vec![0; words],
         Kind::Words if name == "argmax" => fill(&mut || rng.word() & 0x0303_0303),
@@ -117,20 +152,18 @@ fn data(rng: &mut Rng, resource: &Resource, name: &str) -> Vec<u32> {
         }
         Kind::Floats | Kind::Memory if name != "dx" => fill(&mut || rng.unit().to_bits()),
         Kind::Activation | Kind::Passing(_) | Kind::Floats | Kind::Memory => fill(&mut || signed().to_bits()),
-        Kind::Samples => {
-            let sample = Sample { eps: 8.0 / 255.0, step_size: 1.0 / 255.0, direction: -1.0, ..Sample::default() };
-            let one = |id| Sample { id, start: 1, levels: 8, steps: 10, stretch: 10, ..sample };
-            let all: Vec<Sample> = (0..SAMPLES).map(one).collect();
-            if name == "states" {
-                let state = |s: &Sample| State { loss: -3.0, ..State::begin(s) };
-                bytemuck::pod_collect_to_vec(&all.iter().map(state).collect::<Vec<_>>())
-            } else {
-                bytemuck::pod_collect_to_vec(&all)
-            }
-        }
+        Kind::Samples if name == "states" => bytemuck::pod_collect_to_vec(&states()),
+        Kind::Samples => bytemuck::pod_collect_to_vec(&samples()),
         Kind::Uniform => vec![0, 1.0_f32.to_bits(), 1, 2],
         Kind::Stage(_) | Kind::Whole(_) => vec![0; words],
+    };
+    if wild && matches!(resource.kind, Kind::Activation | Kind::Floats) {
+        let last = words - words / SAMPLES as usize;
+        for (at, v) in (last..words).zip([f32::NAN, f32::INFINITY, 0.0]) {
+            filled[at] = v.to_bits();
+        }
     }
+    filled
 }
 
 /// What a case binds, in the order of its bindings.
@@ -141,12 +174,13 @@ struct Bound {
 }
 
 impl Case {
-    fn bound(&self) -> Bound {
+    fn bound(&self, wild: bool) -> Bound {
         let source = self.dispatch.kernel.source().unwrap();
         let id = |name: &str| self.dispatch.bindings.iter().find(|(n, _)| *n == name).expect("a binding").1;
         let ids: Vec<usize> = source.bindings.iter().map(|(name, _)| id(name)).collect();
         let mut rng = Rng::new(7);
-        let before = source.bindings.iter().zip(&ids).map(|((name, _), id)| data(&mut rng, &self.resources[*id], name));
+        let before =
+            source.bindings.iter().zip(&ids).map(|((name, _), id)| data(&mut rng, &self.resources[*id], name, wild));
         Bound { before: before.collect(), ids, source }
     }
 
@@ -237,7 +271,7 @@ fn no_kernel_leaves_anything_to_chance() {
     let mut wrong = Vec::new();
     let all = cases();
     for case in &all {
-        let (_, faults) = case.interpreted(&case.bound(), &case.text, true);
+        let (_, faults) = case.interpreted(&case.bound(true), &case.text, true);
         wrong
             .extend(faults.iter().map(|(what, place)| format!("{} {}: {what}: {place}", case.dispatch, case.subgroup)));
         entries.insert(case.dispatch.kernel.entry);
@@ -264,7 +298,7 @@ fn an_interpreted_kernel_gives_the_bits_of_the_device() {
             continue;
         }
         *shapes += 1;
-        let bound = case.bound();
+        let bound = case.bound(false);
         let (after, _) = case.interpreted(&bound, &case.text, fuses);
         let bytes = |words: &Vec<u32>| bytemuck::cast_slice(words).to_vec();
         let given: Vec<(usize, Vec<u8>)> = bound.ids.iter().copied().zip(bound.before.iter().map(bytes)).collect();
@@ -296,7 +330,7 @@ fn an_interpreted_kernel_gives_the_bits_of_the_device() {
 fn no_barrier_is_for_nothing() {
     let mut missed: BTreeMap<(String, Option<u32>, usize), bool> = BTreeMap::new();
     for case in cases() {
-        let bound = case.bound();
+        let bound = case.bound(true);
         let kernel = &case.dispatch.kernel;
         for (function, number, text) in interpreter::barriers(&case.text, kernel.entry) {
             // In L2 a kernel is another one.
