@@ -57,8 +57,11 @@ fn added(n: u32, c4: u32, h: u32, w: u32) -> vec4<f32> {
 }
 //# end
 //# if RESIDUAL != 0
+// v is a sum itself. Compilers that take additions in another order than they are written in (DXC, Metal's) cannot where
+// a zero lies between that they do not know.
 fn residual(v: vec4<f32>, n: u32, c4: u32, h: u32, w: u32) -> vec4<f32> {
-    return v + added(n, c4, h, w);
+    let hidden = select(0u, 1u, arrayLength(&y_buf) == 0u);
+    return bitcast<vec4<f32>>(bitcast<vec4<u32>>(v) ^ vec4<u32>(hidden)) + added(n, c4, h, w);
 }
 //# end
 

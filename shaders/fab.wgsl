@@ -63,7 +63,8 @@ fn size(me: u32, n: u32, scale: f32, from_clean: bool, below: bool, t: f32) -> f
         let w = times(sound(dx[i]), scale);
         farthest = max(farthest, move_of(w, select(x[i], x0[i], from_clean), below, t));
     }
-    return max(bitcast<f32>(highest(me, bitcast<u32>(farthest))), 1e-8);
+    // Of zeros either may be the larger, and the bits of -0 are above all others.
+    return max(bitcast<f32>(highest(me, bitcast<u32>(farthest) & 0x7fffffffu)), 1e-8);
 //# else
     for (var lane = me; lane < LANES; lane += WG) {
         var squares = 0.0;

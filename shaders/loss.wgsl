@@ -68,7 +68,9 @@ fn cross_entropy_forward(@builtin(global_invocation_id) id: vec3<u32>) {
 //# end
         y_put(n * K4 + k4, seed);
     }
-    conclude(n, log(sum) - (z_class - top), predicted, bad);
+    // The difference first, or large logits would take the digits of the logarithm: nobody reorders what is chosen from.
+    let below = z_class - top;
+    conclude(n, log(sum) - select(below, 0.0, z_class == top), predicted, bad);
 }
 
 //# kernel margin_forward dlr_forward difference_forward

@@ -192,7 +192,7 @@ fn apgd_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
             let hi = min(bounds.hi, x0[first + i] + sample.eps);
             let z = within(here + signed_step(g, s.step_size, sample.direction), lo, hi);
             let drift = here - memory[old + i];
-            let mixed = here + times(z - here, share) + times(drift, rest);
+            let mixed = flushed(here + times(z - here, share)) + times(drift, rest);
             memory[old + i] = here;
             x[first + i] = within(mixed, lo, hi);
         }
@@ -220,7 +220,7 @@ fn apgd_step(@builtin(workgroup_id) group: vec3<u32>, @builtin(local_invocation_
             let moved = flushed(here + times(step, times(g, inverse))) - clean;
             let z = within(clean + times(moved, pull), bounds.lo, bounds.hi);
             let drift = here - memory[old + i];
-            let mixed = flushed(here + times(z - here, share) + times(drift, rest));
+            let mixed = flushed(flushed(here + times(z - here, share)) + times(drift, rest));
             let d = mixed - clean;
             farther += times(d, d);
             // Its place is taken by `here` below.

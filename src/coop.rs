@@ -41,8 +41,8 @@ fn try_out(gpu: &Gpu, matrix: CoopMatrix) -> Result<std::result::Result<(), Stri
             }
         }
     }
-    // Two convolutions, forward and backward.
-    Ok(if tried == 4 { Ok(()) } else { Err(format!("its workgroups hold no tile: {tried} of 4 kernels")) })
+    // Four convolutions, forward and backward.
+    Ok(if tried == 8 { Ok(()) } else { Err(format!("its workgroups hold no tile: {tried} of 8 kernels")) })
 }
 
 /// One site beside the naive kernel's, and a sample alone beside the same one in a batch.
@@ -65,19 +65,25 @@ fn compared(gpu: &Gpu, fast: (&Plan, &Site), naive: (&Plan, &Site)) -> Result<st
     Ok(if same { Ok(()) } else { Err("a sample alone has other bits than in a batch".into()) })
 }
 
-/// Behind a convolution that makes f16 of the image, one with a ReLU, and one with a stride, whose gradient has phases;
-/// sides and channels that fill no matrix.
+/// Behind a convolution that makes f16 of the image, one with a ReLU, one with a stride, whose gradient has phases, and
+/// to and from few channels: workgroups with every number of subgroups and matrices along the channels (`ops/coop.rs`).
+/// Sides and channels that fill no matrix.
 fn model() -> Model {
     let conv = |name: &str, inputs, outputs, stride| {
-        Layer::Conv2d(Conv2d { name: name.into(), inputs, outputs, kernel: 3, stride, padding: 1, bias: true })
+        let kernel = if name == "d" { 1 } else { 3 };
+        let padding = kernel / 2;
+        Layer::Conv2d(Conv2d { name: name.into(), inputs, outputs, kernel, stride, padding, bias: true })
     };
     let layers = vec![
         conv("stem", 3, 20, 1),
         conv("a", 20, 36, 1),
         Layer::Relu,
         conv("b", 36, 24, 2),
+        conv("c", 24, 70, 1),
+        Layer::Relu,
+        conv("d", 70, 16, 1),
         Layer::GlobalAvgPool,
-        Layer::Linear(Linear { name: "z".into(), inputs: 24, outputs: 2, bias: true }),
+        Layer::Linear(Linear { name: "z".into(), inputs: 16, outputs: 2, bias: true }),
     ];
     let mut scatter = Scatter(9);
     let mut params = |outputs: usize, each: usize| Params {
@@ -88,7 +94,9 @@ fn model() -> Model {
         ("stem".to_string(), params(20, 3 * 9)),
         ("a".to_string(), params(36, 20 * 9)),
         ("b".to_string(), params(24, 36 * 9)),
-        ("z".to_string(), params(2, 24)),
+        ("c".to_string(), params(70, 24 * 9)),
+        ("d".to_string(), params(16, 70)),
+        ("z".to_string(), params(2, 16)),
     ]);
     let input = Dims::new(3, 11, 10);
     Model { arch: "trial".into(), input, layers, params, classes: Vec::new(), eps: None, step_size: None }

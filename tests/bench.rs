@@ -4,6 +4,7 @@ mod common;
 #[path = "common/program.rs"]
 mod program;
 
+use common::gpu;
 use program::{Bench, json, names};
 use signstep::model::Dims;
 use signstep::trial::{self, Clock, Custom, Setup, Trial};
@@ -123,13 +124,14 @@ fn samples_that_the_device_does_not_take_at_once_are_told() {
     let (used, told) = run(u32::MAX);
     let most = used[0];
     assert!(most < u64::from(u32::MAX) && used.iter().all(|n| *n == most), "{used:?}");
-    let warning = format!("--samples {}: more than the device takes at once; 2 of 2 rows have {most}", u32::MAX);
+    let warning =
+        format!("--samples {}: more than the device takes at once; {1} of {1} rows have {most}", u32::MAX, used.len());
     assert!(told.contains(&format!("warning: {warning}")), "{told}");
     let (used, told) = run(3);
-    assert!(used == [3, 3] && !told.contains("--samples"), "{used:?}\n{told}");
+    assert!(used.iter().all(|n| *n == 3) && !told.contains("--samples"), "{used:?}\n{told}");
     // What rules remember counts as well.
     let rule = "bench --kernel momentum_step --shape linf-3x64x64 --rounds 1 --format json --samples 4000000";
-    assert_eq!(json(&bench.ok(rule))["kernels"].as_array().unwrap().len(), 2);
+    assert!(!json(&bench.ok(rule))["kernels"].as_array().unwrap().is_empty());
 }
 
 #[test]
@@ -144,25 +146,32 @@ fn other_arithmetic_is_checked_and_timed_beside_f32() {
     // Wide enough for Winograd's convolution, whose fast variant is three kernels.
     let all = rows("--shape conv3x3s1-128-128-4x4 --variant naive,fast --math f32,fast,f16");
     let told: Vec<(&str, &str, u64)> = all.iter().map(|(k, v, d)| (k.as_str(), v.as_str(), *d)).collect();
+    // On hardware nothing is known to be faster than f32.
+    let target = Target::of(gpu()).unwrap();
+    let is_offered = target.is_software && target.subgroup >= 8 && target.storage == Storage::Texture;
     for pass in ["conv2d_forward", "conv2d_input_grad"] {
-        let (broadcast, winograd) = (format!("{pass}_broadcast"), format!("{pass}_winograd"));
-        let wanted = [
+        let family = if is_offered { "broadcast" } else { "workgroup" };
+        let (fast, winograd) = (format!("{pass}_{family}"), format!("{pass}_winograd"));
+        let mut wanted = vec![
             // In slices of the weights that a uniform binding holds.
             (pass, "naive", 16),
-            (&broadcast, "fast", 1),
+            (&fast, "fast", 1),
             (&winograd, "naive, math fast", 1),
             (&winograd, "fast, math fast", 3),
             (pass, "naive, math f16", 16),
-            (&broadcast, "fast, math f16", 1),
+            (&fast, "fast, math f16", 1),
         ];
+        wanted.retain(|(kernel, ..)| is_offered || *kernel != winograd);
         let ours: Vec<_> = told.iter().copied().filter(|(kernel, ..)| kernel.starts_with(pass)).collect();
         assert_eq!(ours, wanted);
     }
-    assert_eq!(told.len(), 12);
+    assert_eq!(told.len(), if is_offered { 12 } else { 8 });
     // One of the three names them all.
-    let named =
-        rows("--shape conv3x3s1-128-128-4x4 --kernel conv2d_forward_winograd_products --math fast --variant fast");
-    assert_eq!(named, [("conv2d_forward_winograd".into(), "fast, math fast".into(), 3)]);
+    if is_offered {
+        let named =
+            rows("--shape conv3x3s1-128-128-4x4 --kernel conv2d_forward_winograd_products --math fast --variant fast");
+        assert_eq!(named, [("conv2d_forward_winograd".into(), "fast, math fast".into(), 3)]);
+    }
     // What is the same in both is timed once.
     let line = "--kernel conv2d_* --shape conv3x3s1-8-8-4x4 --variant naive,fast";
     assert_eq!(rows(&format!("{line} --math f32,fast")), rows(line));

@@ -4,6 +4,7 @@
 mod program;
 
 use program::{Bench, json, names};
+use safetensors::SafeTensors;
 use signstep::data::{View, write_safetensors};
 use std::collections::BTreeMap;
 use std::fs;
@@ -161,6 +162,56 @@ fn results_do_not_depend_on_the_batch() {
     };
     let alone = file(64);
     assert!(alone == file(7), "batches of 7 and of 64 differ");
+}
+
+/// Its adversarial images, for this network or another one; the file or the folder.
+#[test]
+fn what_a_run_left_is_data() {
+    let bench = Bench::new();
+    let report = json(&bench.ok("attack --untargeted --limit 40 --eps 0.2 --json --out run"));
+    let robust = report["robust"].as_u64().unwrap();
+    assert!(robust < 40);
+    for data in ["run", "run/adversarial.safetensors"] {
+        let told = json(&bench.ok(&format!("verify --data {data} --json")));
+        assert_eq!(told["clean_correct"].as_u64().unwrap(), robust, "{told}");
+    }
+}
+
+/// A radius in grey levels, labels of another order, and who was wrong when clean.
+#[test]
+fn what_is_likely_a_mistake_is_told() {
+    let bench = Bench::new();
+    let told = |line: &str| String::from_utf8(bench.run(line).stderr).unwrap();
+    for command in ["attack --untargeted", "eval --attacks fgsm"] {
+        let said = told(&format!("{command} --limit 20 --eps 8 --out out"));
+        assert!(said.contains("warning: eps 8 is more than the whole range") && said.contains("8/255"), "{said}");
+        let said = told(&format!("{command} --limit 20 --eps 0.3 --fresh --out out"));
+        assert!(!said.contains("warning: eps") && !said.contains("right when clean"), "{said}");
+    }
+    // Every label is off by one.
+    let report = json(&bench.ok("attack --untargeted --limit 30 --json --out run"));
+    let run = fs::read(bench.path("run/adversarial.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&run).unwrap();
+    let labels: Vec<i64> = bytemuck::pod_collect_to_vec(tensors.tensor("labels").unwrap().data());
+    let shifted: Vec<i64> = labels.iter().map(|y| (y + 1) % 10).collect();
+    let clean = tensors.tensor("clean").unwrap();
+    let pixels: Vec<f32> = bytemuck::pod_collect_to_vec(clean.data());
+    let set = [("images", View::f32(clean.shape(), &pixels)), ("labels", View::i64(&[30], &shifted))];
+    write_safetensors(&bench.path("shifted.safetensors"), &set, &BTreeMap::new()).unwrap();
+    assert!(report["clean_correct"].as_u64().unwrap() > 20);
+    for command in ["attack --untargeted", "eval --attacks fgsm"] {
+        let said = told(&format!("{command} --data shifted.safetensors --eps 0.1 --out shifted-{}", &command[..4]));
+        assert!(said.contains("of 30 images are right when clean"), "{said}");
+    }
+    // Who is wrong when clean needs no move at all.
+    let line = "attack --untargeted --min-eps --eps 4/255 --data shifted.safetensors --json --out least";
+    let report = json(&bench.ok(line));
+    let run = fs::read(bench.path("least/adversarial.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&run).unwrap();
+    let least: Vec<f32> = bytemuck::pod_collect_to_vec(tensors.tensor("min_eps").unwrap().data());
+    let wrong = least.iter().filter(|eps| **eps == 0.0).count() as u64;
+    assert_eq!(wrong, 30 - report["clean_correct"].as_u64().unwrap());
+    assert_eq!(tensors.tensor("success").unwrap().dtype(), safetensors::Dtype::BOOL);
 }
 
 #[test]

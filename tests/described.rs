@@ -236,7 +236,7 @@ layers = [
 #[test]
 fn mistakes_are_told_with_their_line_and_layer() {
     let bench = Bench::new();
-    let cases: [(&str, &[&str]); 38] = [
+    let cases: [(&str, &[&str]); 40] = [
         ("", &["`input` is missing"]),
         ("input = [1, 8]\nlayers = []", &["line 1, input", "channels, height, width"]),
         ("input = [1, 8, 0]\nlayers = []", &["line 1", "1 or more"]),
@@ -251,6 +251,8 @@ fn mistakes_are_told_with_their_line_and_layer() {
         ("HEAD{ linear = 'a', outputs = 4 },\n 'relu']", &["line 4, layers[1]", "a ReLU is behind the last layer"]),
         ("HEAD{ linear = 'a', outputs = 4 }, 'relu',\n 'flatten']", &["line 4, layers[2]", "a ReLU is behind"]),
         ("HEAD'gelu']", &["line 3, layers[0]", "no layer \"gelu\"", "relu"]),
+        ("HEAD'dropout']", &["line 3, layers[0]", "leave it out"]),
+        ("HEAD{ dropout = 0.5 }]", &["line 3, layers[0]", "leave it out"]),
         ("HEAD'relu',\n 7]", &["line 4, layers[1]", "integer is no layer"]),
         ("HEAD{ kernel = 3 }]", &["line 3, layers[0]", "conv, batch_norm"]),
         ("HEAD{ conv = 'a', linear = 'b' }]", &["line 3, layers[0]", "conv and linear"]),

@@ -17,14 +17,17 @@ use kinds::{for_fast_arithmetic, in_training_mode};
 use played::played;
 use signstep::attack::{Sample, State};
 use signstep::habits::Habits;
-use signstep::kernel::{Access, Dispatch, Kernel, Source, run_alone};
+use signstep::kernel::{Access, Dispatch, Grid, Kernel, Source, run_alone};
 use signstep::model::{Dims, Layer};
 use signstep::plan::{CoopMatrix, Tile, TrainingPlan};
 use signstep::{Kind, Math, Model, Plan, Resource, Storage, Target, Variant};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-/// An odd number, more than one part of a batch for those that do a part at a time.
-const SAMPLES: u32 = 5;
+/// An odd number.
+const SAMPLES: u32 = 7;
+
+/// Samples that kernels do at a time which do a part of the batch at a time: several whole parts, and a last one.
+const PART: u32 = 3;
 
 /// A dispatch, what its plan allocates, its text, and the invocations that hand values round.
 struct Case {
@@ -50,13 +53,23 @@ fn cases() -> Vec<Case> {
         let plan = TrainingPlan::new(&in_training_mode(), &Target { storage, ..Target::default() }).unwrap();
         plan.dispatches().for_each(|d| add(d, &plan.resources, 1));
     }
-    for model in every_kind_of_layer() {
-        for (target, subgroup) in
-            [(Target::default(), 1), (software(8), 8), (software(16), 16), (hands_round(32), 32), (hands_round(64), 64)]
-        {
+    // A device may take any size of subgroup between its smallest and its largest.
+    let between = |least, most| Target { subgroup_most: most, ..hands_round(least) };
+    let targets = [
+        (Target::default(), 1),
+        (software(8), 8),
+        (software(16), 16),
+        (between(8, 32), 16),
+        (hands_round(32), 32),
+        (between(32, 64), 64),
+    ];
+    for model in every_kind_of_layer().into_iter().chain([tiny()]) {
+        for (target, subgroup) in targets.clone() {
             let tiles = Tile::all(&target).into_iter().map(Variant::Only);
-            for variant in [Variant::Naive].into_iter().chain(tiles) {
-                for math in [Math::F32, Math::F16] {
+            for (i, variant) in [Variant::Naive].into_iter().chain(tiles).enumerate() {
+                // How f16 lie in texels is no matter of tiles: one in four will do.
+                let maths = if i % 4 == 0 { &[Math::F32, Math::F16][..] } else { &[Math::F32] };
+                for &math in maths {
                     let plan = Plan::new(&model, &Target { math, variant, ..target.clone() }).unwrap();
                     plan.dispatches().for_each(|d| add(d, &plan.resources, subgroup));
                 }
@@ -68,12 +81,13 @@ fn cases() -> Vec<Case> {
             let target = Target { math: Math::Fast, variant, ..software(subgroup) };
             let plan = Plan::new(&for_fast_arithmetic(), &target).unwrap();
             let winograd = plan.dispatches().filter(|d| d.kernel.entry.contains("_winograd"));
-            winograd.for_each(|d| add(d, &plan.resources, subgroup));
+            winograd.for_each(|d| add(&in_small_parts(d), &plan.resources, subgroup));
         }
     }
-    let coop = |side, lanes| Target { math: Math::Coop, coop: Some(CoopMatrix { side, lanes }), ..Target::default() };
-    for (side, lanes) in [(8, 8), (16, 16), (16, 8)] {
-        let plan = Plan::new(&for_matrices(), &coop(side, lanes)).unwrap();
+    for (side, lanes, storage) in [(8, 8, 16 << 10), (16, 16, 16 << 10), (16, 8, 48 << 10)] {
+        let mut target = Target { math: Math::Coop, coop: Some(CoopMatrix { side, lanes }), ..Target::default() };
+        target.limits.workgroup_storage = storage;
+        let plan = Plan::new(&for_matrices(), &target).unwrap();
         for d in plan.dispatches().filter(|d| d.kernel.entry.ends_with("_coop")) {
             let text = played(&d.kernel.source().unwrap().text, side, lanes);
             all.push(Case { dispatch: d.clone(), resources: plan.resources.clone(), text, subgroup: lanes });
@@ -87,16 +101,34 @@ fn hands_round(subgroup: u32) -> Target {
     Target { subgroup, subgroup_most: subgroup, ..Target::default() }
 }
 
-/// Convolutions with strides and without, with channels and sides that fill no matrix.
+/// The same dispatch with parts of [`PART`] samples.
+fn in_small_parts(d: &Dispatch) -> Dispatch {
+    let mut d = d.clone();
+    if let Grid::Parts { part, .. } = &mut d.grid {
+        *part = PART;
+        d.kernel.consts.iter_mut().filter(|(name, _)| *name == "PART").for_each(|(_, v)| *v = PART);
+    }
+    d
+}
+
+/// An image of fewer values than sums have lanes otherwise.
+fn tiny() -> Model {
+    let layers = vec![conv("a", 1, 4, 3, 1, 1), Layer::Relu, Layer::GlobalAvgPool, linear("z", 4, 3)];
+    random_model(&mut Rng::new(15), Dims::new(1, 4, 5), layers)
+}
+
+/// Convolutions with strides and without, with channels and sides that fill no matrix, of few channels and of many.
 fn for_matrices() -> Model {
     let layers = vec![
         conv("a", 3, 18, 3, 1, 1),
         Layer::Relu,
         conv("b", 18, 34, 3, 2, 1),
         Layer::Relu,
-        conv("c", 34, 17, 1, 1, 0),
+        conv("c", 34, 70, 1, 1, 0),
+        Layer::Relu,
+        conv("d", 70, 16, 1, 1, 0),
         Layer::GlobalAvgPool,
-        linear("z", 17, 5),
+        linear("z", 16, 5),
     ];
     random_model(&mut Rng::new(14), Dims::new(3, 9, 7), layers)
 }
@@ -105,13 +137,12 @@ fn for_matrices() -> Model {
 fn samples() -> Vec<Sample> {
     let one = |id: u32| Sample {
         id,
-        class: id % 3,
-        label: id % 2,
+        class: 1 + id % 2,
         start: u32::from(id != 1),
         eps: 8.0 / 255.0,
         step_size: 1.0 / 255.0,
-        direction: if id % 2 == 0 { -1.0 } else { 1.0 },
-        aimed: u32::from(id % 2 == 0),
+        direction: if id.is_multiple_of(2) { -1.0 } else { 1.0 },
+        aimed: u32::from(id.is_multiple_of(2)),
         levels: 8,
         momentum: 0.75,
         steps: 10,
@@ -121,22 +152,25 @@ fn samples() -> Vec<Sample> {
     (0..SAMPLES).map(one).collect()
 }
 
-/// Where each of them is: before the first step, where a step is halved, behind the last step, at its first success, and on
-/// the way after one.
+/// Where each of them is: before the first step; where a step is halved, and where it is though the loss is the highest;
+/// behind the last step with a success and without one; at its first success; on the way after one.
 fn states() -> Vec<State> {
     let begin: Vec<State> = samples().iter().map(|s| State { loss: -3.0, ..State::begin(s) }).collect();
-    let way = |i: usize| State { iteration: 4, best: -2.0, last: -2.5, predicted: begin.len() as u32, ..begin[i] };
+    let way = |i: usize| State { iteration: 4, best: 0.5, last: -2.5, ..begin[i] };
+    let check = |i: usize| State { since_check: begin[i].period - 1, halved: 0, best_at_check: 9.0, ..way(i) };
     vec![
         begin[0],
-        State { iteration: 2, best_at_check: 1.0, since_check: begin[1].period - 1, predicted: 1, halved: 0, ..way(1) },
-        State { iteration: 10, found: 1, ..way(2) },
-        State { predicted: 0, ..way(3) },
-        State { predicted: 1, found: 1, ..way(4) },
+        check(1),
+        State { loss: 9.0, best: -9.0, ..check(2) },
+        State { iteration: 10, found: 1, predicted: 1, ..way(3) },
+        State { iteration: 10, ..way(4) },
+        State { predicted: 2, ..way(5) },
+        State { predicted: 1, found: 1, ..way(6) },
     ]
 }
 
 /// What lies in a resource before a kernel runs, in words: what a trial would put there, and samples at all points of
-/// their way. Of what is `wild` the last sample holds a NaN, an infinity and a zero.
+/// their way. What is `wild` has a NaN, an infinity and a zero in it: images in the last sample, activations in the first.
 fn data(rng: &mut Rng, resource: &Resource, name: &str, wild: bool) -> Vec<u32> {
     let words = resource.bytes(SAMPLES.into(), Storage::Buffer).unwrap().div_ceil(4) as usize;
     let fill = |f: &mut dyn FnMut() -> u32| (0..words).map(|_| f()).collect::<Vec<u32>>();
@@ -157,11 +191,17 @@ fn data(rng: &mut Rng, resource: &Resource, name: &str, wild: bool) -> Vec<u32> 
         Kind::Uniform => vec![0, 1.0_f32.to_bits(), 1, 2],
         Kind::Stage(_) | Kind::Whole(_) => vec![0; words],
     };
-    if wild && matches!(resource.kind, Kind::Activation | Kind::Floats) {
-        let last = words - words / SAMPLES as usize;
-        for (at, v) in (last..words).zip([f32::NAN, f32::INFINITY, 0.0]) {
-            filled[at] = v.to_bits();
+    let wild = [f32::NAN, f32::INFINITY, 0.0].map(f32::to_bits).into_iter().filter(|_| wild);
+    match resource.kind {
+        // Slots may be larger than what a kernel reads of them, but begin with it.
+        Kind::Activation | Kind::Passing(_) => filled.iter_mut().zip(wild).for_each(|(at, v)| *at = v),
+        // NaN and infinity of f16.
+        Kind::Half => filled.iter_mut().zip(wild.take(1)).for_each(|(at, _)| *at = 0x7c00_7e00),
+        Kind::Floats => {
+            let last = words - words / SAMPLES as usize;
+            filled[last..].iter_mut().zip(wild).for_each(|(at, v)| *at = v);
         }
+        _ => {}
     }
     filled
 }
@@ -181,7 +221,18 @@ impl Case {
         let mut rng = Rng::new(7);
         let before =
             source.bindings.iter().zip(&ids).map(|((name, _), id)| data(&mut rng, &self.resources[*id], name, wild));
-        Bound { before: before.collect(), ids, source }
+        let mut before: Vec<Vec<u32>> = before.collect();
+        // Three samples are near their clean images, within the ball.
+        let place = |name: &str| source.bindings.iter().position(|(n, _)| n == name);
+        if let (Some(x), Some(x0)) = (place("x"), place("x0")) {
+            let clean = before[x0].clone();
+            let each = clean.len() / SAMPLES as usize;
+            for (i, word) in before[x].iter_mut().enumerate().filter(|(i, _)| [1, 3, 5].contains(&(i / each))) {
+                let near = f32::from_bits(clean[i]) + if i % 3 == 0 { 0.02 } else { -0.01 };
+                *word = near.clamp(0.0, 1.0).to_bits();
+            }
+        }
+        Bound { source, ids, before }
     }
 
     /// What the interpreter makes of it, or of a text in its place, and what it finds wrong.
@@ -231,6 +282,19 @@ fn what_is_undefined_is_found() {
             vec!["a read races with a write: shared_words", "beyond an array: shared_words"],
         ),
         (1, "words[i * 3u] = 1u;".into(), vec!["beyond a binding: words"]),
+        (1, "words[i * 0x20000000u + i] = 1u;".into(), vec!["beyond a binding: words"]),
+        (1, "words[i] = 7u / (i % 3u);".into(), vec!["a division by zero"]),
+        (1, "words[i] = 7u << (3u * i);".into(), vec!["a shift by more than a word has"]),
+        (1, "words[0] = 0u;".into(), vec!["a write races with a write: words"]),
+        (
+            1,
+            "words[i] = atomicAdd(&sums[0], 1u);".into(),
+            vec![
+                "a read races with a write: sums",
+                "a write races with a write: sums",
+                "read before it was written: sums",
+            ],
+        ),
         (1, "if (i < 8u) { workgroupBarrier(); }".into(), vec!["a barrier that not all come to"]),
         (
             1,

@@ -1,6 +1,7 @@
 //! What a user should know beside a result.
 
 use super::tell::{complain, warn};
+use crate::attack::Norm;
 use crate::report::{self, Distance, Radius, Report};
 use std::path::Path;
 
@@ -14,10 +15,12 @@ pub(super) fn advise(report: &Report) {
         if config.method.has_step_size() && eps.value.is_finite() && reach < eps.value * (1.0 - 1e-9) {
             warn(format!("{} steps of {} do not reach eps {}", config.steps, step_size.text, eps.text));
         }
+        advise_of_range(eps, config.norm == Norm::Linf, config.bounds);
         if config.delivers_bytes() {
             advise_of_radius(eps, f64::from(config.effective(eps.value)));
         }
     }
+    advise_of_clean(report.statistics.clean_correct, report.statistics.samples);
     if config.delivers_bytes() {
         advise_of_snapping(report.statistics.snapped);
     }
@@ -32,6 +35,30 @@ pub(super) fn advise(report: &Report) {
     if marked > 0 {
         let what = "they are delivered as they were, marked in `health`, and count neither as turned nor as robust";
         warn(format!("NaN or infinity arose in {marked} of {all} images: {what}"));
+    }
+}
+
+/// A radius that holds every image there is, by mistake more often than not.
+pub(super) fn advise_of_range(eps: &Distance, is_linf: bool, bounds: Option<(f32, f32)>) {
+    let Some((lo, hi)) = bounds else { return };
+    let whole = f64::from(hi) - f64::from(lo);
+    if is_linf && eps.value.is_finite() && eps.value > whole {
+        let grey = if eps.value.fract() == 0.0 && eps.value <= 255.0 {
+            format!("; {} of 255 grey levels are {}/255", eps.text, eps.text)
+        } else {
+            String::new()
+        };
+        warn(format!("eps {} is more than the whole range of a pixel, {whole}{grey}", eps.text));
+    }
+}
+
+/// Hardly any image is right: labels of another order, or pixels as another network takes them.
+pub(super) fn advise_of_clean(right: usize, samples: usize) {
+    if right == 0 || (samples >= 20 && right * 10 <= samples) {
+        let of = format!("only {right} of {samples} images are right when clean");
+        warn(format!(
+            "{of}: are these the labels of this network, and has it the mean and deviation that it was trained with?"
+        ));
     }
 }
 

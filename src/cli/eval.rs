@@ -1,7 +1,7 @@
 //! `signstep eval`: how many images stay right whatever is tried. One attack after the other, each on those that are
 //! left.
 
-use super::advice::{advise_of_radius, advise_of_snapping};
+use super::advice::{advise_of_clean, advise_of_radius, advise_of_range, advise_of_snapping};
 use super::apart;
 use super::defaults::default_eps;
 use super::engine::{Place, PlaceArgs, Runner};
@@ -198,6 +198,8 @@ fn is_autoattack(specs: &[Spec], shared: &Shared) -> bool {
 /// Tells of an evaluation, and holds it against the thresholds.
 fn conclude(evaluation: &Evaluation, args: &EvalArgs, thresholds: &[Threshold], written: &str) -> Result<()> {
     let config = &evaluation.identity.config;
+    advise_of_range(&config.eps, config.norm == "linf", config.bounds);
+    advise_of_clean(evaluation.clean_accuracy.count, evaluation.samples);
     if config.delivers_bytes() {
         advise_of_radius(&config.eps, f64::from(config.effective_eps()));
         advise_of_snapping(evaluation.evidence.snapped);

@@ -14,8 +14,8 @@ use std::path::PathBuf;
 #[derive(Args, Debug)]
 pub(super) struct DataArgs {
     /// Images and labels: a folder of PNG or JPEG pictures (class/file, or with labels.csv), of IDX files (MNIST,
-    /// gzipped or not), of CIFAR-10 batches or of NumPy arrays; a .safetensors with `images` and `labels` [default: the
-    /// 450 held-out digits inside the program]
+    /// gzipped or not), of CIFAR-10 batches or of NumPy arrays; a .safetensors with `images` and `labels`; what `attack`
+    /// or `eval` left, its adversarial images [default: the 450 held-out digits inside the program]
     #[arg(long, value_name = "PATH", help_heading = "Input")]
     pub data: Option<PathBuf>,
     /// Resize pictures so that the shorter side has N pixels, to the byte as torchvision does it (bilinear,

@@ -28,6 +28,8 @@ const WORDS: [&str; 3] = ["relu", "global_avg_pool", "flatten"];
 /// What the other layers are told by.
 const KINDS: [&str; 8] = ["conv", "batch_norm", "affine", "max_pool", "avg_pool", "linear", "residual", "repeat"];
 
+const DROPOUT: &str = "dropout lets everything through when a network is evaluated: leave it out";
+
 /// A network as a file describes it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Description {
@@ -255,12 +257,16 @@ impl Reader<'_> {
                     "relu" => Ok(Layer::Relu),
                     "global_avg_pool" => Ok(Layer::GlobalAvgPool),
                     "flatten" => Ok(Layer::Flatten),
+                    "dropout" => self.fail(&span, path, DROPOUT),
                     word => self.fail(&span, path, &format!("no layer {word:?}; there are {}", known())),
                 };
             }
             DeValue::Table(entries) => entries,
             other => return self.fail(&span, path, &format!("{} is no layer", other.type_str())),
         };
+        if entries.contains_key("dropout") {
+            return self.fail(&span, path, DROPOUT);
+        }
         let kinds: Vec<&str> = KINDS.into_iter().filter(|kind| entries.contains_key(*kind)).collect();
         let [kind] = kinds[..] else {
             let found = if kinds.is_empty() { "none".into() } else { kinds.join(" and ") };

@@ -198,7 +198,9 @@ pub fn open_framed(path: &Path, limit: Option<usize>, framing: Framing) -> Resul
     let limit = limit.unwrap_or(usize::MAX);
     let place = path.display().to_string();
     let what = fs::metadata(path).map_err(|e| Error::data(&place, e.to_string()))?;
-    let source = if what.is_dir() {
+    let source = if let Some(file) = tensors::of_run(path) {
+        stream::Stream::open(&file).and_then(|file| tensors::read(file, limit))
+    } else if what.is_dir() {
         match kind_of_folder(path)? {
             Kind::Cifar => cifar::folder(path, limit),
             Kind::Idx => idx::folder(path, limit),

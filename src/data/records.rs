@@ -160,7 +160,12 @@ impl Layout {
         for (i, record) in block.chunks_exact_mut(self.record()).enumerate() {
             let pixels = self.values.pixels(&mut record[self.lead..]);
             if let Some(value) = pixels.iter().find(|value| !(0.0..=1.0).contains(*value)) {
-                let detail = format!("sample {}: value {value} lies outside [0, 1]", at + i);
+                let hint = match *value {
+                    v if v > 1.0 && v.fract() == 0.0 => "; grey levels are saved as uint8, or divided by 255",
+                    v if v.is_finite() => "; mean and deviation belong to the network, not to its images",
+                    _ => "",
+                };
+                let detail = format!("sample {}: value {value} lies outside [0, 1]{hint}", at + i);
                 return Err(Error::data(place, detail));
             }
             each(pixels);

@@ -1,5 +1,6 @@
 //! Data sets in safetensors: `images` (u8 in [0, 255], or floats in [0, 1]; `[N, C, H, W]`) and `labels` (integers;
-//! `[N]`). Other tensors are ignored. Metadata `classes` (JSON list) names the classes.
+//! `[N]`). Other tensors are ignored. Metadata `classes` (JSON list) names the classes. What an attack or an evaluation
+//! left is such a set, too: its `adversarial` images, to see what another network says of them.
 
 use super::records::{Layout, Records, Values, labels};
 use super::stream::{Stream, Survey};
@@ -8,12 +9,22 @@ use crate::error::{Error, Result};
 use crate::weights;
 use safetensors::tensor::{Metadata, TensorInfo};
 use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+
+/// What a run left in its folder, where it came to its end: tensors, and a report beside them.
+const OF_RUNS: [[&str; 2]; 2] = [["adversarial.safetensors", "report.json"], ["eval.safetensors", "eval.json"]];
+
+/// The tensors of a run, where `folder` is one of a run.
+pub(super) fn of_run(folder: &Path) -> Option<PathBuf> {
+    let is_whole = |files: &&[&str; 2]| files.iter().all(|name| folder.join(name).is_file());
+    OF_RUNS.iter().find(is_whole).map(|[tensors, _]| folder.join(tensors))
+}
 
 pub(super) fn read(mut stream: Stream, limit: usize) -> Result<Source> {
     let (file, length) = (stream.place.clone(), stream.length());
     let place = |what: &str| format!("{file}: {what}");
     let mut hash = Sha256::new();
-    let (layout, labels, classes) = stream.survey(&mut hash, |survey| {
+    let (name, layout, labels, classes) = stream.survey(&mut hash, |survey| {
         let prefix = prefix(survey)?;
         let (tensors, metadata) = weights::describe(&prefix).map_err(|detail| Error::data(place("tensors"), detail))?;
         let start = prefix.len() as u64;
@@ -22,10 +33,10 @@ pub(super) fn read(mut stream: Stream, limit: usize) -> Result<Source> {
             let detail = format!("{} bytes, but its header says {whole}", length.unwrap_or_default());
             return Err(Error::data(&file, detail));
         }
-        let (images, integers) = find(&tensors).map_err(|e| e.in_file(&file))?;
+        let (name, images, integers) = find(&tensors).map_err(|e| e.in_file(&file))?;
         let values = |info: &TensorInfo| Values { dtype: info.dtype, big_endian: false };
         let begin = |info: &TensorInfo| start + info.data_offsets.0 as u64;
-        let fail = |detail| Error::data(place("images"), detail);
+        let fail = |detail| Error::data(place(name), detail);
         let [n, c, h, w] = *images.shape else {
             return Err(fail(format!("shape {:?}, but [N, C, H, W] is expected", images.shape)));
         };
@@ -45,7 +56,7 @@ pub(super) fn read(mut stream: Stream, limit: usize) -> Result<Source> {
         for info in if begin(images) < begin(integers) { [images, integers] } else { [integers, images] } {
             survey.skip(begin(info) - at)?;
             if std::ptr::eq(info, images) {
-                layout.survey(&place("images"), survey, |_, _| Ok(()))?;
+                layout.survey(&place(name), survey, |_, _| Ok(()))?;
             } else {
                 found = labels(&place("labels"), survey, values(info), n, limit, classes.len())?;
             }
@@ -54,7 +65,7 @@ pub(super) fn read(mut stream: Stream, limit: usize) -> Result<Source> {
         if survey.skip(whole - at)? < whole - at {
             return Err(Error::data(&file, "truncated"));
         }
-        Ok((layout, found, classes))
+        Ok((name, layout, found, classes))
     })?;
     Ok(Source {
         dims: layout.dims,
@@ -63,7 +74,7 @@ pub(super) fn read(mut stream: Stream, limit: usize) -> Result<Source> {
         name: file.clone(),
         sha256: hexadecimal(hash),
         framing: None,
-        reader: Box::new(Records { place: place("images"), stream, layout }),
+        reader: Box::new(Records { place: place(name), stream, layout }),
     })
 }
 
@@ -78,17 +89,18 @@ fn prefix(survey: &mut Survey<'_>) -> Result<Vec<u8>> {
     Ok(prefix)
 }
 
-fn find(tensors: &Metadata) -> Result<(&TensorInfo, &TensorInfo)> {
-    let Some(images) = tensors.info("images") else {
-        let detail = if tensors.info("adversarial").is_some() {
-            "this tensor is missing; the file looks like the output of an attack, with `clean` and `adversarial` instead"
-        } else {
-            "this tensor is missing"
-        };
-        return Err(Error::data("images", detail));
+/// Images, by the name that they have, and labels.
+fn find(tensors: &Metadata) -> Result<(&'static str, &TensorInfo, &TensorInfo)> {
+    let images = ["images", "adversarial"].into_iter().find_map(|name| Some((name, tensors.info(name)?)));
+    let Some((name, images)) = images else {
+        let mut there: Vec<String> = tensors.tensors().into_keys().filter(|name| name.len() <= 40).collect();
+        there.sort();
+        there.truncate(8);
+        let there = if there.is_empty() { String::new() } else { format!("; there are {}", there.join(", ")) };
+        return Err(Error::data("images", format!("this tensor is missing{there}")));
     };
     let Some(labels) = tensors.info("labels") else { return Err(Error::data("labels", "this tensor is missing")) };
-    Ok((images, labels))
+    Ok((name, images, labels))
 }
 
 #[cfg(test)]
@@ -148,6 +160,17 @@ mod tests {
         assert_eq!((images.as_slice(), set.labels.as_slice()), ([0.5, 1.0].as_slice(), [3, 4].as_slice()));
     }
 
+    #[test]
+    fn what_an_attack_left_is_read() {
+        let attacked = [
+            ("adversarial", View::f32(&[2, 1, 1, 1], &[0.5, 1.0])),
+            ("clean", View::f32(&[2, 1, 1, 1], &[0.0, 0.25])),
+            ("labels", View::i64(&[2], &[3, 4])),
+        ];
+        let (set, images) = read_back(&attacked, None, None).unwrap();
+        assert_eq!((images.as_slice(), set.labels.as_slice()), ([0.5, 1.0].as_slice(), [3, 4].as_slice()));
+    }
+
     /// A megabyte is read at a time: samples keep their numbers behind it, and a limit counts from the first.
     #[test]
     fn samples_are_counted_on_from_one_block_to_the_next() {
@@ -181,7 +204,8 @@ mod tests {
         assert!(bad(&[0.0, 1.0001]).contains("outside [0, 1]"));
         assert!(bad(&[-0.1, 0.0]).contains("outside [0, 1]"));
         assert!(message(&[labels()]).contains("images: this tensor is missing"));
-        assert!(message(&[("adversarial", View::f32(&[1], &[0.0])), labels()]).contains("output of an attack"));
+        assert!(message(&[("x", View::f32(&[1], &[0.0])), labels()]).contains("there are labels, x"));
+        assert!(message(&[("adversarial", View::f32(&[1], &[0.0])), labels()]).contains("adversarial: shape [1]"));
         assert!(message(&[images()]).contains("labels: this tensor is missing"));
         assert!(message(&[("images", View::u8(&[2, 1, 1], &[0, 1])), labels()]).contains("[N, C, H, W]"));
         assert!(message(&[("images", View::i64(&[2, 1, 1, 1], &[0, 1])), labels()]).contains("I64 values"));

@@ -34,6 +34,11 @@ impl<'a> View<'a> {
         View { dtype: Dtype::U8, shape: shape.to_vec(), bytes: Cow::Borrowed(values) }
     }
 
+    /// A tensor of booleans.
+    pub fn bool(shape: &[usize], values: &'a [bool]) -> Self {
+        View { dtype: Dtype::BOOL, shape: shape.to_vec(), bytes: Cow::Borrowed(bytemuck::cast_slice(values)) }
+    }
+
     /// Its values as they will lie in the file.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes

@@ -327,7 +327,7 @@ impl<'a> Walk<'a> {
         let size = self.state.step_size;
         let mix = |walk: &Self, i: usize, z: f32| {
             let here = walk.x[i];
-            here + times(z - here, share) + times(here - walk.memory[OLD * len + i], rest)
+            flushed(here + times(z - here, share)) + times(here - walk.memory[OLD * len + i], rest)
         };
         let next: Vec<f32> = match norm {
             Norm::Linf => (0..len)

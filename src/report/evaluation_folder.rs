@@ -126,7 +126,7 @@ impl EvalFolder {
     fn tensors(&mut self, ledger: &Ledger, marked: bool) -> Result<String> {
         let n = ledger.samples();
         let Dims { c, h, w } = self.dims;
-        let flags = |turned: &[i64]| turned.iter().map(|b| u8::from(*b >= 0)).collect::<Vec<u8>>();
+        let flags = |turned: &[i64]| turned.iter().map(|b| *b >= 0).collect::<Vec<bool>>();
         let (success, success_float) = (flags(&ledger.broken_by), flags(&ledger.broken_by_float));
         let health: Vec<u8> = ledger.health.iter().map(|h| h.0 as u8).collect();
         let marks = marked.then(|| ("health", Dtype::U8, View::u8(&[n], &health)));
@@ -137,8 +137,8 @@ impl EvalFolder {
             ("labels", Dtype::I64, View::i64(&[n], &ledger.labels)),
             ("linf", Dtype::F32, View::f32(&[n], &ledger.linf)),
             ("loss", Dtype::F32, View::f32(&[n], &ledger.loss)),
-            ("success", Dtype::U8, View::u8(&[n], &success)),
-            ("success_float", Dtype::U8, View::u8(&[n], &success_float)),
+            ("success", Dtype::BOOL, View::bool(&[n], &success)),
+            ("success_float", Dtype::BOOL, View::bool(&[n], &success_float)),
         ];
         let small: Vec<_> = small.into_iter().chain(marks).collect();
         let slot = |name: &str, dtype, shape: &[usize]| Slot { name: name.into(), dtype, shape: shape.to_vec() };

@@ -68,7 +68,7 @@ fn count(
     let delivered = right(tensors.f32("adversarial_logits", rows.clone())?, &labels);
     let (attacked, success) = (tensors.flags("attacked", rows.clone())?, tensors.flags("success", rows.clone())?);
     let (linf, l2) = (tensors.f32("linf", rows.clone())?, tensors.f32("l2", rows.clone())?);
-    let marked = if config.keep_going { tensors.flags("health", rows.clone())? } else { vec![false; rows.len()] };
+    let marked = if config.keep_going { tensors.marks("health", rows.clone())? } else { vec![false; rows.len()] };
     for (i, row) in rows.enumerate() {
         let sum = &mut counts[row % config.rows_each()];
         // Whoever was attacked was right.

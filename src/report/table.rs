@@ -217,6 +217,7 @@ fn rows(report: &Report) -> [[String; 5]; 3] {
         "file" => "turned, to their target where they have one",
         _ => "turned to their target",
     };
+    let still = if config.is_untargeted() { "still right (robust)" } else { "still right (robust to these targets)" };
     let fooling = if config.method.shares_perturbation() { " (fooling rate)" } else { "" };
     [
         ["right when clean".into(), percent(s.clean_accuracy()), of(s.clean_correct, s.samples), none(), none()],
@@ -228,7 +229,7 @@ fn rows(report: &Report) -> [[String; 5]; 3] {
             of(s.successes_float, s.attacked),
         ],
         [
-            "still right (robust)".into(),
+            still.into(),
             percent(s.robust_accuracy()),
             of(s.robust, s.samples),
             percent(s.robust_accuracy_float()),

@@ -2,7 +2,7 @@
 //! are in memory.
 
 use super::{Config, Ladder};
-use crate::attack::Outcome;
+use crate::attack::{Outcome, argmax};
 use crate::data::{Slot, View, hexadecimal, stream_safetensors};
 use crate::error::{Error, Result};
 use crate::model::Dims;
@@ -115,11 +115,19 @@ impl TensorFile {
         Ok(self.bytes(name, Dtype::I64, rows)?.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect())
     }
 
-    /// Rows of a tensor of u8 that are flags.
+    /// Rows of a tensor of booleans.
     ///
     /// # Errors
     /// As [`TensorFile::f64`].
     pub fn flags(&mut self, name: &str, rows: Range<usize>) -> Result<Vec<bool>> {
+        Ok(self.bytes(name, Dtype::BOOL, rows)?.into_iter().map(|b| b != 0).collect())
+    }
+
+    /// Whether rows of a tensor of u8 have a mark in them.
+    ///
+    /// # Errors
+    /// As [`TensorFile::f64`].
+    pub fn marks(&mut self, name: &str, rows: Range<usize>) -> Result<Vec<bool>> {
         Ok(self.bytes(name, Dtype::U8, rows)?.into_iter().map(|b| b != 0).collect())
     }
 
@@ -175,7 +183,8 @@ pub(super) struct Columns {
     pub sample: Vec<i64>,
     /// Radius, where there are several.
     pub eps: Vec<f32>,
-    /// The smallest radius that turns the sample, infinite where none does, where that was looked for.
+    /// The smallest radius that turns the sample, where that was looked for: infinite where none does, 0 where it is wrong
+    /// when clean.
     pub min_eps: Vec<f32>,
     /// Where NaN or infinity arose ([`crate::attack::Health`]), 0 for nowhere, where that is no error.
     pub health: Vec<u8>,
@@ -187,8 +196,17 @@ impl Columns {
         let (each, rows) = (config.rows_each(), outcome.len());
         let many = if config.radii.is_empty() { 0..0 } else { 0..rows };
         let least = |ladder: Ladder| {
-            let eps = |rung: &Option<usize>| rung.map_or(f32::INFINITY, |k| ladder.radius(k as u32 + 1).value as f32);
-            rungs.iter().map(eps).collect()
+            let classes = outcome.clean_logits.len() / rows.max(1);
+            let is_right = |row: usize| {
+                let predicted = argmax(&outcome.clean_logits[row * classes..][..classes]);
+                outcome.attacked[row] || i64::try_from(predicted) == Ok(outcome.labels[row])
+            };
+            let eps = |(row, rung): (usize, &Option<usize>)| match rung {
+                Some(k) => ladder.radius(*k as u32 + 1).value as f32,
+                None if is_right(row) => f32::INFINITY,
+                None => 0.0,
+            };
+            rungs.iter().enumerate().map(eps).collect()
         };
         Columns {
             sample: many.clone().map(|row| (first + row / each) as i64).collect(),
@@ -214,7 +232,7 @@ pub(super) fn slots(n: usize, dims: Dims, classes: usize, config: &Config) -> Ve
     [
         ("adversarial", Dtype::F32, &image),
         ("adversarial_logits", Dtype::F32, &logits),
-        ("attacked", Dtype::U8, &one),
+        ("attacked", Dtype::BOOL, &one),
         ("clean", Dtype::F32, &image),
         ("clean_logits", Dtype::F32, &logits),
         ("eps", Dtype::F32, &one),
@@ -225,7 +243,7 @@ pub(super) fn slots(n: usize, dims: Dims, classes: usize, config: &Config) -> Ve
         ("loss", Dtype::F32, &one),
         ("min_eps", Dtype::F32, &one),
         ("sample", Dtype::I64, &one),
-        ("success", Dtype::U8, &one),
+        ("success", Dtype::BOOL, &one),
         ("targets", Dtype::I64, &one),
     ]
     .into_iter()
@@ -238,14 +256,12 @@ pub(super) fn slots(n: usize, dims: Dims, classes: usize, config: &Config) -> Ve
 pub(super) fn with_views<T>(o: &Outcome, columns: &Columns, dims: Dims, f: impl FnOnce(&[(&str, View<'_>)]) -> T) -> T {
     let n = o.len();
     let k = o.clean_logits.len() / n.max(1);
-    let flags = |flags: &[bool]| flags.iter().map(|f| u8::from(*f)).collect::<Vec<u8>>();
-    let (attacked, success) = (flags(&o.attacked), flags(&o.success));
     let image = [n, dims.c, dims.h, dims.w];
     let Columns { sample, eps, min_eps, health } = columns;
     let mut views = vec![
         ("adversarial", View::f32(&image, &o.adversarial)),
         ("adversarial_logits", View::f32(&[n, k], &o.adversarial_logits)),
-        ("attacked", View::u8(&[n], &attacked)),
+        ("attacked", View::bool(&[n], &o.attacked)),
         ("clean", View::f32(&image, &o.clean)),
         ("clean_logits", View::f32(&[n, k], &o.clean_logits)),
         ("eps", View::f32(&[eps.len()], eps)),
@@ -256,7 +272,7 @@ pub(super) fn with_views<T>(o: &Outcome, columns: &Columns, dims: Dims, f: impl 
         ("loss", View::f32(&[n], &o.loss)),
         ("min_eps", View::f32(&[min_eps.len()], min_eps)),
         ("sample", View::i64(&[sample.len()], sample)),
-        ("success", View::u8(&[n], &success)),
+        ("success", View::bool(&[n], &o.success)),
         ("targets", View::i64(&[n], &o.targets)),
     ];
     let seldom = |name: &str| matches!(name, "eps" | "health" | "min_eps" | "sample");

@@ -5,7 +5,7 @@
 //!
 //! - a *race*: two invocations at one word, one of them writing, without a barrier between them;
 //! - memory of a workgroup read before anything was written there (signstep asks wgpu not to clear it);
-//! - an index beyond an array;
+//! - an index beyond an array, a division by zero, a shift by more than a word has;
 //! - a barrier that not all invocations of a workgroup come to;
 //! - a value handed round from an invocation that does not take part.
 //!
@@ -836,7 +836,7 @@ impl<'p> Run<'p> {
         let (lanes, each) = (self.lanes, if half { 2 } else { 4 });
         let mut words = vec![0; 4 * lanes];
         for l in (0..lanes).filter(|l| mask[*l]) {
-            let texel = (at[lanes + l] * ROW + at[l]) as usize;
+            let texel = at[lanes + l] as usize * ROW as usize + at[l] as usize;
             for c in 0..each {
                 let Some(place) = self.touch(image, texel * each + c, l, Visit::Read) else { continue };
                 let word = self.shared[g.index()].words[place];
@@ -886,8 +886,12 @@ impl<'p> Run<'p> {
         let kind = kind(&self.module().types[*ty].inner);
         let mut old = vec![0; self.lanes];
         for l in (0..self.lanes).filter(|l| mask[*l]) {
+            // Who looks at what was there depends on the order, as who reads and writes does.
             let what = if looks { Visit::Read } else { Visit::Update };
             let Some(place) = self.touch(base, at[l] as usize, l, what) else { continue };
+            if looks {
+                self.touch(base, at[l] as usize, l, Visit::Write);
+            }
             let word = &mut self.shared[g.index()].words[place];
             old[l] = *word;
             *word = match fun {
@@ -911,6 +915,7 @@ impl<'p> Run<'p> {
         let expression = &frame.function.expressions[h];
         let words_of = |h: &Handle<Expression>| &frame.values[h.index()].words;
         let mut base = None;
+        let mut found: Option<&str> = None;
         let words = match expression {
             // Known when the function was called.
             e if e.needs_pre_emit() => return,
@@ -951,6 +956,18 @@ impl<'p> Run<'p> {
                 let kind = kind(self.inner(frame, *left));
                 let (a, b) = (words_of(left), words_of(right));
                 let (n, m) = (a.len(), b.len());
+                let whole = matches!(kind, ScalarKind::Uint | ScalarKind::Sint);
+                let asks = |i: usize| mask[i % lanes];
+                let undefined = match op {
+                    BinaryOperator::Divide | BinaryOperator::Modulo if whole => {
+                        (0..m).any(|i| asks(i) && b[i] == 0).then_some("a division by zero")
+                    }
+                    BinaryOperator::ShiftLeft | BinaryOperator::ShiftRight => {
+                        (0..m).any(|i| asks(i) && b[i] > 31).then_some("a shift by more than a word has")
+                    }
+                    _ => None,
+                };
+                found = undefined;
                 (0..n.max(m)).map(|i| binary(*op, kind, a[i % n], b[i % m])).collect()
             }
             Expression::Select { condition, accept, reject } => {
@@ -1012,6 +1029,9 @@ impl<'p> Run<'p> {
             other => panic!("not interpreted: {other:?}"),
         };
         merge(&mut frame.values[h.index()], Value { words, base }, mask);
+        if let Some(what) = found {
+            self.fault(what, "", || format!("{expression:?}"));
+        }
     }
 
     /// A part of a value, or where a part lies.
@@ -1049,10 +1069,11 @@ impl<'p> Run<'p> {
                 self.fault("beyond an array", &name, || format!("{i} of {count}, invocation {l}"));
                 i = count - 1;
             }
-            at[l] = if is_struct { step(module, ty, i).0 } else { stride * i };
+            // What no word can hold is beyond everything.
+            at[l] = if is_struct { step(module, ty, i).0 } else { (stride * i).min(u32::MAX as usize) };
         }
         if is_pointer {
-            return (0..lanes).map(|l| from.words[l].wrapping_add(at[l] as u32)).collect();
+            return (0..lanes).map(|l| from.words[l].saturating_add(at[l] as u32)).collect();
         }
         let size = match ty {
             TypeInner::Vector { .. } => 1,

@@ -62,7 +62,7 @@ def check(a):
         "clean": (torch.float32, images.shape), "adversarial": (torch.float32, images.shape),
         "labels": (torch.int64, (n,)), "targets": (torch.int64, (n,)),
         "clean_logits": (torch.float32, (n, k)), "adversarial_logits": (torch.float32, (n, k)),
-        "attacked": (torch.uint8, (n,)), "success": (torch.uint8, (n,)),
+        "attacked": (torch.bool, (n,)), "success": (torch.bool, (n,)),
         "loss": (torch.float32, (n,)), "linf": (torch.float32, (n,)), "l2": (torch.float32, (n,)),
     }
     for name, (dtype, shape) in shapes.items():
