@@ -4,6 +4,7 @@
 //   RESIDUAL  0 none, 1 same shape, 2 every second pixel with new zero channels around (forward), 3 the adjoint of 2
 //   RELU      1: max(v, 0); the sign is kept as one bit and a value that is not finite marks the sample
 //   MASK      1: v is a gradient and passes only where the sign bit of the ReLU before it is set
+//   REORDERS  1: the device's compiler may take additions in another order than they are written in
 //
 // Signs: one word holds 8 channels × 4 pixels of a row, bit = 8·(pixel mod 4) + (channel mod 8).
 // O* is the shape that is written, in blocks of four channels (OC4) and of eight (OC8 = ⌈OC4/2⌉).
@@ -57,11 +58,16 @@ fn added(n: u32, c4: u32, h: u32, w: u32) -> vec4<f32> {
 }
 //# end
 //# if RESIDUAL != 0
-// v is a sum itself. Compilers that take additions in another order than they are written in (DXC, Metal's) cannot where
-// a zero lies between that they do not know.
 fn residual(v: vec4<f32>, n: u32, c4: u32, h: u32, w: u32) -> vec4<f32> {
+//# if REORDERS == 0
+    return v + added(n, c4, h, w);
+//# end
+//# if REORDERS == 1
+    // v is a sum itself. Compilers that take additions in another order than they are written in (DXC, Metal's) cannot
+    // where a zero lies between that they do not know.
     let hidden = select(0u, 1u, arrayLength(&y_buf) == 0u);
     return bitcast<vec4<f32>>(bitcast<vec4<u32>>(v) ^ vec4<u32>(hidden)) + added(n, c4, h, w);
+//# end
 }
 //# end
 

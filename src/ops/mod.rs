@@ -124,6 +124,8 @@ impl Epilogue {
             },
         ));
         consts.extend([("RELU", u32::from(self.relu.is_some())), ("MASK", u32::from(self.mask.is_some()))]);
+        // No software adapter adds up in another order, and what keeps a compiler from it has its price there.
+        consts.push(("REORDERS", u32::from(!build.target.is_software)));
         if let Some(r) = self.residual {
             bindings.push(("res", r.id));
             if let ResidualKind::Subsample { added } | ResidualKind::Spread { added } = r.kind {
