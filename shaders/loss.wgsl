@@ -15,10 +15,13 @@ const K4: u32 = (K + 3u) / 4u;
 // No logit is below it.
 const LOWEST: f32 = -0x1.fffffep+127f;
 
-// By bits with a hidden zero in them, as `not_finite` in epilogue.wgsl.
+// v with a zero in its bits that no compiler knows: see `not_finite` and `residual` in epilogue.wgsl.
+fn hidden(v: f32) -> u32 {
+    return bitcast<u32>(v) ^ select(0u, 1u, arrayLength(&samples) == 0u);
+}
+
 fn is_finite(v: f32) -> bool {
-    let hidden = select(0u, 1u, arrayLength(&samples) == 0u);
-    return ((bitcast<u32>(v) ^ hidden) & 0x7f800000u) != 0x7f800000u;
+    return (hidden(v) & 0x7f800000u) != 0x7f800000u;
 }
 
 fn conclude(n: u32, l: f32, predicted: u32, bad: bool) {
@@ -68,9 +71,8 @@ fn cross_entropy_forward(@builtin(global_invocation_id) id: vec3<u32>) {
 //# end
         y_put(n * K4 + k4, seed);
     }
-    // The difference first, or large logits would take the digits of the logarithm: nobody reorders what is chosen from.
-    let below = z_class - top;
-    conclude(n, log(sum) - select(below, 0.0, z_class == top), predicted, bad);
+    // The difference first, or large logits would take the digits of the logarithm.
+    conclude(n, log(sum) - bitcast<f32>(hidden(z_class - top)), predicted, bad);
 }
 
 //# kernel margin_forward dlr_forward difference_forward

@@ -44,8 +44,9 @@ fn shared_sum(@builtin(global_invocation_id) id: vec3<u32>) {
         if ((health[n] & 7u) == 0u) {
             let g = dx[n * LEN + id.x];
             let next = flushed(so_far + select(-sound(g), sound(g), samples[n].direction > 0.0));
-            // What would overflow the sum is left out. (See `not_finite` in epilogue.wgsl.)
-            let hidden = select(0u, 1u, arrayLength(&health) == 0u);
+            // What would overflow the sum is left out. (See `not_finite` in epilogue.wgsl. That there is a health compilers
+            // know from above.)
+            let hidden = select(0u, 1u, arrayLength(&samples) == 0u);
             so_far = select(next, so_far, (exponent_of(next) ^ hidden) == 255u);
             if (exponent_of(g) == 0u) {
                 atomicAdd(&zero_gradients[n], 1u);

@@ -198,7 +198,7 @@ fn is_autoattack(specs: &[Spec], shared: &Shared) -> bool {
 /// Tells of an evaluation, and holds it against the thresholds.
 fn conclude(evaluation: &Evaluation, args: &EvalArgs, thresholds: &[Threshold], written: &str) -> Result<()> {
     let config = &evaluation.identity.config;
-    advise_of_range(&config.eps, config.norm == "linf", config.bounds);
+    advise_of_range(&config.eps, config.norm == Norm::Linf.name(), config.bounds);
     advise_of_clean(evaluation.clean_accuracy.count, evaluation.samples);
     if config.delivers_bytes() {
         advise_of_radius(&config.eps, f64::from(config.effective_eps()));

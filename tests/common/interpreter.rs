@@ -99,7 +99,6 @@ struct Frame<'p> {
     info: &'p FunctionInfo,
     values: Vec<Value>,
     locals: Vec<Vec<u32>>,
-    returned: Vec<bool>,
     result: Value,
 }
 
@@ -518,7 +517,6 @@ impl<'p> Run<'p> {
             info,
             values: vec![Value::default(); function.expressions.len()],
             locals: Vec::new(),
-            returned: vec![false; lanes],
             result: Value::default(),
         };
         for (h, expression) in function.expressions.iter() {
@@ -649,7 +647,6 @@ impl<'p> Run<'p> {
                     let value = frame.values[value.index()].clone();
                     merge(&mut frame.result, value, &mask);
                 }
-                frame.returned = or(&frame.returned, &mask);
                 return vec![false; lanes];
             }
             Statement::ControlBarrier(barrier) => self.barrier(*barrier, &mask),
@@ -958,7 +955,7 @@ impl<'p> Run<'p> {
                 let (n, m) = (a.len(), b.len());
                 let whole = matches!(kind, ScalarKind::Uint | ScalarKind::Sint);
                 let asks = |i: usize| mask[i % lanes];
-                let undefined = match op {
+                found = match op {
                     BinaryOperator::Divide | BinaryOperator::Modulo if whole => {
                         (0..m).any(|i| asks(i) && b[i] == 0).then_some("a division by zero")
                     }
@@ -967,7 +964,6 @@ impl<'p> Run<'p> {
                     }
                     _ => None,
                 };
-                found = undefined;
                 (0..n.max(m)).map(|i| binary(*op, kind, a[i % n], b[i % m])).collect()
             }
             Expression::Select { condition, accept, reject } => {
