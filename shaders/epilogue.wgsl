@@ -65,7 +65,7 @@ fn residual(v: vec4<f32>, n: u32, c4: u32, h: u32, w: u32) -> vec4<f32> {
 //# if REORDERS == 1
     // v is a sum itself. Compilers that take additions in another order than they are written in (DXC, Metal's) cannot
     // where a zero lies between that they do not know.
-    let hidden = select(0u, 1u, arrayLength(&y_buf) == 0u);
+    let hidden = select(0u, 0xffffffffu, arrayLength(&y_buf) == 0u);
     return bitcast<vec4<f32>>(bitcast<vec4<u32>>(v) ^ vec4<u32>(hidden)) + added(n, c4, h, w);
 //# end
 }
@@ -73,11 +73,11 @@ fn residual(v: vec4<f32>, n: u32, c4: u32, h: u32, w: u32) -> vec4<f32> {
 
 //# if RELU == 1
 // Of positive numbers the bits are in the order of the numbers: infinity and NaN are above the most that y holds. By
-// bits, for compilers may assume that there are none; and with a zero in them that no compiler knows, for LLVM takes
+// bits, for compilers may assume that there are none; and with zeros in them that no compiler knows, for LLVM takes
 // this for the question whether v is a number, and answers it by the same assumption where v was just computed
 // (`habits.wgsl` asks whether that is enough).
 fn not_finite(v: vec4<f32>) -> bool {
-    let hidden = select(0u, 1u, arrayLength(&signs) == 0u);
+    let hidden = select(0u, 0xffffffffu, arrayLength(&signs) == 0u);
     return any(((bitcast<vec4<u32>>(v) ^ vec4<u32>(hidden)) & vec4<u32>(0x7fffffffu)) > vec4<u32>(Y_MOST));
 }
 //# end

@@ -3,14 +3,22 @@
 //# kernel habits_check
 // One invocation that writes down what it gets. `src/habits.rs` knows what is given and what each answer means.
 //# given: storage read array<u32>     [13]
-//# seen: storage update array<u32>    [15]
+//# seen: storage update array<u32>    [17]
 fn number(i: u32) -> f32 {
     return bitcast<f32>(given[i]);
 }
 
+// As in values.wgsl and epilogue.wgsl.
+fn bits_of(v: f32) -> u32 {
+    return bitcast<u32>(v) ^ select(0u, 0xffffffffu, arrayLength(&given) == 0u);
+}
+
+fn flushed(v: f32) -> f32 {
+    return select(0.0, v, ((bits_of(v) >> 23u) & 255u) != 0u);
+}
+
 fn not_finite(v: f32) -> u32 {
-    let hidden = select(0u, 1u, arrayLength(&given) == 0u);
-    return select(0u, 1u, ((bitcast<u32>(v) ^ hidden) & 0x7fffffffu) > 0x7f7fffffu);
+    return select(0u, 1u, (bits_of(v) & 0x7fffffffu) > 0x7f7fffffu);
 }
 
 @compute @workgroup_size(1)
@@ -44,8 +52,12 @@ fn habits_check() {
     seen[11] = bitcast<u32>((number(7u) + number(8u)) - number(7u));
     seen[12] = bitcast<u32>(number(9u) / number(10u));
 
-    // As `not_finite` in epilogue.wgsl asks, of what was just computed: an overflow, and infinity times zero.
+    // Of what was just computed: an overflow, and infinity times zero.
     let infinity = number(11u) * number(11u);
     seen[13] = not_finite(infinity);
     seen[14] = not_finite(infinity * number(12u));
+
+    // A product and a sum that are looked at before they are added to.
+    seen[15] = bitcast<u32>(flushed(a * a) + c);
+    seen[16] = bitcast<u32>(flushed(number(7u) + number(8u)) - number(7u));
 }

@@ -2,6 +2,7 @@
 // never averaged: there is no 1/N in a seed.
 
 //# include sample
+//# include values
 
 //# kernel cross_entropy_forward margin_forward dlr_forward difference_forward
 // One invocation a sample, some passes over its logits in order.
@@ -15,13 +16,8 @@ const K4: u32 = (K + 3u) / 4u;
 // No logit is below it.
 const LOWEST: f32 = -0x1.fffffep+127f;
 
-// v with a zero in its bits that no compiler knows: see `not_finite` and `residual` in epilogue.wgsl.
-fn hidden(v: f32) -> u32 {
-    return bitcast<u32>(v) ^ select(0u, 1u, arrayLength(&samples) == 0u);
-}
-
 fn is_finite(v: f32) -> bool {
-    return (hidden(v) & 0x7f800000u) != 0x7f800000u;
+    return exponent_of(v) != 255u;
 }
 
 fn conclude(n: u32, l: f32, predicted: u32, bad: bool) {
@@ -72,7 +68,7 @@ fn cross_entropy_forward(@builtin(global_invocation_id) id: vec3<u32>) {
         y_put(n * K4 + k4, seed);
     }
     // The difference first, or large logits would take the digits of the logarithm.
-    conclude(n, log(sum) - bitcast<f32>(hidden(z_class - top)), predicted, bad);
+    conclude(n, log(sum) - bitcast<f32>(bits_of(z_class - top)), predicted, bad);
 }
 
 //# kernel margin_forward dlr_forward difference_forward
@@ -119,7 +115,6 @@ fn margin_forward(@builtin(global_invocation_id) id: vec3<u32>) {
 //# kernel dlr_forward
 // z1 to z4 are the logits in order. Untargeted (z_o − z_y) / (z1 − z3 + 1e-12), z_o being the highest but the label's,
 // which climbs; with a target (z_y − z_t) / (z1 − (z3 + z4)/2 + 1e-12), which descends.
-//# include values
 @compute @workgroup_size(WG)
 fn dlr_forward(@builtin(global_invocation_id) id: vec3<u32>) {
     let n = id.x;

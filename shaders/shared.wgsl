@@ -7,6 +7,7 @@
 //# kernel shared_apply
 // x <- x0 + perturbation, within the bounds. One invocation for one pixel value; z is the sample.
 //# bounds: uniform Bounds
+//# samples: storage read array<Sample>                [N]
 //# x0: storage read array<f32>                        [N, LEN], clean images
 //# perturbation: storage read array<f32>              [LEN]
 //# x: storage update array<f32>                       [N, LEN]
@@ -44,10 +45,8 @@ fn shared_sum(@builtin(global_invocation_id) id: vec3<u32>) {
         if ((health[n] & 7u) == 0u) {
             let g = dx[n * LEN + id.x];
             let next = flushed(so_far + select(-sound(g), sound(g), samples[n].direction > 0.0));
-            // What would overflow the sum is left out. (See `not_finite` in epilogue.wgsl. That there is a health compilers
-            // know from above.)
-            let hidden = select(0u, 1u, arrayLength(&samples) == 0u);
-            so_far = select(next, so_far, (exponent_of(next) ^ hidden) == 255u);
+            // What would overflow the sum is left out.
+            so_far = select(next, so_far, exponent_of(next) == 255u);
             if (exponent_of(g) == 0u) {
                 atomicAdd(&zero_gradients[n], 1u);
             }

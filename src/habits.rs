@@ -42,10 +42,10 @@ pub(crate) fn share(least: u32) -> u32 {
 }
 
 /// Numbers that an adapter writes down when it is asked.
-const SEEN: usize = 15;
+const SEEN: usize = 17;
 
-/// Answers of an adapter. Nothing here is an error but the last: kernels are written so that their results do not
-/// depend on the others.
+/// Answers of an adapter. Networks are refused where it does not notice what is no number; kernels are written so that
+/// their results do not depend on what else it does, as long as it rounds what is looked at.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Habits {
     /// Rounds after which a loop is left without a word; `None` where it is not within 131,072.
@@ -69,6 +69,9 @@ pub struct Habits {
     /// Whether infinity and NaN are noticed in what was just computed. No network is loaded where they are not
     /// ([`crate::Target::of`]): NaN would come out of a ReLU as zero, and nobody would hear of it.
     pub notices_nonfinite: bool,
+    /// Whether a product or a sum that a kernel looks at before it goes on is rounded there. Where it is not, attacks in
+    /// L2 and by momentum take other steps than on other devices, whatever the batch.
+    pub rounds_looked_at: bool,
 }
 
 /// All that a device was asked, as text that a later process reads ([`Answers::recall`]). Only answers of a usual
@@ -164,7 +167,8 @@ impl Habits {
             fuses: number(10) == FUSED,
             reassociates: number(11) == SMALL,
             divides_exactly: number(12) == DIVIDED.0 / DIVIDED.1,
-            notices_nonfinite: seen[13..] == [1, 1],
+            notices_nonfinite: seen[13..15] == [1, 1],
+            rounds_looked_at: (number(15), number(16)) == (0.0, 0.0),
         }
     }
 
@@ -186,6 +190,7 @@ impl Habits {
             ("(a + b) - a", words(self.reassociates, ["reassociated", "as written"])),
             ("a / b", words(self.divides_exactly, ["the nearest number", "by the reciprocal"])),
             ("NaN, infinity", words(self.notices_nonfinite, ["noticed", "not noticed: refused"])),
+            ("looked at", words(self.rounds_looked_at, ["rounded", "not rounded: other bits in L2"])),
         ]
     }
 }
@@ -264,7 +269,7 @@ mod tests {
     fn answers(n: u32) -> Vec<u32> {
         let rest = [TINY, 2.0 * TINY, 1.0, 0.0, 1.0, 0.0, 0.0].map(f32::to_bits);
         let last = [0.0, FUSED, 0.0, DIVIDED.0 / DIVIDED.1].map(f32::to_bits);
-        [n].into_iter().chain(rest).chain([1]).chain(last).chain([1, 1]).collect()
+        [n].into_iter().chain(rest).chain([1]).chain(last).chain([1, 1, 0, 0]).collect()
     }
 
     #[test]
@@ -328,6 +333,12 @@ mod tests {
             let mut seen = answers(0);
             seen[unseen] = 0;
             assert!(!Habits::read(&seen).notices_nonfinite);
+        }
+        for (unrounded, value) in [(15, FUSED), (16, SMALL)] {
+            let mut seen = answers(0);
+            assert!(Habits::read(&seen).rounds_looked_at);
+            seen[unrounded] = value.to_bits();
+            assert!(!Habits::read(&seen).rounds_looked_at);
         }
     }
 }

@@ -32,6 +32,7 @@ fn known_adapters_answer_as_they_did() {
     let seen =
         (habits.loop_cap, habits.keeps_subnormals, habits.sign_of_subnormal, habits.nan_differs, habits.reassociates);
     assert_eq!(seen, expected, "{told}");
+    assert!(habits.rounds_looked_at, "{told}");
     // A NaN looks like a black pixel on all three: hence the marks.
     assert_eq!(habits.of_nan, [0.0, 1.0, 0.0, 0.0], "{told}");
 }

@@ -5,6 +5,7 @@ mod common;
 
 use common::gpu;
 use signstep::Storage;
+use signstep::attack::Sample;
 use signstep::kernel::Kernel;
 use signstep::reference::normal::{cosine, squares_of_two};
 use signstep::wgpu::{self, BufferUsages as Usage};
@@ -16,17 +17,20 @@ fn on_device(function: &str, first: u32, stride: u32, count: u32) -> Vec<f32> {
     let mut kernel = Kernel::new("ball_start", consts, Storage::Buffer);
     // And what those have whose texels are of f16.
     kernel.halves = vec!["none of its own"];
+    let source = kernel.source().unwrap();
+    // All ask for their number.
+    let samples_at = source.bindings.iter().position(|(name, _)| name == "samples").unwrap() as u32;
     let text = format!(
         "{}
         @group(0) @binding(10) var<uniform> words: vec4<u32>;
         @group(0) @binding(11) var<storage, read_write> values: array<f32>;
         @compute @workgroup_size(256) fn check(@builtin(global_invocation_id) id: vec3<u32>) {{
             let i = id.x + (id.y << 16u);
-            if (i < arrayLength(&values)) {{
+            if (i < arrayLength(&values) && arrayLength(&samples) > 0u) {{
                 values[i] = {function};
             }}
         }}",
-        kernel.source().unwrap().text
+        source.text
     );
     let (device, queue) = (gpu().device(), gpu().queue());
     let source = wgpu::ShaderSource::Wgsl(text.replace("WORD", "(words.x + i * words.y)").into());
@@ -45,9 +49,10 @@ fn on_device(function: &str, first: u32, stride: u32, count: u32) -> Vec<f32> {
     let size = 4 * u64::from(count);
     let (words, values) =
         (buffer(16, Usage::UNIFORM | Usage::COPY_DST), buffer(size, Usage::STORAGE | Usage::COPY_SRC));
+    let samples = buffer(size_of::<Sample>() as u64, Usage::STORAGE);
     let read = buffer(size, Usage::MAP_READ | Usage::COPY_DST);
     queue.write_buffer(&words, 0, bytemuck::cast_slice(&[first, stride, 0, 0]));
-    let entries = [(10, &words), (11, &values)]
+    let entries = [(samples_at, &samples), (10, &words), (11, &values)]
         .map(|(binding, b)| wgpu::BindGroupEntry { binding, resource: b.as_entire_binding() });
     let layout = &pipeline.get_bind_group_layout(0);
     let group = device.create_bind_group(&wgpu::BindGroupDescriptor { label: None, layout, entries: &entries });

@@ -22,7 +22,13 @@ pub struct Shared {
 impl Shared {
     pub(crate) fn new(build: &Build, d: Dims, ids: &Ids) -> Self {
         let len = d.len() as u32;
-        let apply = [("bounds", ids.bounds), ("x0", ids.x0), ("perturbation", ids.perturbation), ("x", ids.x)];
+        let apply = [
+            ("bounds", ids.bounds),
+            ("samples", ids.samples),
+            ("x0", ids.x0),
+            ("perturbation", ids.perturbation),
+            ("x", ids.x),
+        ];
         let sum = [
             ("samples", ids.samples),
             ("dx", ids.dx),
