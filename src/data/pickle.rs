@@ -53,6 +53,8 @@ pub(super) struct Storage<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Global {
     OrderedDict,
+    /// (what makes an entry that is not there)
+    DefaultDict,
     /// (storage, offset, shape, stride, …)
     Tensor,
     /// (tensor, …)
@@ -61,7 +63,8 @@ pub(super) enum Global {
     Size,
     /// A class of storages.
     Storage(Dtype),
-    /// Devices and numbers of NumPy, which stand beside tensors in checkpoints: kept as calls that nobody looks at.
+    /// What stands beside tensors in checkpoints: arguments of the program, paths, counts of a schedule, numbers and
+    /// arrays of NumPy. Kept as calls that nobody looks at.
     Other,
 }
 
@@ -82,10 +85,21 @@ impl Global {
             ("torch", "CharStorage") => Global::Storage(Dtype::I8),
             ("torch", "ByteStorage") => Global::Storage(Dtype::U8),
             ("torch", "BoolStorage") => Global::Storage(Dtype::BOOL),
-            ("torch", "device")
-            | ("numpy", "dtype")
-            | ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar")
-            | ("_codecs", "encode") => Global::Other,
+            ("collections", "defaultdict") => Global::DefaultDict,
+            ("torch", "device" | "float32" | "float64" | "float16" | "bfloat16" | "int64" | "uint8")
+            | ("numpy", "dtype" | "ndarray")
+            | ("numpy.core.multiarray" | "numpy._core.multiarray", "scalar" | "_reconstruct")
+            | ("numpy.core.numeric" | "numpy._core.numeric", "_frombuffer")
+            | ("_codecs", "encode")
+            | ("argparse", "Namespace")
+            | ("types", "SimpleNamespace")
+            | ("collections", "Counter")
+            | ("datetime", "datetime" | "date" | "timedelta")
+            | ("pathlib" | "pathlib._local", "PosixPath" | "PurePosixPath" | "WindowsPath" | "PureWindowsPath")
+            | (
+                "builtins" | "__builtin__",
+                "set" | "frozenset" | "bytearray" | "complex" | "list" | "dict" | "int" | "float" | "str" | "bool",
+            ) => Global::Other,
             _ => return None,
         })
     }
@@ -211,8 +225,14 @@ impl<'a> Machine<'a> {
                 let bytes = self.take(length as usize)?;
                 self.push(Value::Bytes(bytes))?;
             }
+            0x8e | 0x96 => {
+                let length = self.u64()?;
+                let bytes = self.take(usize::try_from(length).unwrap_or(usize::MAX))?;
+                self.push(Value::Bytes(bytes))?;
+            }
             b'}' => self.push(Value::Dict(Vec::new()))?,
-            b']' => self.push(Value::List(Vec::new()))?,
+            // Sets count as lists and tuples: nobody looks into them.
+            b']' | 0x8f => self.push(Value::List(Vec::new()))?,
             b')' => self.push(Value::Tuple(Vec::new()))?,
             b'(' => {
                 if self.marks.len() == MAX_MARKS {
@@ -220,7 +240,7 @@ impl<'a> Machine<'a> {
                 }
                 self.marks.push(self.stack.len());
             }
-            b't' => {
+            b't' | 0x91 => {
                 let items = self.pop_to_mark()?;
                 self.push(Value::Tuple(items))?;
             }
@@ -236,7 +256,7 @@ impl<'a> Machine<'a> {
                 let item = self.pop()?;
                 self.list()?.push(item);
             }
-            b'e' => {
+            b'e' | 0x90 => {
                 let items = self.pop_to_mark()?;
                 self.list()?.extend(items);
             }
@@ -260,7 +280,7 @@ impl<'a> Machine<'a> {
                     _ => return Err("a global whose name is no text".into()),
                 }
             }
-            b'R' => self.reduce()?,
+            b'R' | 0x81 => self.reduce()?,
             // Attributes, such as the `_metadata` of a state dict: nothing that tensors need.
             b'b' => {
                 self.pop()?;
@@ -419,8 +439,8 @@ impl<'a> Machine<'a> {
     fn global(&mut self, module: &str, name: &str) -> Result<()> {
         let global = Global::find(module, name).ok_or_else(|| {
             format!(
-                "global `{}.{}` is not allowed: only dictionaries of tensors are read, as torch.save(net.state_dict(), …) writes \
-                 them, and nothing is executed",
+                "global `{}.{}` is not allowed: only dictionaries of tensors are read, and nothing is executed; \
+                 torch.save(net.state_dict(), …) writes them, or, of what torch.load gives, the entry that holds them",
                 shown(module),
                 shown(name)
             )
@@ -431,14 +451,15 @@ impl<'a> Machine<'a> {
     fn reduce(&mut self) -> Result<()> {
         let (arguments, function) = (self.pop()?, self.pop()?);
         let Value::Tuple(items) = &self.values[arguments as usize] else {
-            return Err("REDUCE without a tuple of arguments".into());
+            return Err("a call without a tuple of arguments".into());
         };
         let value = match self.values[function as usize] {
             Value::Global(Global::OrderedDict) => Value::Dict(self.pairs(items)?),
+            Value::Global(Global::DefaultDict) => Value::Dict(Vec::new()),
             Value::Global(function @ (Global::Tensor | Global::Parameter | Global::Size | Global::Other)) => {
                 Value::Call(function, arguments)
             }
-            _ => return Err("REDUCE of what cannot be called".into()),
+            _ => return Err("a call of what cannot be called".into()),
         };
         self.push(value)
     }
@@ -527,18 +548,12 @@ fn name_of(opcode: u8) -> String {
         b'o' => "OBJ",
         b'p' => "PUT",
         0x80 => "PROTO",
-        0x81 => "NEWOBJ",
         0x82 => "EXT1",
         0x83 => "EXT2",
         0x84 => "EXT4",
         0x8b => "LONG4",
         0x8d => "BINUNICODE8",
-        0x8e => "BINBYTES8",
-        0x8f => "EMPTY_SET",
-        0x90 => "ADDITEMS",
-        0x91 => "FROZENSET",
         0x92 => "NEWOBJ_EX",
-        0x96 => "BYTEARRAY8",
         0x97 => "NEXT_BUFFER",
         0x98 => "READONLY_BUFFER",
         _ => return format!("{opcode:#04x}"),
@@ -581,7 +596,7 @@ mod tests {
 
     #[test]
     fn every_other_opcode_is_refused() {
-        let allowed = b"NKMJGUXTCB}](taesucRbQqrhj.)\x85\x86\x87\x88\x89\x8a\x8c\x93\x94\x95";
+        let allowed = b"NKMJGUXTCB}](taesucRbQqrhj.)\x81\x85\x86\x87\x88\x89\x8a\x8c\x8e\x8f\x90\x91\x93\x94\x95\x96";
         for opcode in (0..=255).filter(|b| !allowed.contains(b)) {
             refused(&[0x80, 2, opcode, 0, 0, 0, 0, 0, 0, 0, 0, b'.'], "is not allowed");
         }
@@ -625,6 +640,7 @@ mod tests {
             (b"\x80\x02Nr\xff\xff\xff\xff.", "place 4294967295"),
             (b"\x80\x02q\x00.", "nothing is on the stack"),
             (b"\x80\x02X\xff\xff\xff\xffa.", "truncated: 4294967295 bytes"),
+            (b"\x80\x05\x96\xff\xff\xff\xff\xff\xff\xff\xffa.", "truncated"),
             (b"\x80\x02X\x01\x00\x00\x00\xff.", "not UTF-8"),
             (b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\xff.", "a frame of"),
         ] {

@@ -9,8 +9,10 @@ modules, alone or among other things. What is converted must be what torch.load 
 knows, in four types, which it must recognise; and what is more than tensors, which it must refuse. Needs torch, numpy, safetensors.
 """
 import argparse, json, subprocess, sys, tempfile
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 import numpy as np
 import torch
 from safetensors import safe_open
@@ -73,7 +75,10 @@ def wrapped(r, state):
     net(torch.ones(1, 3)).sum().backward()
     adam.step()
     around = {"epoch": 7, "acc": np.float64(93.5), "loss": torch.tensor(0.5), "optimizer": adam.state_dict(), "none": None,
-              "device": torch.device("cuda", 0), "size": torch.Size([2, 3]), "lr": 0.1, "big": 2**80, "list": [1, (2, "x")]}
+              "device": torch.device("cuda", 0), "size": torch.Size([2, 3]), "lr": 0.1, "big": 2**80, "list": [1, (2, "x")],
+              "args": argparse.Namespace(lr=0.1, data=Path("data"), betas=(0.9, 0.99), gpus={0, 1}, frozen=frozenset({2})),
+              "scheduler": torch.optim.lr_scheduler.MultiStepLR(adam, [1, 2]).state_dict(), "losses": np.ones((2, 3), np.float32),
+              "meters": defaultdict(list, {"loss": [1.0]}), "more": SimpleNamespace(date=datetime.now(), dtype=torch.float32)}
     around[["state_dict", "model_state_dict", "net", "model"][r.integers(4)]] = state
     return around
 
@@ -137,7 +142,7 @@ def main():
                     expect(f"{name} is recognised", said and json.loads(said)["arch"] == name)
         t = torch.ones(2, 2)
         for what, thing in {
-            "a module": torch.nn.Linear(2, 2), "a namespace": {"a": t, "args": argparse.Namespace(lr=1)}, "a set": {"a": t, "b": {1}},
+            "a module": torch.nn.Linear(2, 2), "a namespace among tensors": {"a": t, "args": argparse.Namespace(lr=1)}, "a set": {"a": t, "b": {1}},
             "sparse": {"a": t.to_sparse()}, "complex": {"a": t.to(torch.complex64)}, "conjugate": {"a": torch.ones(2, dtype=torch.complex64).conj()},
             "quantised": {"a": torch.quantize_per_tensor(t, 0.1, 0, torch.qint8)}, "integers": {"a": t.long()}, "a tensor": t,
             "unsigned": {"a": t.to(torch.uint16)}, "bytes": {"a": bytearray(b"x")}, "a storage": {"a": t.untyped_storage()},
