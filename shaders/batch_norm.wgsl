@@ -1,10 +1,10 @@
 // Batch norm in training mode: mean and variance of the batch, forward and input gradient. Samples are coupled here and
 // nowhere else; plans of `Network` have none of these kernels.
 //
-// M = N·PIXELS values of a channel. Forward: x̂ = (x − mean) / √(variance + 1e-5), y = γ·x̂ + β. Backward, through the
+// M = N·PIXELS values of a channel. Forward: x̂ = (x − mean) / √(variance + eps), y = γ·x̂ + β. Backward, through the
 // statistics:
 //
-//     dx = γ / √(variance + 1e-5) · (dy − mean of dy − x̂ · mean of dy·x̂)
+//     dx = γ / √(variance + eps) · (dy − mean of dy − x̂ · mean of dy·x̂)
 //
 // Both ways it takes three dispatches: each sample's sums of a channel, those of all samples, and the values. All sums
 // run in a fixed order: each lane adds up its own, then halves are added to halves (WG is a power of two). Squared
@@ -55,7 +55,7 @@ fn $entry(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index)
 }
 
 //# kernel batch_norm_forward_batch
-// One workgroup for four channels of the whole batch.
+// One workgroup for four channels of the whole batch. EPS has the bits of eps.
 //# part: activation read                      [N, C4, 2] of 4 channels: mean, and the sum of squared deviations from it
 //# shared_sums: storage update array<vec4<f32>>  [C4, 4] of 4 channels: mean, 1/deviation; then what backward adds
 //# health: storage read array<u32>            [N], for its length alone
@@ -75,7 +75,7 @@ fn $entry(@builtin(workgroup_id) id: vec3<u32>, @builtin(local_invocation_index)
     let variance = total(lane, squares) / (f32(samples) * f32(PIXELS));
     if (lane == 0u) {
         shared_sums[4u * id.x] = mean;
-        shared_sums[4u * id.x + 1u] = vec4<f32>(1.0) / sqrt(variance + vec4<f32>(1e-5));
+        shared_sums[4u * id.x + 1u] = vec4<f32>(1.0) / sqrt(variance + vec4<f32>(bitcast<f32>(EPS)));
     }
 }
 

@@ -331,7 +331,7 @@ mod tests {
         model.params.remove("c3");
         assert!(Reference::new(model).unwrap_err().to_string().contains("c3: has no parameters"));
         let mut model = net.model().clone();
-        model.layers.push(Layer::BatchNorm { name: "b".into(), channels: 5 });
+        model.layers.push(Layer::BatchNorm { name: "b".into(), channels: 5, eps: 1e-5 });
         assert!(Reference::new(model).unwrap_err().to_string().contains("b: batch norm must be folded"));
     }
 

@@ -21,7 +21,7 @@ use std::sync::{Mutex, PoisonError};
 /// A network in training mode: batch norm with the statistics of the batch it is given. The whole slice of images is
 /// *one* batch, and samples are coupled.
 ///
-/// Mean and variance (biased, eps 1e-5) are taken over all pixels of all images, and the gradient goes through them.
+/// Mean and variance (biased) are taken over all pixels of all images, and the gradient goes through them.
 /// Running statistics are neither used nor updated. Nothing else depends on the mode: a network without any batch norm
 /// gives the bits of [`Network`](crate::Network).
 ///

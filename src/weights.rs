@@ -66,7 +66,8 @@ use values::{check_values, floats};
 use wrappers::unwrapped;
 
 /// Reads the bytes of a safetensors file. Floating-point tensors of 16 to 64 bits are converted to f32;
-/// `num_batches_tracked` is ignored; a prefix `module.`, `model.` or `_orig_mod.` is dropped when every tensor has it.
+/// `num_batches_tracked` is ignored; what all names begin with (`module.`, `model.`, `backbone.`) is dropped, until they
+/// are those of the network.
 ///
 /// # Errors
 /// [`Error::Model`] naming the tensor or the metadata key. The caller adds the file's name with [`Error::in_file`].
@@ -105,14 +106,16 @@ pub fn load_training_as(bytes: &[u8], arch: &Arch) -> Result<Model> {
 #[cfg(feature = "cli")]
 pub(crate) fn is_known(bytes: &[u8]) -> bool {
     let Ok((file, metadata)) = open(bytes) else { return false };
-    let Ok((mut views, _)) = unwrapped(file.tensors()) else { return false };
+    let Ok((mut views, _)) = unwrapped(file.tensors(), None) else { return false };
     wrappers::take_suspects(&mut views);
     recognise(&metadata, &views).is_ok()
 }
 
 fn load_bytes(bytes: &[u8], arch: Option<&Arch>, norms: Norms) -> Result<Model> {
     let (file, metadata) = open(bytes).map_err(|detail| Error::model("weights", detail))?;
-    let (mut views, own) = unwrapped(file.tensors())?;
+    let names = |arch: &Arch| Ok(expected(&arch.layers)?.into_iter().map(|(name, _)| name).collect::<Vec<_>>());
+    let wanted = arch.map(names).transpose()?;
+    let (mut views, own) = unwrapped(file.tensors(), wanted.as_deref())?;
     let normalise = normalisation(&metadata, arch, own, &mut views)?;
     let arch = arch.map_or_else(|| recognise(&metadata, &views), |arch| Ok(arch.clone()))?;
     let input = metadata.get("input").map_or(Ok(arch.input), |text| check_input(text, &arch))?;

@@ -190,6 +190,11 @@ fn targets_are_what_they_are_called() {
     }
     let out = run(Targets::Random);
     assert!((0..30).all(|i| (0..10).contains(&out.targets[i]) && out.targets[i] != labels[i]));
+    let (one, listed) = (run(Targets::Class(3)), run(Targets::Classes(vec![3; 30])));
+    assert_eq!(one, listed);
+    assert!((0..30).all(|i| one.targets[i] == 3 && (labels[i] != 3 || !one.attacked[i])) && labels.contains(&3));
+    let beyond = Attack::fgsm(0.1).targets(Targets::Class(10)).run(&net, &images, &labels).unwrap_err();
+    assert!(beyond.to_string().contains("class 10 with 10 classes"), "{beyond}");
     let mut seen: Vec<i64> = out.targets.clone();
     seen.sort_unstable();
     seen.dedup();

@@ -218,7 +218,7 @@ fn what_is_likely_a_mistake_is_told() {
 fn every_rule_for_targets_runs() {
     let bench = Bench::new();
     bench.write("targets.txt", b"1\n-1\n2\n");
-    for rule in ["none", "random", "next", "least-likely", "second", "targets.txt"] {
+    for rule in ["none", "random", "next", "least-likely", "second", "3", "targets.txt"] {
         let report = json(&bench.ok(&format!("attack --limit 3 --json --targets {rule} --out out-{rule}")));
         assert_eq!(report["config"]["targets"], if rule == "targets.txt" { "file" } else { rule });
     }
@@ -226,7 +226,16 @@ fn every_rule_for_targets_runs() {
     bench.refused("attack --limit 3 --targets short.txt", 3, &["short.txt"]);
     bench.write("high.txt", b"1\n2\n10\n");
     bench.refused("attack --limit 3 --targets high.txt", 3, &["high.txt", "10"]);
-    let rules = "there are none, random, next, least-likely, second; nor is there a file of that name";
+    let rules = "there are none, random, next, least-likely, second, and classes by their numbers; nor is there a file of that name";
+    bench.refused("attack --limit 3 --targets 10", 2, &["--targets: class 10", "0 to 9"]);
+    bench.refused("eval --limit 3 --attacks pgd:targets=10", 2, &["pgd:targets=10", "class 10", "0 to 9"]);
+    // The same whichever way it is written, and the same as a file of it.
+    bench.write("threes.txt", b"3\n3\n3\n");
+    bench.ok("attack --limit 3 --targets 03 --out three");
+    bench.ok("attack --limit 3 --targets 3 --out three");
+    bench.ok("attack --limit 3 --targets threes.txt --out threes");
+    let rows = |out: &str| fs::read_to_string(bench.path(&format!("{out}/samples.csv"))).unwrap();
+    assert_eq!(rows("three"), rows("threes"));
     bench.refused("attack --limit 3 --targets leastlikely", 2, &["--targets", "\"leastlikely\"", rules]);
 }
 

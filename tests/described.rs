@@ -73,7 +73,9 @@ fn written(layers: &[Layer], to: &mut String) {
                 let sides = format!("kernel = {kernel}, stride = {stride}, padding = {padding}");
                 writeln!(to, "{{ conv = {name:?}, outputs = {outputs}, {sides}, bias = {bias} }},").unwrap();
             }
-            Layer::BatchNorm { name, .. } => writeln!(to, "{{ batch_norm = {name:?} }},").unwrap(),
+            Layer::BatchNorm { name, eps, .. } => {
+                writeln!(to, "{{ batch_norm = {name:?}, eps = {eps:?} }},").unwrap();
+            }
             Layer::Affine { name, .. } => writeln!(to, "{{ affine = {name:?} }},").unwrap(),
             Layer::Relu => *to += "\"relu\",\n",
             Layer::GlobalAvgPool => *to += "\"global_avg_pool\",\n",
@@ -120,7 +122,7 @@ fn every_layer_can_be_described() {
         Layer::Affine { name: "g".into(), channels: 4 },
         Layer::Residual {
             body: vec![
-                Layer::BatchNorm { name: "n".into(), channels: 4 },
+                Layer::BatchNorm { name: "n".into(), channels: 4, eps: 1e-3 },
                 conv("b", 4, 4, 3, 1, 1),
                 inner,
                 conv("d", 4, 4, 1, 1, 0),
@@ -236,7 +238,7 @@ layers = [
 #[test]
 fn mistakes_are_told_with_their_line_and_layer() {
     let bench = Bench::new();
-    let cases: [(&str, &[&str]); 40] = [
+    let cases: [(&str, &[&str]); 42] = [
         ("", &["`input` is missing"]),
         ("input = [1, 8]\nlayers = []", &["line 1, input", "channels, height, width"]),
         ("input = [1, 8, 0]\nlayers = []", &["line 1", "1 or more"]),
@@ -267,6 +269,8 @@ fn mistakes_are_told_with_their_line_and_layer() {
         ("HEAD{ conv = '', outputs = 4, kernel = 3 }]", &["line 3, layers[0]", "a name is expected"]),
         ("HEAD{ conv = \"a\\u001b[2J\", outputs = 4, kernel = 3 }]", &["line 3, layers[0]", "control characters"]),
         ("HEAD{ linear = 'a', outputs = 4 },\n{ linear = 'a', outputs = 4 }]", &["line 4, layers[1]", "`a`", "line 3"]),
+        ("HEAD{ batch_norm = 'n', eps = -1e-5 }]", &["line 3, layers[0]: n", "eps -0.00001", "0 or more"]),
+        ("HEAD{ batch_norm = 'n', eps = 'small' }]", &["line 3, layers[0].eps", "a finite number"]),
         ("HEAD{ max_pool = 99 }]", &["line 3, layers[0]: max_pool 99×99/99", "windows"]),
         (
             "HEAD{ residual = ['relu'], shortcut = 'identity' }]",

@@ -91,7 +91,7 @@ fn training(gpu: &Gpu) -> Result<Ready> {
     };
     let layers = vec![
         named("a", 2, 4, 3),
-        Layer::BatchNorm { name: "n".into(), channels: 4 },
+        Layer::BatchNorm { name: "n".into(), channels: 4, eps: 1e-5 },
         Layer::Relu,
         linear("z", 4 * 5 * 5, 3),
     ];

@@ -13,7 +13,9 @@ use signstep::{Error, Math, Network, Options, Reference, Storage, Training, Vari
 fn normed(name: &str, inputs: usize, outputs: usize, kernel: usize, stride: usize) -> [Layer; 2] {
     let bias = outputs % 2 == 1; // batch norm takes it away again
     let conv = Conv2d { name: name.into(), inputs, outputs, kernel, stride, padding: kernel / 2, bias };
-    [Layer::Conv2d(conv), Layer::BatchNorm { name: format!("{name}.bn"), channels: outputs }]
+    // PyTorch's, and one that shows.
+    let eps = if outputs % 3 == 0 { 0.3 } else { 1e-5 };
+    [Layer::Conv2d(conv), Layer::BatchNorm { name: format!("{name}.bn"), channels: outputs, eps }]
 }
 
 /// Random tensors for layers, activations near 1. Running statistics are there, and far off: nothing may come of them.
@@ -32,7 +34,7 @@ fn tensors(rng: &mut Rng, layers: &[Layer]) -> Tensors {
                         add(name, "bias", vec![*outputs], &|v| v);
                     }
                 }
-                Layer::BatchNorm { name, channels } => {
+                Layer::BatchNorm { name, channels, .. } => {
                     add(name, "weight", vec![*channels], &|v| 1.0 + 0.3 * v);
                     add(name, "bias", vec![*channels], &|v| 0.3 * v);
                     add(name, "running_mean", vec![*channels], &|v| 5.0 * v);
@@ -366,7 +368,8 @@ fn what_is_no_batch_is_refused() {
     short.remove("d.bn.running_var");
     let e = Training::from_layers(gpu(), layers.clone(), input, short).unwrap_err();
     assert!(e.to_string().contains("d.bn.running_var: this tensor is missing"), "{e}");
-    let late = vec![Layer::GlobalAvgPool, Layer::BatchNorm { name: "b".into(), channels: 2 }, linear("z", 2, 3)];
+    let late =
+        vec![Layer::GlobalAvgPool, Layer::BatchNorm { name: "b".into(), channels: 2, eps: 1e-5 }, linear("z", 2, 3)];
     let all = self::tensors(&mut rng, &late);
     assert!(
         Training::from_layers(gpu(), late, input, all).unwrap_err().to_string().contains("right after a convolution")

@@ -140,9 +140,32 @@ impl fmt::Display for Method {
 impl FromStr for Method {
     type Err = Error;
 
+    /// In any case, with or without hyphens; `bim` is what others call `ifgsm`.
     fn from_str(name: &str) -> Result<Self> {
+        let plain = |name: &str| name.to_lowercase().replace(['-', '_'], "");
+        let asked = if plain(name) == "bim" { "ifgsm".into() } else { plain(name) };
         let names = || Method::ALL.map(Method::name).join(", ");
         let wrong = || Error::Usage(format!("no method {name:?}; there are {}", names()));
-        Method::ALL.into_iter().find(|m| m.name() == name).ok_or_else(wrong)
+        Method::ALL.into_iter().find(|m| plain(m.name()) == asked).ok_or_else(wrong)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn methods_are_known_by_the_names_that_people_write() {
+        for method in Method::ALL {
+            for name in [method.name().to_string(), method.name().to_uppercase(), method.name().replace('-', "_")] {
+                assert_eq!(name.parse(), Ok(method));
+            }
+        }
+        for (name, method) in [("BIM", Method::Ifgsm), ("I-FGSM", Method::Ifgsm), ("MI-FGSM", Method::Mifgsm)] {
+            assert_eq!(name.parse(), Ok(method));
+        }
+        for name in ["", "-", "pgd2", "bim-2"] {
+            assert!(name.parse::<Method>().unwrap_err().to_string().contains("there are fgsm"), "{name}");
+        }
     }
 }

@@ -16,6 +16,8 @@ pub enum Targets {
     LeastLikely,
     /// The class, not the label, with the highest clean logit; ties to the lowest index.
     Second,
+    /// One class for all. Samples of that class are not attacked.
+    Class(usize),
     /// One class a sample; −1 attacks that sample untargeted.
     Classes(Vec<i64>),
 }
@@ -47,6 +49,12 @@ impl Targets {
             Targets::Random => each(&|i| i64::from(random_target(seed, id(i), labels[i] as u32, k as u32))),
             Targets::Second => each(&|i| best(i, |b, a| b > a)),
             Targets::LeastLikely => each(&|i| best(i, |b, a| b < a)),
+            Targets::Class(class) => {
+                if *class >= k {
+                    return Err(Error::data("targets", format!("class {class} with {k} classes")));
+                }
+                vec![*class as i64; labels.len()]
+            }
             Targets::Classes(classes) => {
                 if classes.len() != labels.len() {
                     let detail = format!("{} for {} samples", classes.len(), labels.len());

@@ -24,7 +24,7 @@ pub(super) fn advise(report: &Report) {
     if config.delivers_bytes() {
         advise_of_snapping(report.statistics.snapped);
     }
-    // A target is never the label, unless a file says so.
+    // A target is never the label, unless a file says so, or one class is for all.
     let own = report.statistics.clean_correct.saturating_sub(report.statistics.attacked);
     if own > 0 {
         warn(format!(

@@ -63,6 +63,7 @@ pub(super) enum Rule {
     Next,
     LeastLikely,
     Second,
+    Class(usize),
 }
 
 impl Rule {
@@ -81,11 +82,27 @@ impl Rule {
             Rule::Next => Targets::Next,
             Rule::LeastLikely => Targets::LeastLikely,
             Rule::Second => Targets::Second,
+            Rule::Class(class) => Targets::Class(class),
         }
     }
 
-    fn name(self) -> &'static str {
-        Rule::ALL.iter().find(|(_, rule)| *rule == self).map_or("none", |(name, _)| name)
+    /// Refuses a class that a network of so many does not have.
+    pub(super) fn check(self, classes: usize) -> Result<()> {
+        match self {
+            Rule::Class(class) if class >= classes => {
+                Err(Error::Usage(format!("targets: class {class}; the network has 0 to {}", classes.saturating_sub(1))))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match (self, Rule::ALL.iter().find(|(_, rule)| rule == self)) {
+            (Rule::Class(class), _) => write!(f, "{class}"),
+            (_, named) => f.write_str(named.map_or("none", |(name, _)| name)),
+        }
     }
 }
 
@@ -93,9 +110,14 @@ impl FromStr for Rule {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
+        if let Ok(class) = text.parse() {
+            return Ok(Rule::Class(class));
+        }
         let known = Rule::ALL.iter().find(|(name, _)| *name == text);
         let names = || Rule::ALL.map(|(name, _)| name).join(", ");
-        known.map(|(_, rule)| *rule).ok_or_else(|| Error::Usage(format!("no rule {text:?}; there are {}", names())))
+        known.map(|(_, rule)| *rule).ok_or_else(|| {
+            Error::Usage(format!("no rule {text:?}; there are {}, and classes by their numbers", names()))
+        })
     }
 }
 
@@ -210,6 +232,7 @@ impl Spec {
         let attack = self.schedule.map_or(attack.clone(), |steps| attack.schedule_over(steps));
         let aims = self.method.chooses_targets() || self.targets != Rule::None;
         let checked = attack.validate().and_then(|()| self.loss.check(shared.classes, aims));
+        let checked = checked.and_then(|()| self.targets.check(shared.classes));
         checked.map_err(|e| Error::Usage(format!("{flag} {}: {e}", self.text)))?;
         Ok(attack)
     }
@@ -229,7 +252,7 @@ impl Spec {
         let step = self.step_size(eps).text;
         let mut text =
             format!("{}:loss={}:steps={}:step-size={step}", self.method.name(), self.loss.name(), self.steps);
-        text += &format!(":restarts={}:targets={}", self.restarts, self.targets.name());
+        text += &format!(":restarts={}:targets={}", self.restarts, self.targets);
         if let Some(classes) = self.classes {
             text += &format!(":classes={classes}");
         }
@@ -252,7 +275,7 @@ impl Display for Spec {
             write!(f, ", {}", counted(classes.into(), "class", "classes"))?;
         }
         if self.targets != Rule::None {
-            write!(f, ", targets {}", self.targets.name())?;
+            write!(f, ", targets {}", self.targets)?;
         }
         let steps = |n: u32| counted(n.into(), "step", "steps");
         write!(f, ", {}", steps(self.steps))?;

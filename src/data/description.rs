@@ -52,7 +52,7 @@ impl Description {
     /// std = [0.25, 0.25, 0.25]
     /// layers = [
     ///   { conv = "conv1", outputs = 16, kernel = 3, stride = 1, padding = 1, bias = false },   # [1, 0, true]
-    ///   { batch_norm = "bn1" },       # also affine: a gain and a bias for each channel
+    ///   { batch_norm = "bn1", eps = 1e-5 },   # [1e-5]; also affine: a gain and a bias for each channel
     ///   "relu",                       # also "flatten", "global_avg_pool"
     ///   { max_pool = 2, stride = 2, padding = 0 },                                             # [size, 0]; also avg_pool
     ///   { repeat = 2, from = 0, layers = [                                                     # `#`: 0, then 1
@@ -287,8 +287,10 @@ impl Reader<'_> {
                 }))
             }
             "batch_norm" => {
-                self.only(&table, &[kind])?;
-                Ok(Layer::BatchNorm { name: self.layer_name(&table, kind)?, channels: x.c })
+                self.only(&table, &[kind, "eps"])?;
+                let name = self.layer_name(&table, kind)?;
+                let eps = table.entries.get("eps").map(|value| self.number(&joined(path, "eps"), value)).transpose()?;
+                Ok(Layer::BatchNorm { name, channels: x.c, eps: eps.unwrap_or(weights::BATCH_NORM_EPS) })
             }
             "affine" => {
                 self.only(&table, &[kind])?;

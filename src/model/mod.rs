@@ -108,7 +108,7 @@ pub enum Layer {
     },
     /// Convolution.
     Conv2d(Conv2d),
-    /// Batch norm: `NAME.weight`, `.bias`, `.running_mean`, `.running_var`, all `[channels]`; eps 1e-5. In evaluation
+    /// Batch norm: `NAME.weight`, `.bias`, `.running_mean`, `.running_var`, all `[channels]`. In evaluation
     /// mode it is folded into the convolution before it when weights are loaded, or becomes a [`Layer::Affine`] where
     /// none is right before it; in training mode ([`crate::Training`]) it is a layer that takes mean and variance of
     /// the batch.
@@ -117,6 +117,9 @@ pub enum Layer {
         name: String,
         /// Channels.
         channels: usize,
+        /// Added to the variance, 0 or more: [`BATCH_NORM_EPS`](crate::weights::BATCH_NORM_EPS) in PyTorch, unless a
+        /// program says otherwise.
+        eps: f64,
     },
     /// a·x + b, per channel: `NAME.weight` a, `NAME.bias` b, both `[channels]`.
     Affine {
@@ -226,6 +229,9 @@ impl Layer {
             }
             Layer::BatchNorm { channels, .. } | Layer::Affine { channels, .. } if *channels != x.c => {
                 fail(format!("{channels} channels, but {x} enters"))
+            }
+            Layer::BatchNorm { eps, .. } if !(eps.is_finite() && *eps >= 0.0) => {
+                fail(format!("eps {eps} is added to the variance; it must be 0 or more"))
             }
             Layer::BatchNorm { .. } | Layer::Affine { .. } | Layer::Relu => Ok(x),
             Layer::MaxPool { size, stride, padding } | Layer::AvgPool { size, stride, padding } => {
@@ -391,7 +397,9 @@ impl Model {
         for layer in layers {
             self.check_params(layer.inner())?;
             let (name, weights, outputs) = match layer {
-                Layer::BatchNorm { name, channels } | Layer::Affine { name, channels } => (name, *channels, *channels),
+                Layer::BatchNorm { name, channels, .. } | Layer::Affine { name, channels } => {
+                    (name, *channels, *channels)
+                }
                 // As large as may be where that overflows: no parameters are as many.
                 Layer::Conv2d(c) => {
                     let taps = c.inputs.saturating_mul(c.kernel * c.kernel);

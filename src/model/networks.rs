@@ -1,13 +1,14 @@
 //! The networks that the engine knows by name.
 
 use super::{Arch, Conv2d, Dims, Layer, Linear, Shortcut};
+use crate::weights::BATCH_NORM_EPS;
 
 fn conv(name: &str, inputs: usize, outputs: usize, stride: usize, bias: bool) -> Layer {
     Layer::Conv2d(Conv2d { name: name.into(), inputs, outputs, kernel: 3, stride, padding: 1, bias })
 }
 
 pub(super) fn norm(name: &str, channels: usize) -> Layer {
-    Layer::BatchNorm { name: name.into(), channels }
+    Layer::BatchNorm { name: name.into(), channels, eps: BATCH_NORM_EPS }
 }
 
 pub(super) fn linear(name: &str, inputs: usize, outputs: usize) -> Layer {

@@ -33,25 +33,24 @@ fn part(build: &mut Build, d: Dims) -> Value {
 /// The sums of each sample, a workgroup for each block of channels.
 fn each_sample(build: &mut Build, entry: &'static str, name: &str, d: Dims, bindings: Bindings) {
     let lanes = ((d.h * d.w) as u32).next_power_of_two().clamp(8, LANES);
-    push(build, entry, name, d, (lanes, Grid::PerSample(blocks(d.c), 1)), bindings, 4 * d.len() as u64);
+    push(build, entry, name, shape(d), (lanes, Grid::PerSample(blocks(d.c), 1)), bindings, 4 * d.len() as u64);
 }
 
 /// The sums of all samples, a workgroup for each block of channels.
-fn whole_batch(build: &mut Build, entry: &'static str, name: &str, d: Dims, mut bindings: Bindings) {
+fn whole_batch(build: &mut Build, entry: &'static str, name: &str, d: Dims, consts: Consts, mut bindings: Bindings) {
     bindings.push(("health", build.health));
-    push(build, entry, name, d, (LANES, Grid::Once(blocks(d.c))), bindings, 4 * d.c as u64);
+    push(build, entry, name, consts, (LANES, Grid::Once(blocks(d.c))), bindings, 4 * d.c as u64);
 }
 
 fn push(
     build: &mut Build,
     entry: &'static str,
     name: &str,
-    d: Dims,
+    mut consts: Consts,
     (lanes, grid): (u32, Grid),
     bindings: Bindings,
     flops: u64,
 ) {
-    let mut consts = shape(d);
     consts.push(("WG", lanes));
     let kernel = Kernel::new(entry, consts, build.target.storage);
     build.push(Dispatch { kernel, layer: name.into(), bindings, grid, flops });
@@ -60,7 +59,7 @@ fn push(
 /// y = γ·x̂ + β, then the epilogue.
 pub(crate) fn forward<'m>(
     build: &mut Build,
-    name: &'m str,
+    (name, eps): (&'m str, f64),
     p: &Params,
     x: Value,
     y: Value,
@@ -72,7 +71,8 @@ pub(crate) fn forward<'m>(
 
     let part = part(build, d);
     each_sample(build, "batch_norm_forward_sample", name, d, vec![("x", x.id), ("part", part.id)]);
-    whole_batch(build, "batch_norm_forward_batch", name, d, vec![("part", part.id), ("shared_sums", sums)]);
+    let consts = [shape(d), vec![("EPS", (eps as f32).to_bits())]].concat();
+    whole_batch(build, "batch_norm_forward_batch", name, d, consts, vec![("part", part.id), ("shared_sums", sums)]);
     let mut consts = Consts::new();
     let mut bindings = vec![("x", x.id), ("y", y.id), ("shared_sums", sums), ("affine", affine)];
     epilogue.apply(build, d, &mut consts, &mut bindings);
@@ -89,7 +89,8 @@ pub(crate) fn input_grad(build: &mut Build, norm: &Norm<'_>, dy: Value, dx: Valu
     let reads = [("x", x.id), ("dy", dy.id), ("shared_sums", sums)];
     let bindings = [&reads[..], &[("part", part.id)]].concat();
     each_sample(build, "batch_norm_input_grad_sample", name, x.dims, bindings);
-    whole_batch(build, "batch_norm_input_grad_batch", name, x.dims, vec![("part", part.id), ("shared_sums", sums)]);
+    let bindings = vec![("part", part.id), ("shared_sums", sums)];
+    whole_batch(build, "batch_norm_input_grad_batch", name, x.dims, shape(x.dims), bindings);
     let bindings = [&reads[..], &[("y", dx.id), ("affine", affine)]].concat();
     let (items, flops) = (texels(x.dims) as u32, 6 * x.dims.len() as u64);
     let dispatch = per_item(build, "batch_norm_input_grad", name, items, shape(x.dims), bindings, flops);

@@ -199,14 +199,14 @@ fn forward<'m>(
         let own = Tail { residual: tail.residual.filter(|_| last), relu: followed || (last && tail.relu) };
         i += usize::from(followed);
         match these {
-            [layer @ Layer::Conv2d(conv), Layer::BatchNorm { name, .. }] => {
+            [layer @ Layer::Conv2d(conv), Layer::BatchNorm { name, eps, .. }] => {
                 let dims = layer.output(x.dims)?;
                 let conv_y = build.activation(dims, None);
                 ops::conv::forward(build, conv, &model.params[&conv.name], x, conv_y, Epilogue::default());
                 let signs = own.relu.then(|| build.signs(name, dims));
                 let y = build.activation(dims, signs);
                 let epilogue = Epilogue { residual: own.residual, relu: signs, mask: None };
-                let norm = ops::batch_norm::forward(build, name, &model.params[name], conv_y, y, epilogue);
+                let norm = ops::batch_norm::forward(build, (name, *eps), &model.params[name], conv_y, y, epilogue);
                 tape.push(Node::Normed { conv, x, norm });
                 x = y;
             }

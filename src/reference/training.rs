@@ -8,7 +8,6 @@ use super::parallel::parallel;
 use crate::attack::{Loss, Sample, check_samples};
 use crate::error::{Error, Result};
 use crate::model::{Dims, Layer, Model, Shortcut};
-use crate::weights::BATCH_NORM_EPS;
 
 /// A network in training mode on the CPU in f64: what [`crate::Training`] is compared with. All images of a call are
 /// one batch.
@@ -105,12 +104,12 @@ impl Training {
     ) -> Result<(Vec<Vec<f64>>, Dims)> {
         let out = layer.output(dims)?;
         let ys = match layer {
-            Layer::BatchNorm { name, .. } => {
+            Layer::BatchNorm { name, eps, .. } => {
                 if xs.len() * dims.h * dims.w == 1 {
                     let detail = format!("{name} has one value a channel: there is no variance to divide by");
                     return Err(Error::data("images", detail));
                 }
-                let (ys, normal) = batch_norm(&self.net.params[name], &xs, dims);
+                let (ys, normal) = batch_norm(&self.net.params[name], *eps, &xs, dims);
                 tape.push(Node::BatchNorm(normal));
                 ys
             }
@@ -191,11 +190,11 @@ fn batch(n: usize, d: Dims, value: impl Fn(usize, usize, usize) -> f64) -> Vec<V
     (0..n).map(one).collect()
 }
 
-fn batch_norm(p: &Params64, x: &[Vec<f64>], d: Dims) -> (Vec<Vec<f64>>, Normal) {
+fn batch_norm(p: &Params64, eps: f64, x: &[Vec<f64>], d: Dims) -> (Vec<Vec<f64>>, Normal) {
     let n = x.len();
     let mean = means(n, d, |i, at| x[i][at]);
     let variance = means(n, d, |i, at| (x[i][at] - mean[at / (d.h * d.w)]).powi(2));
-    let inverse: Vec<f64> = variance.iter().map(|v| 1.0 / (v + BATCH_NORM_EPS).sqrt()).collect();
+    let inverse: Vec<f64> = variance.iter().map(|v| 1.0 / (v + eps).sqrt()).collect();
     let x = batch(n, d, |i, at, c| (x[i][at] - mean[c]) * inverse[c]);
     let y = batch(n, d, |i, at, c| p.weight[c] * x[i][at] + p.bias[c]);
     (y, Normal { x, inverse, dims: d })

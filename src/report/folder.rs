@@ -35,9 +35,9 @@ use crate::data::{read, sha256, write_file};
 use crate::error::Result;
 use crate::model::Dims;
 use complete::holds_tensors;
-use disk::{foreign, is_barely_begun, lock, output, remove, sweep};
+use disk::{foreign, foreign_picture, is_barely_begun, lock, output, remove, sweep};
 use fitted::Fitted;
-use names::{LOCK, MANIFEST, NAMES, PARTS, SHARED, STAGING};
+use names::{IMAGES, LOCK, MANIFEST, NAMES, PARTS, SHARED, STAGING};
 use part::range;
 use run::{Manifest, Run};
 use stage::{publish, stage};
@@ -116,6 +116,10 @@ impl Folder {
             return Err(foreign(path, &format!("{name} is there without a report")));
         } else if !is_barely_begun(&parts) {
             return Err(foreign(path, &format!("{PARTS} is there without {MANIFEST}")));
+        }
+        if discard && let Some(name) = foreign_picture(&path.join(IMAGES)) {
+            let detail = format!("{name} is no picture of the run that is to be discarded; move it away first");
+            return Err(output(&path.join(IMAGES), detail));
         }
 
         let mut made: Vec<PathBuf> = parts
@@ -266,7 +270,7 @@ mod tests {
     use super::super::config::tests::{device, identity};
     use super::super::statistics::tests::outcome;
     use super::super::{Config, Shard};
-    use super::names::{IMAGES, MARKDOWN, SAMPLES, SHEET};
+    use super::names::{MARKDOWN, SAMPLES, SHEET};
     use super::*;
 
     const DIMS: Dims = Dims { c: 1, h: 2, w: 2 };
@@ -332,6 +336,19 @@ mod tests {
         let error = open(&path, false).unwrap_err();
         assert_eq!(error.exit_code(), 8);
         assert!(error.to_string().contains("is not the file that report.json was written for"), "{error}");
+
+        // Somebody's own pictures among the run's are not swept away with them.
+        fs::create_dir_all(path.join(IMAGES)).unwrap();
+        for name in ["notes.png", "000001-a.png", "00001.png", "000001.jpg"] {
+            let own = path.join(IMAGES).join(name);
+            fs::write(&own, "x").unwrap();
+            let error = open(&path, true).unwrap_err();
+            assert_eq!(error.exit_code(), 8);
+            assert!(error.to_string().contains(&format!("images: {name} is no picture of the run")), "{error}");
+            assert!(path.join(REPORT).exists() && fs::read(&own).unwrap() == b"x");
+            fs::remove_file(own).unwrap();
+        }
+        fs::write(path.join(IMAGES).join(".DS_Store"), "x").unwrap();
 
         // Discarded on request, and not before.
         let Opened::Ready(folder) = open(&path, true).unwrap() else { panic!("not fresh") };

@@ -47,6 +47,14 @@ pub(super) fn images(
     Ok(())
 }
 
+/// Whether a picture of a run has this name.
+pub(super) fn is_named(name: &str) -> bool {
+    let number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let Some(stem) = name.strip_suffix(".png") else { return false };
+    let (id, radius) = stem.split_once('-').unwrap_or((stem, "0"));
+    id.len() >= 6 && number(id) && number(radius)
+}
+
 /// Writes the contact sheet, of the largest radius where there are several.
 pub(super) fn sheet(
     path: &Path,

@@ -6,7 +6,7 @@ use crate::error::{Error, Result};
 use crate::model::{Layer, Params, Shortcut};
 use std::collections::BTreeMap;
 
-/// Added to the variance of every batch norm.
+/// Added to the variance of a batch norm of PyTorch, unless a program says otherwise; of every known network.
 pub const BATCH_NORM_EPS: f64 = 1e-5;
 
 /// What becomes of batch norm.
@@ -40,8 +40,8 @@ pub(super) fn take_params(
                 }
                 conv.bias = true;
                 let to_fold = |l: &Layer| norms == Norms::Folded && matches!(l, Layer::BatchNorm { .. });
-                if let Some(Layer::BatchNorm { name, .. }) = rest.next_if(to_fold) {
-                    BatchNorm::take(&name, &mut take)?.fold_into(&mut p);
+                if let Some(Layer::BatchNorm { name, eps, .. }) = rest.next_if(to_fold) {
+                    BatchNorm::take(&name, &mut take)?.fold_into(&mut p, eps);
                     if let Some(k) = not_finite(&p) {
                         let detail = format!("output {k} of {} is not finite once this is folded into it", conv.name);
                         return Err(Error::model(name, detail));
@@ -51,9 +51,9 @@ pub(super) fn take_params(
                 folded.push(Layer::Conv2d(conv));
             }
             // With nothing to fold it into it is a layer of its own.
-            Layer::BatchNorm { name, channels } if norms == Norms::Folded => {
+            Layer::BatchNorm { name, channels, eps } if norms == Norms::Folded => {
                 let mut p = Params { weight: vec![1.0; channels], bias: vec![0.0; channels] };
-                BatchNorm::take(&name, &mut take)?.fold_into(&mut p);
+                BatchNorm::take(&name, &mut take)?.fold_into(&mut p, eps);
                 if let Some(k) = not_finite(&p) {
                     return Err(Error::model(name, format!("channel {k} is not finite")));
                 }
@@ -65,13 +65,13 @@ pub(super) fn take_params(
                 params.insert(name.clone(), p);
                 folded.push(Layer::Affine { name, channels });
             }
-            Layer::BatchNorm { name, channels } => {
+            Layer::BatchNorm { name, channels, eps } => {
                 let p = Params { weight: take(&name, "weight")?, bias: take(&name, "bias")? };
                 for part in ["running_mean", "running_var"] {
                     take(&name, part)?;
                 }
                 params.insert(name.clone(), p);
-                folded.push(Layer::BatchNorm { name, channels });
+                folded.push(Layer::BatchNorm { name, channels, eps });
             }
             Layer::Linear(mut linear) => {
                 let mut p = Params { weight: take(&linear.name, "weight")?, bias: vec![0.0; linear.outputs] };
@@ -115,10 +115,10 @@ impl BatchNorm {
     }
 
     /// γ·(conv(x) − μ)/√(σ² + eps) + β is a convolution again: one rounding to f32, at the end.
-    fn fold_into(&self, p: &mut Params) {
+    fn fold_into(&self, p: &mut Params, eps: f64) {
         let taps = p.weight.len() / p.bias.len();
         for (k, filter) in p.weight.chunks_exact_mut(taps).enumerate() {
-            let scale = f64::from(self.gamma[k]) / (f64::from(self.variance[k]) + BATCH_NORM_EPS).sqrt();
+            let scale = f64::from(self.gamma[k]) / (f64::from(self.variance[k]) + eps).sqrt();
             for w in filter {
                 *w = (f64::from(*w) * scale) as f32;
             }
@@ -152,16 +152,27 @@ mod tests {
             ("b.running_mean".into(), (vec![2], vec![1.0, -2.0])),
             ("b.running_var".into(), (vec![2], vec![4.0, 0.0])),
         ]);
-        let model = from_layers(vec![conv("c", 1, 2), norm("b", 2)], Dims::new(1, 1, 1), tensors).unwrap();
-        assert_eq!(model.layers.len(), 1);
-        let p = &model.params["c"];
-        let wanted = [2.5 / 4.00001_f64.sqrt() + 0.25, -2.0 / 1e-5_f64.sqrt() - 1.0];
-        for (k, want) in wanted.into_iter().enumerate() {
-            let got = 3.0 * f64::from(p.weight[k]) + f64::from(p.bias[k]);
-            // Two roundings to f32; the second output is a difference of numbers three times its size.
-            assert!((got - want).abs() <= 4.0 * f64::from(f32::EPSILON) * want.abs(), "{got} {want}");
+        let folded = |eps| {
+            let norm = Layer::BatchNorm { name: "b".into(), channels: 2, eps };
+            from_layers(vec![conv("c", 1, 2), norm], Dims::new(1, 1, 1), tensors.clone())
+        };
+        for eps in [1e-5, 1e-3, 2.0] {
+            let model = folded(eps).unwrap();
+            assert_eq!(model.layers.len(), 1);
+            let p = &model.params["c"];
+            let wanted = [2.5 / (4.0 + eps).sqrt() + 0.25, -2.0 / eps.sqrt() - 1.0];
+            for (k, want) in wanted.into_iter().enumerate() {
+                let got = 3.0 * f64::from(p.weight[k]) + f64::from(p.bias[k]);
+                // Two roundings to f32; the second output is a difference of numbers three times its size.
+                assert!((got - want).abs() <= 4.0 * f64::from(f32::EPSILON) * want.abs(), "{got} {want}");
+            }
+            assert_eq!((model.arch.as_str(), model.parameters()), ("custom", 4));
         }
-        assert_eq!((model.arch.as_str(), model.parameters()), ("custom", 4));
+        // The variance of the second channel is 0.
+        assert!(message(folded(0.0)).contains("b: output 1 of c is not finite"));
+        for eps in [-1e-5, f64::NAN, f64::INFINITY] {
+            assert!(message(folded(eps)).contains("it must be 0 or more"));
+        }
     }
 
     /// γ·(x − μ)/√(σ² + eps) + β where no convolution takes it in: before a ReLU and behind a sum.

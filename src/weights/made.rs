@@ -43,7 +43,7 @@ pub fn conv(name: &str, inputs: usize, outputs: usize) -> Layer {
 }
 
 pub fn norm(name: &str, channels: usize) -> Layer {
-    Layer::BatchNorm { name: name.into(), channels }
+    Layer::BatchNorm { name: name.into(), channels, eps: 1e-5 }
 }
 
 pub fn message(result: Result<Model>) -> String {

@@ -42,7 +42,7 @@ fn collect<'a>(layers: impl IntoIterator<Item = &'a Layer>, list: &mut Vec<(Stri
                 push(name, "weight", vec![*channels]);
                 push(name, "bias", vec![*channels]);
             }
-            Layer::BatchNorm { name, channels } => {
+            Layer::BatchNorm { name, channels, .. } => {
                 for part in ["weight", "bias", "running_mean", "running_var"] {
                     push(name, part, vec![*channels]);
                 }

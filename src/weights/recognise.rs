@@ -75,7 +75,9 @@ mod tests {
             };
             assert_eq!(load(&file(&[("arch", &arch.name)], &prefixed("module."))).unwrap(), model);
             assert_eq!(load(&file(&[], &prefixed("model."))).unwrap(), model);
-            assert_eq!(load(&file(&[], &prefixed("module.model."))).unwrap(), model);
+            for prefix in ["module.model.", "backbone.", "net.1."] {
+                assert_eq!(load(&file(&[], &prefixed(prefix))).unwrap(), model, "{prefix}");
+            }
             let mut mixed = prefixed("module.");
             mixed.insert("linear.bias".into(), (vec![10], vec![0.0; 10]));
             assert!(message(load(&file(&[("arch", &arch.name)], &mixed))).contains("missing"));

@@ -8,42 +8,39 @@ use crate::error::{Error, Result};
 use crate::model::Layer;
 use safetensors::tensor::TensorView;
 
-/// Prefixes of wrappers.
-const PREFIXES: [&str; 3] = ["module.", "model.", "_orig_mod."];
 /// What the two tensors of a normalisation are called.
 const PAIRS: [(&str, &str); 4] = [("mean", "std"), ("mu", "sigma"), ("mu", "std"), ("new_mean", "new_std")];
 
-/// The network's own tensors under its own names, and its normalisation where that is among the tensors.
-pub(super) fn unwrapped(tensors: Vec<(String, TensorView<'_>)>) -> Result<(Views<'_>, Option<Layer>)> {
+/// The network's own tensors under its own names, and its normalisation where that is among the tensors. `wanted` are
+/// the names of a network of the user's own.
+pub(super) fn unwrapped<'data>(
+    tensors: Vec<(String, TensorView<'data>)>,
+    wanted: Option<&[String]>,
+) -> Result<(Views<'data>, Option<Layer>)> {
     let mut views: Views<'_> = tensors.into_iter().collect();
     // Counters that evaluation does not need.
     views.retain(|name, _| name != "num_batches_tracked" && !name.ends_with(".num_batches_tracked"));
-    without_prefixes(&mut views);
+    without_prefixes(&mut views, wanted);
     drop_copies(&mut views);
     let normalise = take_normalisation(&mut views)?;
-    if normalise.is_some() {
-        // The network is a part of what normalises: whatever that part is called.
-        let first = views.keys().next().and_then(|name| Some(name.split_once('.')?.0)).map(|part| format!("{part}."));
-        if let Some(prefix) = first {
-            without_prefix(&mut views, &prefix);
-        }
-    }
-    without_prefixes(&mut views);
+    // The network is a part of what normalises, or its copy is gone.
+    without_prefixes(&mut views, wanted);
     drop_dead(&mut views);
     Ok((views, normalise))
 }
 
-/// Drops a prefix that every name has; at the front of names, and nowhere else.
-fn without_prefix(views: &mut Views<'_>, prefix: &str) -> bool {
-    let all = !views.is_empty() && views.keys().all(|name| name.len() > prefix.len() && name.starts_with(prefix));
-    if all {
+/// Drops the parts that every name begins with, whatever they are called: no network that is known is one part alone,
+/// and one of the user's own says how far its names go.
+fn without_prefixes(views: &mut Views<'_>, wanted: Option<&[String]>) {
+    let is_there = |views: &Views<'_>| wanted.is_some_and(|wanted| wanted.iter().any(|name| views.contains_key(name)));
+    while !is_there(views) {
+        let first = views.keys().next().and_then(|name| name.split_once('.'));
+        let Some(prefix) = first.map(|(part, _)| format!("{part}.")) else { return };
+        if !views.keys().all(|name| name.len() > prefix.len() && name.starts_with(&prefix)) {
+            return;
+        }
         *views = std::mem::take(views).into_iter().map(|(n, view)| (n[prefix.len()..].to_string(), view)).collect();
     }
-    all
-}
-
-fn without_prefixes(views: &mut Views<'_>) {
-    while PREFIXES.iter().any(|prefix| without_prefix(views, prefix)) {}
 }
 
 /// One way of training for robustness keeps the network a second time within its attacker. A copy goes if it is one to
@@ -124,9 +121,9 @@ pub(super) fn take_suspects(views: &mut Views<'_>) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::load;
-    use super::super::made::{file, message, tensors};
+    use super::super::made::{conv, file, message, tensors};
     use super::super::names::Tensors;
+    use super::super::{load, load_as};
     use super::*;
     use crate::model;
 
@@ -176,6 +173,20 @@ mod tests {
         let within: Tensors = plain.iter().map(|(n, t)| (n.replace("block2.", "block2.module."), t.clone())).collect();
         let refused = message(load(&file(&[], &within)));
         assert!(refused.contains("block2.layer.0.bn1.weight: this tensor is missing"), "{refused}");
+
+        // A network of the user's own has the names that it has, prefixes among them.
+        let own = |prefix: &str| model::Arch {
+            name: "own".into(),
+            input: model::Dims::new(1, 1, 1),
+            layers: vec![conv(&format!("{prefix}model.a"), 1, 2), conv(&format!("{prefix}model.b"), 2, 3)],
+        };
+        let of_file = |prefix: &str| file(&[], &tensors(&own(prefix).layers));
+        let params = load_as(&of_file(""), &own("")).unwrap().params;
+        for prefix in ["module.", "backbone.net."] {
+            assert_eq!(load_as(&of_file(prefix), &own("")).unwrap().params, params);
+            assert!(load_as(&of_file(prefix), &own(prefix)).is_ok());
+            assert!(message(load_as(&of_file(""), &own(prefix))).contains("model.a.weight: this tensor is missing"));
+        }
 
         // Dead weight after TRADES, of the shapes of what lives; an attacker's copy, to the bit.
         let dead = |t: &Tensors| -> Tensors {

@@ -13,7 +13,7 @@ pub fn for_fast_arithmetic() -> Model {
 /// Batch norm with the statistics of the batch, before a ReLU and before a sum.
 pub fn in_training_mode() -> Model {
     let mut rng = Rng::new(12);
-    let norm = |name: &str| Layer::BatchNorm { name: name.into(), channels: 7 };
+    let norm = |name: &str| Layer::BatchNorm { name: name.into(), channels: 7, eps: 1e-5 };
     let body = vec![conv("b", 7, 7, 3, 1, 1), norm("bn2")];
     let layers = vec![
         conv("a", 3, 7, 3, 1, 1),

@@ -35,7 +35,7 @@ pub fn tensors<'a>(layers: impl IntoIterator<Item = &'a Layer>) -> Tensors {
                     add(&mut found, &c.name, "bias", vec![c.outputs]);
                 }
             }
-            Layer::BatchNorm { name, channels } => {
+            Layer::BatchNorm { name, channels, .. } => {
                 for part in ["weight", "bias", "running_mean", "running_var"] {
                     add(&mut found, name, part, vec![*channels]);
                 }

@@ -163,9 +163,11 @@ pub(super) fn configured(c: &Config) -> Attack {
         .seed(c.seed)
 }
 
-/// The targets that a configuration names; those of a file are read, and their hash becomes part of it.
+/// The targets that a configuration names, in the one way in which they are written; those of a file are read, and their hash becomes part of it.
 pub(super) fn targets(samples: usize, classes: usize, config: &mut Config) -> Result<Targets> {
     if let Ok(rule) = config.targets.parse::<Rule>() {
+        rule.check(classes).map_err(|e| Error::Usage(format!("--{e}")))?;
+        config.targets = rule.to_string();
         return Ok(rule.targets());
     }
     let list = data::read_targets(Path::new(&config.targets), samples, classes)?;

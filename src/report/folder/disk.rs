@@ -2,6 +2,7 @@
 
 use super::names::{LOCK, MANIFEST};
 use crate::error::{Error, Result};
+use crate::report::pictures::is_named;
 use std::fs::{self, File};
 use std::path::Path;
 
@@ -39,6 +40,19 @@ pub(super) fn is_barely_begun(parts: &Path) -> bool {
         }),
         Err(_) => parts.symlink_metadata().is_err(),
     }
+}
+
+/// What systems leave in folders that somebody looks into.
+const LITTER: [&str; 3] = [".DS_Store", "Thumbs.db", "desktop.ini"];
+
+/// What lies in a folder of pictures and is none of a run's.
+pub(super) fn foreign_picture(images: &Path) -> Option<String> {
+    let entries = fs::read_dir(images).into_iter().flatten().flatten();
+    let name = |entry: fs::DirEntry| {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        ((!is_named(&name) && !LITTER.contains(&&*name)) || entry.path().is_dir()).then_some(name)
+    };
+    entries.filter_map(name).min()
 }
 
 /// Removes a file or a folder; one that is not there is no error.
