@@ -619,13 +619,13 @@ fn what_a_device_answered_is_kept_or_asked_again() {
     let file = cache.join(&list[0]);
     let whole = fs::read_to_string(&file).unwrap();
     let lines: Vec<&str> = whole.lines().collect();
-    assert_eq!(lines.len(), 2 + 16, "{whole}");
+    assert_eq!(lines.len(), 2 + 18, "{whole}");
 
     // Kept: not written again. A slower way to the same bits is taken on the file's word.
     let before = fs::metadata(&file).unwrap().modified().unwrap();
     assert_eq!(run(&cache), want);
     assert_eq!(fs::metadata(&file).unwrap().modified().unwrap(), before, "asked again");
-    let rest = [&lines[2..17], &["00000000", ""]].concat().join("\n");
+    let rest = [&lines[2..19], &["00000000", ""]].concat().join("\n");
     let slower = signstep::cli::readers::sealed(lines[0], &rest);
     fs::write(&file, &slower).unwrap();
     assert_eq!(run(&cache), want);

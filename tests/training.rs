@@ -14,7 +14,7 @@ fn normed(name: &str, inputs: usize, outputs: usize, kernel: usize, stride: usiz
     let bias = outputs % 2 == 1; // batch norm takes it away again
     let conv = Conv2d { name: name.into(), inputs, outputs, kernel, stride, padding: kernel / 2, bias };
     // PyTorch's, and one that shows.
-    let eps = if outputs % 3 == 0 { 0.3 } else { 1e-5 };
+    let eps = if outputs.is_multiple_of(3) { 0.3 } else { 1e-5 };
     [Layer::Conv2d(conv), Layer::BatchNorm { name: format!("{name}.bn"), channels: outputs, eps }]
 }
 
