@@ -650,7 +650,7 @@ fn what_a_device_answered_is_kept_or_asked_again() {
         other("(", "(another driver, "),
         other("program of ", "program of 1"),
         lying(0, "00000000"),
-        lying(15, "00000005"),
+        lying(17, "00000005"),
     ];
     for text in broken {
         fs::write(&file, &text).unwrap();

@@ -601,7 +601,7 @@ fn read_tuning(at: &Path) -> Result<(), Error> {
 fn habits(at: &Path) {
     let words = "486f7637 000116c2 00022d84 3f800000 00000000 3f800000 00000000 \
                  00000000 00000000 00000000 00000000 3f800000 3df9c190 00000001 \
-                 00000001 00000008 ";
+                 00000001 00000000 00000000 00000008 ";
     fs::write(at.join("habits.txt"), cli::readers::sealed(KEY, &words.replace(' ', "\n"))).unwrap();
 }
 
