@@ -124,8 +124,8 @@ fn samples_that_the_device_does_not_take_at_once_are_told() {
     let (used, told) = run(u32::MAX);
     let most = used[0];
     assert!(most < u64::from(u32::MAX) && used.iter().all(|n| *n == most), "{used:?}");
-    let warning =
-        format!("--samples {}: more than the device takes at once; {1} of {1} rows have {most}", u32::MAX, used.len());
+    let rows = if used.len() == 1 { "1 of 1 row".into() } else { format!("{0} of {0} rows", used.len()) };
+    let warning = format!("--samples {}: more than the device takes at once; {rows} have {most}", u32::MAX);
     assert!(told.contains(&format!("warning: {warning}")), "{told}");
     let (used, told) = run(3);
     assert!(used.iter().all(|n| *n == 3) && !told.contains("--samples"), "{used:?}\n{told}");
