@@ -32,7 +32,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// One measure is at least this much work, in seconds: far above the resolution of clocks and the cost of a submission.
+/// One measure is at least this much work, in seconds by its clock: far above the resolution of clocks and the cost of a submission.
 const MEASURE: f64 = 0.02;
 
 /// Runs in one measure on hardware are at least so many, for a lone one is mostly start and end.
@@ -236,9 +236,9 @@ impl Trial {
         let least = if matches!(clock, Clock::Process(_)) { 1 } else { BACK_TO_BACK };
         let mut runs = 1;
         for _ in 0..6 {
-            let wall = self.time(clock, runs)?.wall.max(1e-9);
-            let most = ((SUBMISSION / wall) as u32).clamp(1, MOST);
-            let wanted = ((MEASURE / wall).ceil() as u32).max(least).min(most);
+            let Measure { time, wall } = self.time(clock, runs)?;
+            let most = ((SUBMISSION / wall.max(1e-9)) as u32).clamp(1, MOST);
+            let wanted = ((MEASURE / time.max(1e-9)).ceil() as u32).max(least).min(most);
             if wanted <= runs.saturating_add(runs / 4) {
                 break;
             }
