@@ -163,7 +163,8 @@ pub(super) fn configured(c: &Config) -> Attack {
         .seed(c.seed)
 }
 
-/// The targets that a configuration names, in the one way in which they are written; those of a file are read, and their hash becomes part of it.
+/// The targets that a configuration names. It names them in one way only from here on: a class by its number alone, a
+/// file by the hash of what it says.
 pub(super) fn targets(samples: usize, classes: usize, config: &mut Config) -> Result<Targets> {
     if let Ok(rule) = config.targets.parse::<Rule>() {
         rule.check(classes).map_err(|e| Error::Usage(format!("--{e}")))?;
