@@ -32,7 +32,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// One measure is at least this much work, in seconds by its clock: far above the resolution of clocks and the cost of a submission.
+/// One measure is at least this much work, in seconds by its clock: far above the resolution of clocks and the cost of a
+/// submission.
 const MEASURE: f64 = 0.02;
 
 /// Runs in one measure on hardware are at least so many, for a lone one is mostly start and end.

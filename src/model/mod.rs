@@ -109,9 +109,8 @@ pub enum Layer {
     /// Convolution.
     Conv2d(Conv2d),
     /// Batch norm: `NAME.weight`, `.bias`, `.running_mean`, `.running_var`, all `[channels]`. In evaluation mode it is
-    /// folded into the convolution before it when weights are loaded, or becomes a [`Layer::Affine`] where
-    /// none is right before it; in training mode ([`crate::Training`]) it is a layer that takes mean and variance of
-    /// the batch.
+    /// folded into the convolution before it when weights are loaded, or becomes a [`Layer::Affine`] where none is right
+    /// before it; in training mode ([`crate::Training`]) it is a layer that takes mean and variance of the batch.
     BatchNorm {
         /// Name of the tensors.
         name: String,
