@@ -54,7 +54,8 @@ pub struct Options {
     pub tuning: Tuning,
     /// Bytes that the network may take on the device, weights and everything that grows with the batch together.
     pub memory: u64,
-    /// The largest batch that runs at once; `None` leaves it to memory and limits. Results do not depend on it.
+    /// The largest batch that runs at once, one or more; `None` leaves it to memory and limits. Results do not depend
+    /// on it.
     pub batch: Option<usize>,
 }
 
@@ -126,8 +127,11 @@ impl Network {
     /// Puts a model on the device as `options` say.
     ///
     /// # Errors
-    /// As [`Network::load`].
+    /// As [`Network::load`]; [`Error::Usage`] for a batch of none, and for arithmetic that the device does not have.
     pub fn with_options(gpu: &Gpu, model: Model, options: &Options) -> Result<Self> {
+        if options.batch == Some(0) {
+            return Err(Error::Usage("a batch of 0 runs nothing".into()));
+        }
         let mut target = Target {
             storage: options.storage.unwrap_or(gpu.storage()),
             math: options.math,
@@ -147,7 +151,7 @@ impl Network {
         }
         let plan = Plan::new(&model, &target)?;
         let largest = |rule| -> Result<usize> {
-            Ok(plan.largest_batch_of(rule, options.memory)?.min(options.batch.unwrap_or(usize::MAX)).max(1))
+            Ok(plan.largest_batch_of(rule, options.memory)?.min(options.batch.unwrap_or(usize::MAX)))
         };
         let chunk = largest(Rule::Sign)?;
         // Where a rule's memory does not fit, its runs say so.

@@ -630,6 +630,8 @@ fn order_and_batch_size_change_nothing() {
         let cut = attack(classes.clone()).run(&net, &images, &labels).unwrap();
         (0..23).for_each(|i| assert_eq!(fate(&cut, i), fate(&whole, i), "sample {i} by {batch}"));
     }
+    let none = Network::with_options(gpu(), digits_model(), &Options { batch: Some(0), ..Options::default() });
+    assert_eq!(none.err(), Some(signstep::Error::Usage("a batch of 0 runs nothing".into())));
 }
 
 #[test]
