@@ -40,7 +40,6 @@ mod recognise;
 mod values;
 mod wrappers;
 
-pub use fold::BATCH_NORM_EPS;
 pub use names::Tensors;
 
 pub(crate) use fold::Norms;

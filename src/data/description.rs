@@ -4,7 +4,7 @@
 
 use super::{read, sha256};
 use crate::error::{Error, Result};
-use crate::model::{Arch, Conv2d, Dims, Layer, Linear, Shortcut};
+use crate::model::{Arch, BATCH_NORM_EPS, Conv2d, Dims, Layer, Linear, Shortcut};
 use crate::weights;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -290,7 +290,7 @@ impl Reader<'_> {
                 self.only(&table, &[kind, "eps"])?;
                 let name = self.layer_name(&table, kind)?;
                 let eps = table.entries.get("eps").map(|value| self.number(&joined(path, "eps"), value)).transpose()?;
-                Ok(Layer::BatchNorm { name, channels: x.c, eps: eps.unwrap_or(weights::BATCH_NORM_EPS) })
+                Ok(Layer::BatchNorm { name, channels: x.c, eps: eps.unwrap_or(BATCH_NORM_EPS) })
             }
             "affine" => {
                 self.only(&table, &[kind])?;

@@ -96,6 +96,9 @@ pub enum Shortcut {
     Projection(Vec<Layer>),
 }
 
+/// Added to the variance of a batch norm of PyTorch, unless a program says otherwise; of every known network.
+pub const BATCH_NORM_EPS: f64 = 1e-5;
+
 /// One layer. `Residual` holds layers of its own; everything else is a leaf.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Layer {
@@ -116,8 +119,7 @@ pub enum Layer {
         name: String,
         /// Channels.
         channels: usize,
-        /// Added to the variance, 0 or more: [`BATCH_NORM_EPS`](crate::weights::BATCH_NORM_EPS) in PyTorch, unless a
-        /// program says otherwise.
+        /// Added to the variance, 0 or more: [`BATCH_NORM_EPS`] in PyTorch, unless a program says otherwise.
         eps: f64,
     },
     /// a·x + b, per channel: `NAME.weight` a, `NAME.bias` b, both `[channels]`.

@@ -1,7 +1,6 @@
 //! The networks that the engine knows by name.
 
-use super::{Arch, Conv2d, Dims, Layer, Linear, Shortcut};
-use crate::weights::BATCH_NORM_EPS;
+use super::{Arch, BATCH_NORM_EPS, Conv2d, Dims, Layer, Linear, Shortcut};
 
 fn conv(name: &str, inputs: usize, outputs: usize, stride: usize, bias: bool) -> Layer {
     Layer::Conv2d(Conv2d { name: name.into(), inputs, outputs, kernel: 3, stride, padding: 1, bias })

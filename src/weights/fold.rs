@@ -6,9 +6,6 @@ use crate::error::{Error, Result};
 use crate::model::{Layer, Params, Shortcut};
 use std::collections::BTreeMap;
 
-/// Added to the variance of a batch norm of PyTorch, unless a program says otherwise; of every known network.
-pub const BATCH_NORM_EPS: f64 = 1e-5;
-
 /// What becomes of batch norm.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Norms {
