@@ -26,6 +26,7 @@ mod work;
 
 pub use adapter::{Adapter, AdapterSummary};
 pub use limits::Limits;
+pub(crate) use limits::MANY_REGISTERS;
 pub use matrix::CoopMatrix;
 pub(crate) use pipeline::Pipeline;
 pub use storage::Storage;
@@ -33,7 +34,7 @@ pub(crate) use storage::TEXTURE_WIDTH;
 pub(crate) use turns::Held;
 
 use crate::error::{Error, Result};
-use adapter::{Opened, enumerate, summarise};
+use adapter::{Opened, enumerate, registers, summarise};
 use fault::{Fault, Faults};
 use pace::Pace;
 use pipeline::Compiling;
@@ -56,6 +57,8 @@ struct Inner {
     storage: Storage,
     /// Smallest and largest subgroup; (0, 0) where the device has none.
     subgroup_sizes: (u32, u32),
+    /// Registers of an invocation.
+    registers: u32,
     converts_f16: bool,
     /// Units that multiply matrices, or why they are not there.
     coop: std::result::Result<CoopMatrix, &'static str>,
@@ -173,6 +176,7 @@ impl Gpu {
             queue,
             limits,
             storage,
+            registers: registers(&info),
             subgroup_sizes: if has_subgroups { (info.subgroup_min_size, info.subgroup_max_size) } else { (0, 0) },
             converts_f16: adapter.get_downlevel_capabilities().flags.contains(wgpu::DownlevelFlags::SHADER_F16_IN_F32),
             coop,
@@ -228,6 +232,11 @@ impl Gpu {
     /// Where activations lie unless a plan says otherwise.
     pub fn storage(&self) -> Storage {
         self.0.storage
+    }
+
+    /// Registers that an invocation is taken to have.
+    pub(crate) fn registers(&self) -> u32 {
+        self.0.registers
     }
 
     /// Whether shaders can use u64.

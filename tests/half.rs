@@ -49,7 +49,7 @@ fn every_variant_gives_the_bits_of_its_twin() {
         assert_bits("in textures as in buffers", &g, there_g);
         let all = Tile::all(&Target { storage, ..Target::of(gpu()).unwrap() });
         let of = |family| all.iter().find(|t| t.family == family).copied().map(Variant::Only);
-        let tiles = [Family::Register, Family::Broadcast, Family::Workgroup].into_iter().filter_map(of);
+        let tiles = [Family::Register, Family::Broadcast, Family::Workgroup, Family::Lean].into_iter().filter_map(of);
         for variant in [Variant::Fast].into_iter().chain(tiles) {
             let what = format!("{variant}, {storage:?}");
             let fast = with(&model, storage, Math::F16, variant);

@@ -287,6 +287,7 @@ fn every_kernel_of_a_network_on_odd_shapes() {
         (Storage::Buffer, of(Family::Register)),
         (Storage::Texture, of(Family::Broadcast)),
         (Storage::Texture, of(Family::Workgroup)),
+        (Storage::Buffer, of(Family::Lean)),
         (Storage::Texture, Some(Variant::Naive)),
     ];
     for model in every_kind_of_layer() {
@@ -365,7 +366,7 @@ fn every_family_is_offered_where_it_can_be() {
     let net = network(&model, Storage::Buffer, Variant::Naive);
     let target = net.plan().target();
     let offered = |family| Tile::all(target).iter().any(|tile| tile.family == family);
-    assert!(offered(Family::Register) && offered(Family::Workgroup));
+    assert!(offered(Family::Register) && offered(Family::Workgroup) && offered(Family::Lean));
     assert_eq!(offered(Family::Broadcast), target.subgroup >= 8);
     let adapter = gpu().summary();
     match (adapter.backend.as_str(), adapter.name.as_str()) {
@@ -407,7 +408,7 @@ fn sums_are_taken_in_the_canonical_order() {
         };
         let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
         let tiles = Tile::all(network(&model, Storage::Buffer, Variant::Naive).plan().target());
-        let one_of_each = [Family::Register, Family::Broadcast, Family::Workgroup]
+        let one_of_each = [Family::Register, Family::Broadcast, Family::Workgroup, Family::Lean]
             .into_iter()
             .filter_map(|family| tiles.iter().find(|tile| tile.family == family).map(|tile| Variant::Only(*tile)));
         for variant in one_of_each.chain([Variant::Naive]) {

@@ -698,7 +698,8 @@ proptest! {
         let math = [Math::F32, Math::Fast, Math::F16, Math::Coop][maker.rng.range(0, 3)];
         let (side, lanes) = [(8, 8), (16, 32), (16, 64)][maker.rng.range(0, 2)];
         let coop = Some(CoopMatrix { side, lanes });
-        let device = Target { math, coop, subgroup, is_software, ..target(limits, storage, Variant::Fast) };
+        let registers = [128, 256][maker.rng.range(0, 1)];
+        let device = Target { math, coop, subgroup, is_software, registers, ..target(limits, storage, Variant::Fast) };
         let tiles = Tile::all(&device);
         let tile = Variant::Only(tiles[maker.rng.range(0, tiles.len() - 1)]);
         let variant = [Variant::Naive, Variant::Fast, tile][maker.rng.range(0, 2)];

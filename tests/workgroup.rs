@@ -11,8 +11,9 @@ use signstep::{Model, Network, Storage, Variant};
 
 fn tiles() -> Vec<Tile> {
     let target = signstep::Target { limits: gpu().limits().clone(), ..Default::default() };
-    let tiles: Vec<Tile> = Tile::all(&target).into_iter().filter(|tile| tile.family == Family::Workgroup).collect();
-    assert!(tiles.len() > 4, "this device cannot show the workgroup tiles");
+    let of_workgroups = |tile: &Tile| matches!(tile.family, Family::Workgroup | Family::Lean);
+    let tiles: Vec<Tile> = Tile::all(&target).into_iter().filter(of_workgroups).collect();
+    assert!(tiles.len() > 9, "this device cannot show the workgroup tiles");
     tiles
 }
 
@@ -74,6 +75,7 @@ fn every_tile_fits_what_is_guaranteed() {
         for tile in tiles()
             .into_iter()
             .chain([(1, 1), (3, 5), (64, 256), (256, 64)].map(|(b, p)| Tile::new(Family::Workgroup, b, p)))
+            .chain([(1, 1), (3, 5), (64, 256), (256, 64)].map(|(b, p)| Tile::new(Family::Lean, b, p)))
         {
             let target = signstep::Target { variant: Variant::Only(tile), ..Default::default() };
             let plan = signstep::Plan::new(&model, &target).unwrap();
@@ -84,6 +86,9 @@ fn every_tile_fits_what_is_guaranteed() {
                 let shared = module.global_variables.iter().filter(|(_, v)| v.space == naga::AddressSpace::WorkGroup);
                 let bytes: u32 = shared.map(|(_, v)| module.types[v.ty].inner.size(module.to_ctx())).sum();
                 assert!((16..=16 << 10).contains(&bytes), "{tile}: {bytes} bytes in {d}");
+                // Sums that an invocation holds, of four channels each.
+                let sums = d.kernel.constant("QT").unwrap() * d.kernel.constant("PX").unwrap();
+                assert!(sums <= if tile.family == Family::Lean { 8 } else { 16 }, "{tile}: {d}");
                 assert!(d.kernel.constant("WG").is_some_and(|size| size <= 256), "{tile}: {d}");
             }
         }

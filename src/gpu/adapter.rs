@@ -1,6 +1,6 @@
 //! Adapters: which there are, what is known of each before it is opened, and how one is chosen and opened.
 
-use super::limits::Limits;
+use super::limits::{Limits, MANY_REGISTERS};
 use crate::error::{Error, Result};
 use std::sync::{Arc, OnceLock};
 
@@ -70,6 +70,16 @@ pub(super) fn enumerate() -> Vec<wgpu::Adapter> {
         .collect()
 }
 
+/// Registers of 32 bits that an invocation is taken to have: those of NVIDIA and AMD some 256. Intel's and Apple's have
+/// 128, beyond which their compilers keep values in memory, and others no more (`benches/NOTES.md`, "Compilers of
+/// hardware").
+pub(super) fn registers(info: &wgpu::AdapterInfo) -> u32 {
+    const NVIDIA: u32 = 0x10de;
+    const AMD: u32 = 0x1002;
+    // Metal gives no vendor.
+    if matches!(info.vendor, NVIDIA | AMD) { MANY_REGISTERS } else { MANY_REGISTERS / 2 }
+}
+
 pub(super) fn summarise(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary {
     let info = adapter.get_info();
     let limits = Limits::of(&adapter.limits());
@@ -83,7 +93,7 @@ pub(super) fn summarise(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary
     ];
     AdapterSummary {
         index,
-        name: info.name,
+        name: info.name.clone(),
         backend: info.backend.to_str().to_string(),
         kind: match info.device_type {
             wgpu::DeviceType::DiscreteGpu => "discrete",
@@ -104,6 +114,7 @@ pub(super) fn summarise(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary
             ("workgroup_storage", u64::from(limits.workgroup_storage)),
             ("subgroup_min", u64::from(info.subgroup_min_size)),
             ("subgroup_max", u64::from(info.subgroup_max_size)),
+            ("registers", u64::from(registers(&info))),
         ],
         features: named.iter().filter(|(f, _)| features.contains(*f)).map(|(_, n)| *n).collect(),
         matrices: adapter.cooperative_matrix_properties().iter().map(told).collect(),

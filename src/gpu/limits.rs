@@ -1,5 +1,8 @@
 //! Limits of devices, as plain values. Imports nothing.
 
+/// Registers of 32 bits of an invocation, where there are many.
+pub(crate) const MANY_REGISTERS: u32 = 256;
+
 /// Limits that a plan obeys. A plain value: plans can be made for a device that is not there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {

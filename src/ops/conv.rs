@@ -68,7 +68,7 @@ fn emit(build: &mut Build, g: &Gather, epilogue: Epilogue) {
         }
         _ if winograd::is_chosen(build.target, g) => winograd::emit(build, g, epilogue),
         Some(tile) if tile.family == Family::Broadcast => broadcast(build, g, tile, epilogue),
-        Some(tile) if tile.family == Family::Workgroup => product(build, g, tile, epilogue),
+        Some(tile) if tile.family.is_of_workgroups() => product(build, g, tile, epilogue),
         tile => sliced(build, g, tile, epilogue),
     }
     build.sites.push((first..build.dispatches.len(), shape));

@@ -1,7 +1,6 @@
 //! A convolution as both passes have it: each output gathers what it is made of; and which tile computes it.
 
 use super::tile::{Family, Tile, Variant};
-use super::workgroup::LARGEST;
 use super::{Build, Epilogue, Value, blocks};
 
 /// One pass of one convolution.
@@ -61,14 +60,14 @@ impl Gather<'_> {
         };
         let wanted = wanted.filter(|tile| self.serves(*tile, epilogue) && tile.family.is_offered(target));
         let family = Family::best(target);
-        let default = (self.dilate <= 2 || family == Family::Workgroup).then(|| self.default_tile(family, epilogue));
+        let default = (self.dilate <= 2 || family.is_of_workgroups()).then(|| self.default_tile(family, epilogue));
         wanted.or(default)
     }
 
     fn serves(&self, tile: Tile, epilogue: &Epilogue) -> bool {
         // Products of matrices are cut to fit, whatever the stride.
-        if self.dilate > 2 || tile.family == Family::Workgroup {
-            return tile.family == Family::Workgroup;
+        if self.dilate > 2 || tile.family.is_of_workgroups() {
+            return tile.family.is_of_workgroups();
         }
         let (_, o4) = self.blocks();
         // A word of signs covers two blocks and four pixels, so only a lone block without one can stand alone.
@@ -87,7 +86,7 @@ impl Gather<'_> {
             // pixel, or few channels, leave room for more pixels.
             Family::Broadcast if lone => (1, wide),
             Family::Broadcast => (if o4 >= 4 { 4 } else { 2 }, if self.dilate == 2 || o4 < 4 { wide } else { 4 }),
-            Family::Workgroup => (LARGEST.blocks, LARGEST.pixels),
+            Family::Workgroup | Family::Lean => return family.largest(),
             // Large kernels are long programs as they are: a small tile keeps them from compiling for ten seconds.
             Family::Register if self.kernel > 4 => (2, if self.dilate == 2 { 4 } else { wide }),
             Family::Register if lone && self.dilate == 1 => (1, wide),

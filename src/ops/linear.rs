@@ -2,7 +2,7 @@
 //! lie.
 
 use super::tile::{Family, Tile, with_zeros};
-use super::workgroup::{Gemm, LARGEST};
+use super::workgroup::Gemm;
 use super::{Build, Variant};
 use super::{Epilogue, Value, blocks, slice_bytes, slices, texels, workgroup};
 use crate::kernel::{Dispatch, Grid, Kernel};
@@ -81,11 +81,11 @@ fn emit(build: &mut Build, p: &Product, epilogue: Epilogue) {
         Variant::Naive => None,
         Variant::Fast => target.tuning.tile(&shape),
     };
-    let serves = |tile: &Tile| tile.family != Family::Workgroup || p.texels_in <= LONGEST;
+    let serves = |tile: &Tile| !tile.family.is_of_workgroups() || p.texels_in <= LONGEST;
     let wanted = wanted.filter(|tile| tile.family.is_offered(target) && serves(tile));
     let default = || match Family::best(target) {
-        Family::Workgroup if p.texels_in <= LONGEST => LARGEST,
-        Family::Workgroup => Tile::new(Family::Register, 4, 2),
+        family if family.is_of_workgroups() && p.texels_in <= LONGEST => family.largest(),
+        family if family.is_of_workgroups() => Tile::new(Family::Register, 4, 2),
         family => Tile::new(family, 4, 2),
     };
     let default = (target.variant != Variant::Naive).then(default);
@@ -95,7 +95,7 @@ fn emit(build: &mut Build, p: &Product, epilogue: Epilogue) {
         Some(tile) if tile.family == Family::Broadcast && tile.blocks.is_multiple_of(2) => {
             broadcast(build, p, tile, epilogue);
         }
-        Some(tile) if tile.family == Family::Workgroup => product(build, p, tile, epilogue),
+        Some(tile) if tile.family.is_of_workgroups() => product(build, p, tile, epilogue),
         _ => sliced(build, p, epilogue),
     }
     build.sites.push((first..build.dispatches.len(), shape));

@@ -4,7 +4,7 @@
 use super::tile::{Family, Tile, Tuning, Variant, WHOLE};
 use super::{Math, workgroup};
 use crate::error::{Error, Result};
-use crate::gpu::{CoopMatrix, Gpu, Limits, Storage};
+use crate::gpu::{CoopMatrix, Gpu, Limits, MANY_REGISTERS, Storage};
 use crate::habits::{self, Habits, SHARE};
 use crate::kernel::MAX_ROUNDS;
 
@@ -32,6 +32,8 @@ pub struct Target {
     pub tuning: Tuning,
     /// Rounds of all loops of one invocation that the device surely takes.
     pub rounds: u64,
+    /// Registers of 32 bits that an invocation is taken to have.
+    pub registers: u32,
     /// Units that multiply matrices, for [`Math::Coop`].
     pub coop: Option<CoopMatrix>,
 }
@@ -50,6 +52,7 @@ impl Default for Target {
             wide: false,
             tuning: Tuning::default(),
             rounds: MAX_ROUNDS,
+            registers: MANY_REGISTERS,
             coop: None,
         }
     }
@@ -84,6 +87,7 @@ impl Target {
             subgroup_most: gpu.largest_subgroup().clamp(SHARE, WHOLE),
             is_software: gpu.summary().kind == "software",
             wide: gpu.summary().kind == "software" && gpu.has_u64(),
+            registers: gpu.registers(),
             // Half of what it takes: loops of drivers' own making may count, too.
             rounds: habits.loop_cap.map_or(MAX_ROUNDS, |cap| MAX_ROUNDS.min(u64::from(cap) / 2)),
             ..Target::default()
@@ -98,7 +102,7 @@ impl Tile {
         all.extend([Tile::new(Family::Register, 2, 8), Tile::new(Family::Register, 2, 4)]);
         let broadcast = [(4, 4), (4, 8), (8, 4), (2, 8), (2, 4), (1, 8), (1, 4)];
         all.extend(broadcast.map(|(blocks, pixels)| Tile::new(Family::Broadcast, blocks, pixels)));
-        all.extend(workgroup::TILES.map(|(blocks, pixels)| Tile::new(Family::Workgroup, blocks, pixels)));
+        all.extend(workgroup::tiles());
         all.retain(|tile| tile.family.is_offered(target));
         all
     }
@@ -112,7 +116,7 @@ impl Family {
             // A smaller subgroup would silently hand out other weights than were asked for; and all must be whole.
             Family::Broadcast => target.subgroup >= SHARE && target.limits.workgroup_size >= WHOLE,
             // What WebGPU guarantees is what the tiles are made for.
-            Family::Workgroup => {
+            Family::Workgroup | Family::Lean => {
                 target.limits.workgroup_size >= workgroup::INVOCATIONS
                     && target.limits.workgroup_storage >= workgroup::STORAGE
             }
@@ -122,7 +126,8 @@ impl Family {
     /// The family that serves a device of this class best.
     pub(crate) fn best(target: &Target) -> Self {
         let wanted = match (target.is_software, target.storage) {
-            (false, _) => Family::Workgroup,
+            (false, _) if target.registers >= MANY_REGISTERS => Family::Workgroup,
+            (false, _) => Family::Lean,
             (true, Storage::Texture) => Family::Broadcast,
             // Other lanes' weights from a buffer are as dear as one's own from a uniform.
             (true, Storage::Buffer) => Family::Register,
@@ -139,6 +144,8 @@ mod tests {
     fn hardware_gets_workgroup_tiles_where_its_limits_allow() {
         let mut target = Target::default();
         assert_eq!(Family::best(&target), Family::Workgroup);
+        target.registers = 128;
+        assert_eq!(Family::best(&target), Family::Lean);
         target.limits.workgroup_storage = 8 << 10;
         assert_eq!(Family::best(&target), Family::Register);
     }
@@ -149,11 +156,12 @@ mod tests {
         let offered = |size: u32| {
             let mut target = Target { subgroup: 8, ..Target::default() };
             target.limits.workgroup_size = size;
-            [Family::Register, Family::Broadcast, Family::Workgroup].map(|family| family.is_offered(&target))
+            [Family::Register, Family::Broadcast, Family::Workgroup, Family::Lean]
+                .map(|family| family.is_offered(&target))
         };
-        assert_eq!(offered(256), [true, true, true]);
-        assert_eq!([offered(255), offered(64)], [[true, true, false]; 2]);
-        assert_eq!(offered(63), [true, false, false]);
+        assert_eq!(offered(256), [true; 4]);
+        assert_eq!([offered(255), offered(64)], [[true, true, false, false]; 2]);
+        assert_eq!(offered(63), [true, false, false, false]);
     }
 
     #[test]

@@ -30,13 +30,19 @@ pub enum Family {
     Broadcast,
     /// Tiles of a whole workgroup, staged in the memory that it shares. For hardware.
     Workgroup,
+    /// The same, for hardware whose invocations have 128 registers: half as much in each of them.
+    Lean,
 }
 
-const FAMILIES: [(Family, &str); 3] =
-    [(Family::Register, "register"), (Family::Broadcast, "broadcast"), (Family::Workgroup, "workgroup")];
+const FAMILIES: [(Family, &str); 4] = [
+    (Family::Register, "register"),
+    (Family::Broadcast, "broadcast"),
+    (Family::Workgroup, "workgroup"),
+    (Family::Lean, "lean"),
+];
 
-/// What one invocation computes: blocks of four output channels × pixels of a row. In [`Family::Workgroup`], what a
-/// workgroup computes at most: of fewer channels more pixels, of any rows and samples.
+/// What one invocation computes: blocks of four output channels × pixels of a row. In [`Family::Workgroup`] and
+/// [`Family::Lean`], what a workgroup computes at most: of fewer channels more pixels, of any rows and samples.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Tile {
     /// By which kernels.

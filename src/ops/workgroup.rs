@@ -5,15 +5,32 @@ use super::{Build, Consts, Epilogue, Family, Tile, Value, blocks};
 use crate::kernel::{Dispatch, Grid, Kernel};
 
 /// Tiles that are offered, blocks of four outputs × pixels: the largest first, the last ones for single images.
-pub(super) const TILES: [(u32, u32); 7] = [(32, 128), (16, 128), (16, 64), (8, 128), (4, 256), (8, 32), (8, 16)];
-
-/// What serves large batches, cut for each layer.
-pub(super) const LARGEST: Tile = Tile::new(Family::Workgroup, TILES[0].0, TILES[0].1);
+const TILES: [(u32, u32); 7] = [(32, 128), (16, 128), (16, 64), (8, 128), (4, 256), (8, 32), (8, 16)];
+const LEAN: [(u32, u32); 5] = [(16, 128), (16, 64), (8, 128), (4, 256), (8, 32)];
 
 /// Invocations and bytes of shared memory that a tile takes at most: what WebGPU guarantees. Less memory leaves room
 /// for more workgroups at a time.
 pub(super) const INVOCATIONS: u32 = 256;
 pub(super) const STORAGE: u32 = 16 << 10;
+
+/// Every tile of this kind.
+pub(super) fn tiles() -> impl Iterator<Item = Tile> {
+    let of = |family, sizes: &'static [(u32, u32)]| sizes.iter().map(move |&(b, p)| Tile::new(family, b, p));
+    of(Family::Workgroup, &TILES).chain(of(Family::Lean, &LEAN))
+}
+
+impl Family {
+    /// Whether its tiles are those of a workgroup.
+    pub(super) fn is_of_workgroups(self) -> bool {
+        matches!(self, Family::Workgroup | Family::Lean)
+    }
+
+    /// Its tile for large batches.
+    pub(super) fn largest(self) -> Tile {
+        let (blocks, pixels) = if self == Family::Lean { LEAN[0] } else { TILES[0] };
+        Tile::new(self, blocks, pixels)
+    }
+}
 
 /// Taps of a kernel that outputs of one phase meet, their row (or column) modulo `step`: every `step`-th. The twin of
 /// `first_tap` in `shaders/phase.wgsl`.
@@ -102,6 +119,7 @@ impl Gemm<'_> {
     fn cut(&self, tile: Tile, relu: bool) -> Cut {
         let (i4, o4) = self.blocks();
         let (mut blocks, mut pixels) = (tile.blocks.next_power_of_two(), (tile.pixels.next_power_of_two()).max(4));
+        let is_lean = tile.family == Family::Lean;
         // The two blocks of a word of signs belong to one workgroup.
         let least = if relu { 2 } else { 1 };
         blocks = blocks.max(least);
@@ -112,14 +130,16 @@ impl Gemm<'_> {
             pixels = (2 * pixels).min(pixels.max(INVOCATIONS));
         }
         loop {
-            // The largest register tile that keeps 64 invocations busy, or else the smallest.
-            let register = [(2, 8), (2, 4), (1, 4)]
-                .into_iter()
+            // The largest register tile that keeps 64 invocations busy, or else the smallest. 64 sums, what they are
+            // made of, and what is on its way take 150 registers; 32 sums leave the last of 128 free.
+            let registers: &[(u32, u32)] = if is_lean { &[(2, 4), (1, 4)] } else { &[(2, 8), (2, 4), (1, 4)] };
+            let register = registers
+                .iter()
                 .find(|(qt, px)| blocks % qt == 0 && pixels % px == 0 && blocks * pixels / (qt * px) >= 64);
-            let (qt, px) = register.unwrap_or((1, 1));
-            // Some 64 multiply-adds of texels for each invocation between two barriers; a fully connected layer reads
+            let (qt, px) = *register.unwrap_or(&(1, 1));
+            // So many multiply-adds of texels for each invocation between two barriers; a fully connected layer reads
             // eight texels side by side.
-            let taps = (64 / (qt * px)).clamp(if self.linear { 8 } else { 4 }, 16);
+            let taps = (if is_lean { 32 } else { 64 } / (qt * px)).clamp(if self.linear { 8 } else { 4 }, 16);
             let all = i4 * self.kernel.div_ceil(self.step) as u32;
             let mut cut = Cut { blocks, pixels, qt, px, lines: (taps / self.widest()).clamp(1, all) };
             while cut.lines > 1 && self.storage(&cut, relu) > STORAGE {
@@ -172,6 +192,8 @@ impl Gemm<'_> {
         let (ih, iw) = if self.linear { (1, 1) } else { (self.x.dims.h as u32, self.x.dims.w as u32) };
         let x_texels = cut.lines * groups * self.columns();
         let w_texels = cut.lines * self.widest() * cut.blocks * self.cb as u32;
+        // A row of up to three taps keeps the pixels that the taps share in registers, nine of them with a stride.
+        let keeps_a_row = self.step == 1 && self.kernel <= 3 && (self.stride == 1 || tile.family == Family::Workgroup);
         let mut consts: Consts = vec![
             ("IC4", i4),
             ("IH", ih),
@@ -197,8 +219,7 @@ impl Gemm<'_> {
             ("COLUMNS", self.columns()),
             ("XSTEP", self.x_step()),
             ("WIDEST", self.widest()),
-            // A row of up to three taps keeps the pixels that the taps share in registers.
-            ("TAPS", if self.step == 1 && self.kernel <= 3 { self.kernel as u32 } else { 1 }),
+            ("TAPS", if keeps_a_row { self.kernel as u32 } else { 1 }),
             ("X_TURNS", x_texels.div_ceil(size)),
             ("W_TURNS", w_texels.div_ceil(size)),
             ("WORDS", self.words(&cut, epilogue.relu.is_some())),
