@@ -9,15 +9,16 @@
 //
 // A workgroup computes PIXELS pixels × CHANNELS channels, in rows of SC subgroups of MP × MC matrices each. It stages
 // LS steps of pixels in workgroup memory, where what lies outside of the image, of the batch or of the channels becomes
-// zero; weights come from memory as the matrices they are. Sums go to workgroup memory in the end, and from there
-// through the epilogue.
+// zero; weights come from memory as the matrices they are, column by column: a lane of the units holds numbers of one
+// column, and reads side by side what of rows it would read one by one. Sums go to workgroup memory in the end, and
+// from there through the epilogue.
 //
 // Backward with a stride, a workgroup has pixels of one phase, as in workgroup.wgsl.
 
 //# kernel conv2d_forward_coop conv2d_input_grad_coop
 //# enable f16
 //# enable wgpu_cooperative_matrix
-//# w: storage read array<vec4<f16>>           [tiles of channels, phases, steps, CHANNELS/T] matrices: T channels read × T written
+//# w: storage read array<vec4<f16>>           [tiles of channels, phases, steps, CHANNELS/T] matrices: T channels written × T read
 //# b: texels read                             [tiles·CHANNELS/4] biases, of 4 output channels
 //# x: activation read                         [N, IC4, IH, IW] of 4 channels
 //# y: activation write                        [N, OC4, OH, OW] of 4 channels
@@ -127,7 +128,7 @@ fn $entry(
         let x_$l_$m = coopLoadT<coop_mat$(T)x$(T)<f16, A>>(&x_tile[(sp * MP + $(m)u) * T * ROW + $(l*(T/4))u], ROW);
 //# end
 //# for c in 0..MC
-        let w_$l_$c = coopLoadT<coop_mat$(T)x$(T)<f16, B>>(&w[w_slab + $((l*(CHANNELS/T)+c)*T*(T/4))u], T4);
+        let w_$l_$c = coopLoad<coop_mat$(T)x$(T)<f16, B>>(&w[w_slab + $((l*(CHANNELS/T)+c)*T*(T/4))u], T4);
 //# for m in 0..MP
         sum_$m_$c = coopMultiplyAdd(x_$l_$m, w_$l_$c, sum_$m_$c);
 //# end

@@ -3,6 +3,7 @@
 mod common;
 
 use naga::back::{glsl, hlsl, msl, spv};
+use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use signstep::kernel::{Access, Dispatch, Kernel};
 use signstep::model::Layer;
@@ -10,7 +11,7 @@ use signstep::plan::{CoopMatrix, Math, Tile, TrainingPlan};
 use signstep::{Model, Plan, Storage, Target, Variant, weights};
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 fn models() -> Vec<Model> {
     let digits = weights::load(include_bytes!("../weights/digits-cnn.safetensors")).unwrap();
@@ -121,13 +122,29 @@ fn dispatches() -> Vec<Dispatch> {
     all
 }
 
+/// An empty folder for a test's output.
+fn folder(name: &str) -> PathBuf {
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let _ = fs::remove_dir_all(&path);
+    fs::create_dir_all(&path).unwrap();
+    path
+}
+
+/// As the GPU library writes SPIR-V for a device that bounds accesses to buffers itself.
+fn spirv_options() -> spv::Options<'static> {
+    spv::Options {
+        lang_version: (1, 3),
+        bounds_check_policies: BoundsCheckPolicies { index: BoundsCheckPolicy::Restrict, ..Default::default() },
+        zero_initialize_workgroup_memory: spv::ZeroInitializeWorkgroupMemoryMode::None,
+        ..spv::Options::default()
+    }
+}
+
 #[test]
 fn every_shader_translates_for_every_back_end() {
     let mut seen = std::collections::HashSet::new();
-    // For `spirv-val`, which CI runs on them.
-    let spirv = Path::new(env!("CARGO_TARGET_TMPDIR")).join("spirv");
-    let _ = fs::remove_dir_all(&spirv);
-    fs::create_dir_all(&spirv).unwrap();
+    // For `spirv-val`, which CI runs on them, and for `hardware/compile`; those of matrices, which not all validators know, apart.
+    let [spirv, of_matrices] = ["spirv", "spirv-matrices"].map(folder);
     for kernel in kernels() {
         if !seen.insert(kernel.clone()) {
             continue;
@@ -148,12 +165,12 @@ fn every_shader_translates_for_every_back_end() {
         }
         let info =
             Validator::new(ValidationFlags::all(), needs).validate(&module).unwrap_or_else(|e| fail("validate", &e));
-        let options = spv::Options { lang_version: (1, 3), ..spv::Options::default() };
-        let words = spv::write_vec(&module, &info, &options, None).unwrap_or_else(|e| fail("SPIR-V", &e));
+        let words = spv::write_vec(&module, &info, &spirv_options(), None).unwrap_or_else(|e| fail("SPIR-V", &e));
+        let folder = if matrices { &of_matrices } else { &spirv };
+        fs::write(folder.join(format!("{}-{}.spv", kernel.entry, seen.len())), bytemuck::cast_slice(&words)).unwrap();
         if matrices {
             continue;
         }
-        fs::write(spirv.join(format!("{}-{}.spv", kernel.entry, seen.len())), bytemuck::cast_slice(&words)).unwrap();
         msl::write_string(
             &module,
             &info,
@@ -181,7 +198,7 @@ fn every_shader_translates_for_every_back_end() {
             &info,
             &glsl::Options { version: glsl::Version::Desktop(430), ..Default::default() },
             &pipeline,
-            naga::proc::BoundsCheckPolicies::default(),
+            BoundsCheckPolicies::default(),
         )
         .and_then(|mut w| w.write())
         .unwrap_or_else(|e| fail("GLSL", &e));
@@ -191,6 +208,38 @@ fn every_shader_translates_for_every_back_end() {
         assert!(!source.text.contains("//#") && !source.text.contains('$'), "{}: directives are left", kernel.entry);
     }
     assert!(seen.len() > 60, "only {} kernels seen", seen.len());
+}
+
+/// Hardware whose invocations have 256 registers gets tiles of 64 sums, other hardware tiles of 32: in every layer that a tile of
+/// workgroups can serve. They are written down for `hardware/compile`.
+#[test]
+fn hardware_gets_the_tiles_that_its_registers_hold() {
+    for (registers, most) in [(256, 64), (128, 32)] {
+        let spirv = folder(&format!("spirv-default-{registers}"));
+        let mut largest = 0;
+        for name in ["digits-cnn", "resnet20", "resnet18"] {
+            let arch = common::seeded::arch(name);
+            let tensors = common::seeded::tensors(&arch.layers);
+            let model = weights::from_layers(arch.layers, arch.input, tensors).unwrap();
+            let plan = Plan::new(&model, &Target { registers, ..Target::default() }).unwrap();
+            let mut seen = std::collections::HashSet::new();
+            for (i, d) in plan.dispatches().filter(|d| seen.insert(d.kernel.clone())).enumerate() {
+                let module = naga::front::wgsl::parse_str(&d.kernel.source().unwrap().text).unwrap();
+                let info = Validator::new(ValidationFlags::all(), Capabilities::default()).validate(&module).unwrap();
+                let words = spv::write_vec(&module, &info, &spirv_options(), None).unwrap();
+                let file = format!("{name}-{i:03}-{}.spv", d.kernel.entry);
+                fs::write(spirv.join(file), bytemuck::cast_slice(&words)).unwrap();
+                if d.kernel.entry.ends_with("_workgroup") {
+                    let sums = 4 * d.kernel.constant("QT").unwrap() * d.kernel.constant("PX").unwrap();
+                    assert!(sums <= most, "{sums} sums in {d}");
+                    largest = largest.max(sums);
+                } else {
+                    assert!(!d.kernel.entry.starts_with("conv2d_"), "{d}");
+                }
+            }
+        }
+        assert_eq!(largest, most);
+    }
 }
 
 /// A kernel that no plan uses would be dead text.

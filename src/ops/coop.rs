@@ -84,7 +84,7 @@ impl Cut {
 }
 
 /// Weights as matrices, in the order in which workgroups read them: T channels read × T written, one after the other
-/// along the channels of a tile.
+/// along the channels of a tile. Column by column, for a lane of the units holds numbers of one column.
 fn matrices(g: &Gather, cut: &Cut, tiles: u32) -> Vec<u8> {
     let side = cut.matrix.side as usize;
     let (i4, _) = g.blocks();
@@ -96,8 +96,8 @@ fn matrices(g: &Gather, cut: &Cut, tiles: u32) -> Vec<u8> {
             for (c, r) in (0..inputs).flat_map(|c| taps(h).map(move |r| (c, r))) {
                 for (s, m) in taps(w).flat_map(|s| (0..(cut.sc * cut.mc) as usize).map(move |m| (s, m))) {
                     let first = tile * cut.channels() as usize + m * side;
-                    for (i, b) in (c * side..(c + 1) * side).flat_map(|i| (0..side / 4).map(move |b| (i, b))) {
-                        values.extend(g.weights(first / 4 + b, i, r, s).map(f16::from_f32));
+                    for (o, i) in (first..first + side).flat_map(|o| (c * side..(c + 1) * side).map(move |i| (o, i))) {
+                        values.push(f16::from_f32(g.weights(o / 4, i, r, s)[o % 4]));
                     }
                 }
             }

@@ -13,7 +13,7 @@ pub fn played(text: &str, side: u32, lanes: u32) -> String {
         ("@builtin(subgroup_id) subgroup: u32,", ""),
         (&format!("{matrix}<f32, C>()"), "Sum()"),
         (&format!("coopLoadT<{matrix}<f16, A>>(&x_tile["), "vec2<u32>("),
-        (&format!("coopLoadT<{matrix}<f16, B>>(&w["), "vec2<u32>("),
+        (&format!("coopLoad<{matrix}<f16, B>>(&w["), "vec2<u32>("),
         ("], ROW)", ", ROW)"),
         ("], T4)", ", T4)"),
         ("coopMultiplyAdd(", "product("),
@@ -38,7 +38,7 @@ pub fn played(text: &str, side: u32, lanes: u32) -> String {
     };
     let products = each(
         "m[$i] = fma(vec4<f32>(x_tile[x.x + $row * x.y + k / 4u][k % 4u]), \
-         vec4<f32>(unpack2x16float(w[u.x + k * u.y + $c].x), unpack2x16float(w[u.x + k * u.y + $c].y)), m[$i]);",
+         vec4<f32>(weight(u, k, 4u * $c), weight(u, k, 4u * $c + 1u), weight(u, k, 4u * $c + 2u), weight(u, k, 4u * $c + 3u)), m[$i]);",
     );
     let stores = each("y_tile[at + $row * step + $c] = m[$i];");
     text + &format!(
@@ -46,6 +46,9 @@ pub fn played(text: &str, side: u32, lanes: u32) -> String {
 const LANES: u32 = {lanes}u;
 var<private> lane: u32;
 alias Sum = array<vec4<f32>, T / LANES * T4>;
+fn weight(u: vec2<u32>, k: u32, column: u32) -> f32 {{
+    return unpack2x16float(w[u.x + column * u.y + k / 4u][k / 2u % 2u])[k % 2u];
+}}
 fn product(x: vec2<u32>, u: vec2<u32>, sum: Sum) -> Sum {{
     var m = sum;
     for (var k = 0u; k < T; k++) {{

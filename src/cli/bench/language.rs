@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::kernel::Kernel;
 use naga::back::{hlsl, msl, spv};
+use naga::proc::{BoundsCheckPolicies, BoundsCheckPolicy};
 use naga::valid::{Capabilities, ModuleInfo, ValidationFlags, Validator};
 use naga::{Module, ShaderStage};
 use std::collections::BTreeMap;
@@ -42,16 +43,39 @@ pub(super) fn check(text: &str, entry: &str, place: &str) -> Result<()> {
     Err(Error::Data { place: place.into(), detail: format!("no compute entry point {entry}; there is {has}") })
 }
 
-/// One kernel in four languages, by the ending of the file.
+/// One kernel in four languages, by the ending of the file, each as the GPU library hands it to drivers: memory that a
+/// workgroup shares is not set to zero, and indices are bounded where the device does not do so itself.
 fn translate(name: &str, text: &str) -> Result<Vec<(&'static str, Vec<u8>)>> {
     let fail = |language: &str, said: String| Error::Internal(format!("{name} in {language}: {said}"));
     let (module, info) = parse(text, name).map_err(|e| fail("WGSL", e.to_string()))?;
-    let options = spv::Options { lang_version: (1, 3), ..spv::Options::default() };
+    let options = spv::Options {
+        lang_version: (1, 3),
+        // Buffers of a device with VK_EXT_robustness2 are bounded there.
+        bounds_check_policies: BoundsCheckPolicies { index: BoundsCheckPolicy::Restrict, ..Default::default() },
+        zero_initialize_workgroup_memory: spv::ZeroInitializeWorkgroupMemoryMode::None,
+        ..spv::Options::default()
+    };
     let words = spv::write_vec(&module, &info, &options, None).map_err(|e| fail("SPIR-V", e.to_string()))?;
-    let options = msl::Options { fake_missing_bindings: true, lang_version: (2, 4), ..msl::Options::default() };
+    let bounded = BoundsCheckPolicy::Restrict;
+    let options = msl::Options {
+        fake_missing_bindings: true,
+        lang_version: (2, 4),
+        bounds_check_policies: BoundsCheckPolicies {
+            index: bounded,
+            buffer: bounded,
+            image_load: bounded,
+            ..Default::default()
+        },
+        zero_initialize_workgroup_memory: false,
+        ..msl::Options::default()
+    };
     let (metal, _) = msl::write_string(&module, &info, &options, &msl::PipelineOptions::default())
         .map_err(|e| fail("MSL", e.to_string()))?;
-    let options = hlsl::Options { shader_model: hlsl::ShaderModel::V6_0, ..hlsl::Options::default() };
+    let options = hlsl::Options {
+        shader_model: hlsl::ShaderModel::V6_0,
+        zero_initialize_workgroup_memory: false,
+        ..hlsl::Options::default()
+    };
     let mut hlsl = String::new();
     hlsl::Writer::new(&mut hlsl, &options, &hlsl::PipelineOptions::default())
         .write(&module, &info, None)
