@@ -1,4 +1,4 @@
-//! Tiles by measurement: every tile that a device offers is tried for every shape of a network, on random data. One
+//! Tiles by measurement: every tile that may suit a device is tried for every shape of a network, on random data. One
 //! that gives other bits than the naive kernel is refused, whatever its speed; of the others the fastest is taken where
 //! it beats the default clearly. Results of a network therefore never depend on a tuning, only their time does.
 
@@ -88,7 +88,8 @@ pub fn tune(
         let what = format!("a batch of {samples}");
         return Err(Error::OutOfMemory { what, bytes: default.bytes(u64::from(samples)), limit });
     }
-    let others = Tile::all(&target).into_iter().map(|tile| Ok((tile, plan(Variant::Only(tile))?)));
+    let tried = Tile::all(&target).into_iter().filter(|tile| tile.family.suits(&target));
+    let others = tried.map(|tile| Ok((tile, plan(Variant::Only(tile))?)));
     let others = others.collect::<Result<Vec<_>>>()?;
     let mut tiles = BTreeMap::new();
     let mut known = Vec::new();

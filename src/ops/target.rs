@@ -123,6 +123,16 @@ impl Family {
         }
     }
 
+    /// Whether it may be the fastest on a device of this class. (Where it cannot be, it is not even compiled: Mesa 25's
+    /// compiler for Intel crashes on some of [`Family::Broadcast`].)
+    pub(crate) fn suits(self, target: &Target) -> bool {
+        match self {
+            Family::Register => true,
+            Family::Broadcast => target.is_software,
+            Family::Workgroup | Family::Lean => !target.is_software,
+        }
+    }
+
     /// The family that serves a device of this class best.
     pub(crate) fn best(target: &Target) -> Self {
         let wanted = match (target.is_software, target.storage) {

@@ -109,6 +109,19 @@ impl Gemm<'_> {
         16 * (x + w) + 4 * self.words(cut, relu)
     }
 
+    /// Texels of a slab that an invocation has on their way, at most. It remembers where each comes from, too.
+    fn staged(&self, cut: &Cut) -> u32 {
+        let size = cut.blocks * cut.pixels / (cut.qt * cut.px);
+        let (x, w) = self.texels_of_slab(cut);
+        x.div_ceil(size) + w.div_ceil(size)
+    }
+
+    /// Texels of pixels and of weights in a slab.
+    fn texels_of_slab(&self, cut: &Cut) -> (u32, u32) {
+        let x = cut.lines * cut.pixels / 4 * self.columns();
+        (x, cut.lines * self.widest() * cut.blocks * self.cb as u32)
+    }
+
     /// Words of signs that a tile writes: of a fully connected layer one for each sample.
     fn words(&self, cut: &Cut, relu: bool) -> u32 {
         let groups = if self.linear { cut.pixels } else { cut.pixels / 4 };
@@ -142,7 +155,7 @@ impl Gemm<'_> {
             let taps = (if is_lean { 32 } else { 64 } / (qt * px)).clamp(if self.linear { 8 } else { 4 }, 16);
             let all = i4 * self.kernel.div_ceil(self.step) as u32;
             let mut cut = Cut { blocks, pixels, qt, px, lines: (taps / self.widest()).clamp(1, all) };
-            while cut.lines > 1 && self.storage(&cut, relu) > STORAGE {
+            while cut.lines > 1 && (self.storage(&cut, relu) > STORAGE || is_lean && self.staged(&cut) > 5) {
                 cut.lines -= 1;
             }
             let invocations = blocks * pixels / (qt * px);
@@ -190,8 +203,7 @@ impl Gemm<'_> {
         let (tx, ty, groups) = (cut.blocks / cut.qt, cut.pixels / cut.px, cut.pixels / 4);
         let size = tx * ty;
         let (ih, iw) = if self.linear { (1, 1) } else { (self.x.dims.h as u32, self.x.dims.w as u32) };
-        let x_texels = cut.lines * groups * self.columns();
-        let w_texels = cut.lines * self.widest() * cut.blocks * self.cb as u32;
+        let (x_texels, w_texels) = self.texels_of_slab(&cut);
         // A row of up to three taps keeps the pixels that the taps share in registers, nine of them with a stride.
         let keeps_a_row = self.step == 1 && self.kernel <= 3 && (self.stride == 1 || tile.family == Family::Workgroup);
         let mut consts: Consts = vec![
