@@ -4,10 +4,15 @@
 
 `compile` beside this file calls it, with the device's driver. Each kernel as the engine's pipelines have it: buffers bounded by the
 device, its layout read from its own SPIR-V. A driver that crashes takes a process of its own with it, and the kernel counts as failed.
+
+The defaults are compiled a second time, with each product and sum marked as one that must not be contracted or taken in another order.
+Nothing is left to compilers where the arithmetic that comes of it is the same: instructions are counted by name.
 """
+import collections
 import json
 import os
 import pathlib
+import re
 import struct
 import sys
 import time
@@ -25,6 +30,11 @@ SAYS = {
 # Kernels for software adapters, which hardware gets only where it is asked to by name: Mesa 25.0 crashes on one in twenty.
 EXCUSED = {"intel": "_broadcast"}
 DEFAULTS = {"amd": "spirv-default-256", "intel": "spirv-default-128", "nvidia": "spirv-default-256"}
+# Where a compiler's arithmetic may be another, and why.
+INEXACT = {
+    "cross_entropy_forward": "a logarithm is the device's own, and a product",
+    "square_step": "of images of one channel a product with one falls away",
+}
 STORAGE_BUFFER, UNIFORM_BUFFER = vk.VK_DESCRIPTOR_TYPE_STORAGE_BUFFER, vk.VK_DESCRIPTOR_TYPE_UNIFORM_BUFFER
 STORAGE_IMAGE, SAMPLED_IMAGE = vk.VK_DESCRIPTOR_TYPE_STORAGE_IMAGE, vk.VK_DESCRIPTOR_TYPE_SAMPLED_IMAGE
 
@@ -55,6 +65,34 @@ def interface(code):
             found.append((sets.get(a[1], 0), bindings[a[1]], types.get(inner, buffer)))
         at += size
     return entry, found
+
+
+def exact(code):
+    """The same module, its products and sums marked NoContraction."""
+    words = list(struct.unpack(f"<{len(code) // 4}I", code))
+    results, end, at = [], None, 5
+    while at < len(words):
+        size, op = words[at] >> 16, words[at] & 0xFFFF
+        if op in (71, 72):  # OpDecorate, OpMemberDecorate
+            end = at + size
+        elif op in (127, 129, 131, 133, 136, 142, 148):  # negation, sum, difference, product, quotient, of vectors and numbers, dot
+            results.append(words[at + 2])
+        at += size
+    words[end:end] = [word for result in results for word in (3 << 16 | 71, result, 42)]
+    return struct.pack(f"<{len(words)}I", *words)
+
+
+def arithmetic(texts):
+    """How often each instruction that multiplies or adds is in a machine's code, whatever its operands and place."""
+    (code,) = [text.decode(errors="replace") for name, text in texts if "ssembly" in name]
+    count = collections.Counter()
+    for line in code.splitlines():
+        for part in re.split(r";|//|\{", line)[0].split("::"):  # two at a time on AMD's
+            for name in re.findall(r"(?<![\w.])[a-z][a-z_0-9]*", part.replace("v_dual_", "v_")):
+                name = re.sub(r"_e(32|64)$", "", name)
+                if re.search(r"fma|mad|mac|mul|add|sub", name):
+                    count[name] += 1
+    return count
 
 
 def open_device(with_matrices):
@@ -96,8 +134,18 @@ def machine_code(device, executable):
     return [(ffi.string(one.name).decode(), ffi.string(text)) for one, text in zip(shown, texts)]
 
 
-def compile_one(device, file, text):
+def compile_one(device, file, text, mark):
     code = file.read_bytes()
+    said, texts = compile_code(device, code, text or mark)
+    if text:
+        for name, shown in texts:
+            (text / f"{file.stem}.{name.replace(' ', '_').replace('/', '_')}.txt").write_bytes(shown)
+    if mark:
+        said["exact"] = arithmetic(texts) == arithmetic(compile_code(device, exact(code), True)[1])
+    return said
+
+
+def compile_code(device, code, with_text):
     entry, resources = interface(code)
     stages = vk.VK_SHADER_STAGE_COMPUTE_BIT
     sets = [[] for _ in range(1 + max((s for s, _, _ in resources), default=0))]
@@ -107,13 +155,13 @@ def compile_one(device, file, text):
     layout = vk.vkCreatePipelineLayout(device, vk.VkPipelineLayoutCreateInfo(pSetLayouts=layouts), None)
     module = vk.vkCreateShaderModule(device, vk.VkShaderModuleCreateInfo(codeSize=len(code), pCode=code), None)
     flags = vk.VK_PIPELINE_CREATE_CAPTURE_STATISTICS_BIT_KHR
-    if text:
+    if with_text:
         flags |= vk.VK_PIPELINE_CREATE_CAPTURE_INTERNAL_REPRESENTATIONS_BIT_KHR
     stage = vk.VkPipelineShaderStageCreateInfo(stage=stages, module=module, pName=entry)
     info = vk.VkComputePipelineCreateInfo(flags=flags, stage=stage, layout=layout, basePipelineIndex=-1)
     start = time.process_time()
     pipeline = vk.vkCreateComputePipelines(device, None, 1, [info], None)[0]
-    said = {"seconds": time.process_time() - start}
+    said, texts = {"seconds": time.process_time() - start}, []
     executables = vk.vkGetDeviceProcAddr(device, "vkGetPipelineExecutablePropertiesKHR")
     statistics = vk.vkGetDeviceProcAddr(device, "vkGetPipelineExecutableStatisticsKHR")
     for i, _ in enumerate(executables(device, vk.VkPipelineInfoKHR(pipeline=pipeline))):
@@ -122,25 +170,24 @@ def compile_one(device, file, text):
             name = one.name if isinstance(one.name, str) else ffi.string(one.name).decode()
             # Of several widths of subgroups the last is the widest.
             said[name] = [one.value.b32, one.value.i64, one.value.u64, one.value.f64][one.format]
-        if text:
-            for name, shown in machine_code(device, executable):
-                (text / f"{file.stem}.{name.replace(' ', '_').replace('/', '_')}.txt").write_bytes(shown)
+        if with_text:
+            texts += machine_code(device, executable)
     vk.vkDestroyPipeline(device, pipeline, None)
-    return said
+    return said, texts
 
 
-def in_a_process(files, text, with_matrices):
+def in_a_process(files, text, part):
     """What is said of each file, or why nothing is; files that were not come to are missing."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(read)
         with os.fdopen(write, "w") as out:
-            device, name = open_device(with_matrices)
+            device, name = open_device(part == "matrices")
             print(json.dumps(name), file=out, flush=True)
             for file in files:
                 try:
-                    said = compile_one(device, file, text)
+                    said = compile_one(device, file, text, part == "defaults")
                 except vk.VkError as error:
                     said = {"error": type(error).__name__}
                 print(json.dumps([file.name, said]), file=out, flush=True)
@@ -152,11 +199,11 @@ def in_a_process(files, text, with_matrices):
     return name, dict(rest)
 
 
-def compile_all(files, text, with_matrices):
+def compile_all(files, text, part):
     name, said = None, {}
     left = list(files)
     while left:
-        device, some = in_a_process(left[:200], text, with_matrices)
+        device, some = in_a_process(left[:200], text, part)
         if device is None:
             sys.exit("the device does not open")
         name = device
@@ -184,7 +231,7 @@ def main():
         files = sorted((folder / place).glob("*.spv"))
         if not files:
             sys.exit(f"nothing in {folder / place}: run the test `shaders`")
-        name, said = compile_all(files, text, part == "matrices")
+        name, said = compile_all(files, text, part)
         kept[part] = said
         errors = {file: one["error"] for file, one in said.items() if "error" in one}
         fine = {file: one for file, one in said.items() if "error" not in one}
@@ -206,6 +253,13 @@ def main():
             del errors[file]
         for file, error in errors.items():
             print(f"  {part}: {file}: {error}")
+        if part == "defaults":
+            inexact = [file for file, one in fine.items() if not one["exact"]]
+            print(f"  {part}: {len(fine) - len(inexact)} with the same arithmetic where nothing is left to the compiler")
+            for file in inexact:
+                why = [why for kernel, why in INEXACT.items() if kernel in file]
+                print(f"  {part}: {file}: other arithmetic: {why[0] if why else 'why is not known'}")
+                right &= bool(why)
         if part == "defaults" and fine[worst][spilled] > most:
             print(f"  {part}: {worst} keeps {fine[worst][spilled]} values in memory, {most} are allowed")
             right = False
