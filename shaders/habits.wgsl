@@ -2,7 +2,7 @@
 
 //# kernel habits_check
 // One invocation that writes down what it gets. `src/habits.rs` knows what is given and what each answer means.
-//# given: storage read array<u32>     [13]
+//# given: storage read array<u32>     [14]
 //# seen: storage update array<u32>    [17]
 fn number(i: u32) -> f32 {
     return bitcast<f32>(given[i]);
@@ -48,7 +48,9 @@ fn habits_check() {
     let a = number(5u);
     let c = number(6u);
     seen[9] = bitcast<u32>(a * a + c);
-    seen[10] = bitcast<u32>(fma(a, a, c));
+    // The same number from another place: of one place NVK takes the product that it has already.
+    let b = number(13u);
+    seen[10] = bitcast<u32>(fma(b, b, c));
     seen[11] = bitcast<u32>((number(7u) + number(8u)) - number(7u));
     seen[12] = bitcast<u32>(number(9u) / number(10u));
 

@@ -222,7 +222,7 @@ fn lacks(gpu: &Gpu, dispatch: &Dispatch, resources: &[Resource]) -> Result<Optio
 }
 
 fn ask(gpu: &Gpu) -> Result<Vec<u32>> {
-    let floats = [1.0, TINY, f32::NAN, FACTOR, MINUS_PRODUCT, LARGE, SMALL, DIVIDED.0, DIVIDED.1, HUGE, 0.0];
+    let floats = [1.0, TINY, f32::NAN, FACTOR, MINUS_PRODUCT, LARGE, SMALL, DIVIDED.0, DIVIDED.1, HUGE, 0.0, FACTOR];
     let given: Vec<u32> = [SEED, ROUNDS].into_iter().chain(floats.map(f32::to_bits)).collect();
     let dispatch = alone(kernel(), vec![("given", 0), ("seen", 1)], 1);
     let resources = [words("given", given.len()), words("seen", SEEN)];

@@ -127,9 +127,9 @@
 //!   always does.
 //!
 //! **Kernels**
-//! - Three families of kernels with the same bits ([`plan::Family`]): register tiles anywhere, weights handed round in
-//!   subgroups on software adapters, tiles of whole workgroups on hardware. A tuning ([`tune`]) chooses otherwise where
-//!   that is faster.
+//! - Four families of kernels with the same bits ([`plan::Family`]): register tiles anywhere, weights handed round in
+//!   subgroups on software adapters, tiles of whole workgroups on hardware, lean ones where an invocation has but 128
+//!   registers. A tuning ([`tune`]) chooses otherwise where that is faster.
 //! - Register tiles read their weights from slices that fit a uniform binding; where one tile does not fit, from a
 //!   storage buffer, slower. The other families read them as texels of any number.
 //! - A projection on a shortcut is a dispatch of its own, added as a residual: its own accumulator, as the canonical
