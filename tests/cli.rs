@@ -226,7 +226,7 @@ fn every_rule_for_targets_runs() {
     bench.refused("attack --limit 3 --targets short.txt", 3, &["short.txt"]);
     bench.write("high.txt", b"1\n2\n10\n");
     bench.refused("attack --limit 3 --targets high.txt", 3, &["high.txt", "10"]);
-    let rules = "there are none, random, next, least-likely, second, and classes by their numbers; nor is there a file of that name";
+    let rules = "there are none, random, next, least-likely, second, and classes by their numbers or names; nor is there a file of that name";
     bench.refused("attack --limit 3 --targets 10", 2, &["--targets: class 10", "0 to 9"]);
     bench.refused("eval --limit 3 --attacks pgd:targets=10", 2, &["pgd:targets=10", "class 10", "0 to 9"]);
     // The same whichever way it is written, and the same as a file of it.
@@ -361,6 +361,12 @@ fn classes_of_pictures_are_the_networks_by_name() {
     folders_of_digits(&bench, "others", |label| Some(format!("n0{label}")));
     let (accuracy, told) = verified("verify --json --data others");
     assert!(accuracy > 0.9 && told.contains("so `n00` is `0`"), "{accuracy}: {told}");
+    // A class is aimed at by its name or its number, which is one run.
+    let report = json(&bench.ok("attack --limit 3 --data others --targets n07 --json --out seven"));
+    assert_eq!(report["config"]["targets"], "7");
+    let told = bench.run("attack --limit 3 --data others --targets 7 --out seven");
+    assert!(String::from_utf8_lossy(&told.stderr).contains("holds this run already"), "{told:?}");
+    bench.refused("attack --limit 3 --data others --targets n17", 2, &["--targets", "\"n17\"", "numbers or names"]);
 }
 
 #[test]

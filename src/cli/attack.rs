@@ -16,7 +16,7 @@ use super::tell::{complain, tell};
 use crate::attack::{Method, Norm};
 use crate::error::{Error, Result};
 use crate::report::{Folder, Identity, Opened, RUN_NAMES, Shard};
-use configure::{check_targets, configure, configured, refuse_for_shared, targets};
+use configure::{configure, configured, refuse_for_shared, targets};
 use job::Job;
 use std::path::Path;
 use std::time::Instant;
@@ -37,7 +37,6 @@ pub(super) fn run(args: &AttackArgs) -> Result<()> {
     args.step_size.as_deref().map(|v| distance("--step-size", v)).transpose()?;
     let bounds = bounds(&args.bounds)?;
     let memory = bytes("--memory", &args.memory)?;
-    args.targets.as_deref().map_or(Ok(()), check_targets)?;
     let shard = args.shard.as_deref().map(Shard::parse).transpose()?;
     let mut inputs = apart::inputs(&args.network, &args.data);
     // Where it is a rule and no file, no result has its name.
@@ -55,7 +54,8 @@ pub(super) fn run(args: &AttackArgs) -> Result<()> {
         return Err(Error::Model { place: model.arch.clone(), detail: "has one class: nothing to turn to".into() });
     }
     let shard = shard.map(|(index, count)| Shard::new(index, count, images.samples)).transpose()?;
-    let targets = targets(images.samples, model.logits(), &mut config)?;
+    let names = if images.source.classes.is_empty() { &model.classes } else { &images.source.classes };
+    let targets = targets(images.samples, names, model.logits(), &mut config)?;
     let load = start.elapsed();
 
     let start = Instant::now();

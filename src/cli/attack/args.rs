@@ -23,8 +23,8 @@ pub(in crate::cli) struct AttackArgs {
     /// What eps is measured in: linf, the largest change of any pixel value, or l2, the Euclidean length of the change
     #[arg(long, value_name = "NAME", default_value = "linf", help_heading = "Attack")]
     pub(super) norm: String,
-    /// Class to aim at: none (untargeted), random, next, least-likely, second, the number of one class for all images,
-    /// or a file with one class a line (-1: none) [default: random; for apgd-t and fab-t: none, they aim at
+    /// Class to aim at: none (untargeted), random, next, least-likely, second, one class for all images by its number or
+    /// name, or a file with one class a line (-1: none) [default: random; for apgd-t and fab-t: none, they aim at
     /// one class after the other; for uap: none]
     #[arg(long, value_name = "RULE|CLASS|FILE", help_heading = "Attack")]
     pub(super) targets: Option<String>,

@@ -29,16 +29,6 @@ pub(super) fn refuse_for_shared(args: &AttackArgs, method: Method, norm: Norm) -
     }
 }
 
-/// Refuses what is neither a rule for targets nor a file of them.
-pub(super) fn check_targets(targets: &str) -> Result<()> {
-    match targets.parse::<Rule>() {
-        Err(e) if !Path::new(targets).exists() => {
-            Err(Error::Usage(format!("--targets: {e}; nor is there a file of that name")))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// Everything that was asked for, defaults filled in.
 pub(super) fn configure(
     args: &AttackArgs,
@@ -163,13 +153,22 @@ pub(super) fn configured(c: &Config) -> Attack {
         .seed(c.seed)
 }
 
-/// The targets that a configuration names. It names them in one way only from here on: a class by its number alone, a
-/// file by the hash of what it says.
-pub(super) fn targets(samples: usize, classes: usize, config: &mut Config) -> Result<Targets> {
-    if let Ok(rule) = config.targets.parse::<Rule>() {
-        rule.check(classes).map_err(|e| Error::Usage(format!("--{e}")))?;
-        config.targets = rule.to_string();
-        return Ok(rule.targets());
+/// The targets that a configuration names: a rule, a class by its number or its name, or a file. It names them in one
+/// way only from here on: a class by its number alone, a file by the hash of what it says.
+pub(super) fn targets(samples: usize, names: &[String], classes: usize, config: &mut Config) -> Result<Targets> {
+    let rule = config.targets.parse::<Rule>();
+    let named = || names[..names.len().min(classes)].iter().position(|name| *name == config.targets).map(Rule::Class);
+    match rule.or_else(|e| named().ok_or(e)) {
+        Ok(rule) => {
+            rule.check(classes).map_err(|e| Error::Usage(format!("--{e}")))?;
+            config.targets = rule.to_string();
+            return Ok(rule.targets());
+        }
+        Err(e) if !Path::new(&config.targets).exists() => {
+            let names = if names.is_empty() { "" } else { " or names" };
+            return Err(Error::Usage(format!("--targets: {e}{names}; nor is there a file of that name")));
+        }
+        Err(_) => {}
     }
     let list = data::read_targets(Path::new(&config.targets), samples, classes)?;
     if list.iter().all(|target| *target == -1) {
