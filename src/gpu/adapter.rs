@@ -91,7 +91,7 @@ pub(super) fn summarise(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary
         (wgpu::Features::TIMESTAMP_QUERY, "timestamp-query"),
         (wgpu::Features::EXPERIMENTAL_COOPERATIVE_MATRIX, "cooperative-matrix"),
     ];
-    AdapterSummary {
+    let mut summary = AdapterSummary {
         index,
         name: info.name.clone(),
         backend: info.backend.to_str().to_string(),
@@ -114,11 +114,15 @@ pub(super) fn summarise(index: usize, adapter: &wgpu::Adapter) -> AdapterSummary
             ("workgroup_storage", u64::from(limits.workgroup_storage)),
             ("subgroup_min", u64::from(info.subgroup_min_size)),
             ("subgroup_max", u64::from(info.subgroup_max_size)),
-            ("registers", u64::from(registers(&info))),
         ],
         features: named.iter().filter(|(f, _)| features.contains(*f)).map(|(_, n)| *n).collect(),
         matrices: adapter.cooperative_matrix_properties().iter().map(told).collect(),
+    };
+    // A software adapter has what its processor has, and no tile asks for it.
+    if summary.kind != "software" {
+        summary.limits.push(("registers", u64::from(registers(&info))));
     }
+    summary
 }
 
 /// Sides and types of a matrix product, as in `16x16x16 f16 to f32`.

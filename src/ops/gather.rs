@@ -86,7 +86,7 @@ impl Gather<'_> {
             // pixel, or few channels, leave room for more pixels.
             Family::Broadcast if lone => (1, wide),
             Family::Broadcast => (if o4 >= 4 { 4 } else { 2 }, if self.dilate == 2 || o4 < 4 { wide } else { 4 }),
-            Family::Workgroup | Family::Lean => return family.largest(),
+            Family::Workgroup | Family::Lean => return family.default_of_workgroups(),
             // Large kernels are long programs as they are: a small tile keeps them from compiling for ten seconds.
             Family::Register if self.kernel > 4 => (2, if self.dilate == 2 { 4 } else { wide }),
             Family::Register if lone && self.dilate == 1 => (1, wide),

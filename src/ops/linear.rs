@@ -84,7 +84,7 @@ fn emit(build: &mut Build, p: &Product, epilogue: Epilogue) {
     let serves = |tile: &Tile| !tile.family.is_of_workgroups() || p.texels_in <= LONGEST;
     let wanted = wanted.filter(|tile| tile.family.is_offered(target) && serves(tile));
     let default = || match Family::best(target) {
-        family if family.is_of_workgroups() && p.texels_in <= LONGEST => family.largest(),
+        family if family.is_of_workgroups() && p.texels_in <= LONGEST => family.default_of_workgroups(),
         family if family.is_of_workgroups() => Tile::new(Family::Register, 4, 2),
         family => Tile::new(family, 4, 2),
     };
