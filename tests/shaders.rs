@@ -217,17 +217,21 @@ fn hardware_gets_the_tiles_that_its_registers_hold() {
     for (registers, most) in [(256, 64), (128, 32)] {
         let spirv = folder(&format!("spirv-default-{registers}"));
         let mut largest = 0;
-        for name in ["digits-cnn", "resnet20", "resnet18"] {
+        for (name, math) in
+            [("digits-cnn", Math::F32), ("resnet20", Math::F32), ("resnet18", Math::F32), ("resnet20", Math::F16)]
+        {
             let arch = common::seeded::arch(name);
             let tensors = common::seeded::tensors(&arch.layers);
             let model = weights::from_layers(arch.layers, arch.input, tensors).unwrap();
-            let plan = Plan::new(&model, &Target { registers, ..Target::default() }).unwrap();
+            let plan = Plan::new(&model, &Target { registers, math, ..Target::default() }).unwrap();
             let mut seen = std::collections::HashSet::new();
             for (i, d) in plan.dispatches().filter(|d| seen.insert(d.kernel.clone())).enumerate() {
                 let module = naga::front::wgsl::parse_str(&d.kernel.source().unwrap().text).unwrap();
-                let info = Validator::new(ValidationFlags::all(), Capabilities::default()).validate(&module).unwrap();
+                let info = Validator::new(ValidationFlags::all(), Capabilities::SHADER_FLOAT16_IN_FLOAT32)
+                    .validate(&module)
+                    .unwrap();
                 let words = spv::write_vec(&module, &info, &spirv_options(), None).unwrap();
-                let file = format!("{name}-{i:03}-{}.spv", d.kernel.entry);
+                let file = format!("{name}-{math}-{i:03}-{}.spv", d.kernel.entry);
                 fs::write(spirv.join(file), bytemuck::cast_slice(&words)).unwrap();
                 if d.kernel.entry.ends_with("_workgroup") {
                     let sums = 4 * d.kernel.constant("QT").unwrap() * d.kernel.constant("PX").unwrap();
